@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What an errno means here, and what to do about it. Every condition of this library has an errno of its own.
+ */
+#include <errno.h>
+#include <stddef.h>
+
+#include "mtlshm.h"
+
+static const struct {
+	int error;
+	const char *text;
+} table[] = {
+	{0, "no error"},
+	{EACCES, "not permitted to use the segment: become a member of the group that owns the file (usually mtl)"},
+	{EALREADY, "this instance holds that lcore already"},
+	{EBADF, "the instance was unregistered: register again"},
+	{EBADMSG, "not a mtlshm segment, truncated or damaged: if nobody uses it, remove the file"},
+	{EBUSY, "held by somebody who lives, or not enough is free: see mtlshm-ctl status"},
+	{ECHILD, "the instance belongs to the parent process: register in the child, after fork"},
+	{EDOM, "outside the CPUs this instance may claim: widen the affinity mask or cpuset, or register with a set of CPUs"},
+	{EEXIST, "a daemon serves this segment already: stop it first, or name another segment"},
+	{EINVAL, "an argument makes no sense: a count of 0, an unknown type, policy or flag, or a path too long"},
+	{EMFILE, "no file descriptor left to ask whether an owner lives: raise the limit (ulimit -n)"},
+	{ENODEV, "that CPU is absent or offline: see lscpu -e"},
+	{ENOENT, "no segment there: start mtlshmd or any client that creates it, or set MTLSHM_PATH to its path"},
+	{ENOMEM, "out of memory"},
+	{ENOSPC, "no room for the segment on its file system: enlarge it (in a container, /dev/shm)"},
+	{ENXIO, "no such NUMA node with CPUs: see mtlshm-ctl topology"},
+	{EOPNOTSUPP, "that file system lacks O_TMPFILE or open-file-description locks: put the segment on a tmpfs"},
+	{EPERM, "not held by this instance"},
+	{EPROTO, "a segment of another version: let all processes use the same libmtlshm, stop them, then remove the file"},
+	{ERANGE, "more than this instance could ever have, or no such lcore: see its affinity mask and mtlshm-ctl topology"},
+	{EROFS, "the segment was opened for reading only"},
+	{ESRCH, "no such owner any more: look again"},
+	{ESTALE, "the segment was retired or replaced, or is from before the last boot or from another host: open it again; "
+		 "if that fails too, remove the file"},
+	{ETIMEDOUT, "the semaphore's holder did not give it back in time: is it stopped? See mtlshm-ctl status"},
+	{EUSERS, "all 256 instance records are held by living instances"},
+};
+
+const char *mtlshm_strerror(int error)
+{
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+		if (table[i].error == (error < 0 ? -error : error))
+			return table[i].text;
+	return "an error of the operating system";
+}

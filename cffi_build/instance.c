@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Becoming an instance and ceasing to be one. The order of steps is what makes death at any line harmless:
+ *
+ *   register    read lock; collect what lies there; write lock; pin; fill the record, which nobody reads
+ *               while it is FREE; LIVE; doorbell.
+ *               Died before LIVE: the record is FREE and the lock is gone. After: a dead instance like any.
+ *   unregister  owner 0 in our memory, so that our own threads stop; lcores; FREE; unpin.
+ *               Died before FREE: a dead instance. After: nothing to collect.
+ */
+#include "instance.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lease.h"
+#include "life.h"
+#include "segment.h"
+
+/* Rounds over all records before giving up on a place that others always get first. */
+#define REGISTER_TRIES 100
+
+int instance_refresh(struct mtlshm_instance *instance)
+{
+	struct mtlshm_cpuset now;
+	int rc;
+
+	if (instance->cpus_given)
+		return 0;
+	rc = mtlshm_affinity(&now);
+	for (size_t i = 0; !rc && i < sizeof(now.bits) / sizeof(now.bits[0]); i++)
+		__atomic_store_n(&instance->cpus.bits[i], now.bits[i], __ATOMIC_RELAXED);
+	return rc;
+}
+
+/* Pid, comm and start time from proc(5) stat: "pid (comm) state ..."; comm may hold spaces and parentheses.
+ * A process without /proc is shown without them. */
+static void read_self(struct self *self)
+{
+	char stat_line[1024], *open_paren, *close_paren, *field;
+	struct stat st;
+	ssize_t length = 0;
+	int fd;
+
+	*self = (struct self){.pid = getpid()};
+	if (!stat("/proc/self/ns/pid", &st))
+		self->pid_namespace = st.st_ino;
+	fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		length = read(fd, stat_line, sizeof(stat_line) - 1);
+		close(fd);
+	}
+	stat_line[length > 0 ? length : 0] = '\0';
+	open_paren = strchr(stat_line, '(');
+	close_paren = strrchr(stat_line, ')');
+	if (!open_paren || !close_paren || close_paren < open_paren)
+		return;
+	*close_paren = '\0';
+	strncpy(self->comm, open_paren + 1, sizeof(self->comm) - 1);
+	field = close_paren + 1; /* the space before the third field */
+	for (int n = 3; field && n < 22; n++)
+		field = strchr(field + 1, ' ');
+	if (field)
+		self->start_ticks = strtoull(field, NULL, 10);
+}
+
+static void fill_record(struct mtlshm_record *record, struct mtlshm_host *host,
+			const struct mtlshm_identity *identity)
+{
+	struct timespec now;
+	const char *label;
+
+	if (host->self.pid != getpid())
+		read_self(&host->self);
+	label = identity->label ? identity->label : host->self.comm;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	record->registered_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	record->start_ticks = host->self.start_ticks;
+	record->pid_namespace = host->self.pid_namespace;
+	record->pid = host->self.pid;
+	record->uid = geteuid();
+	record->kind = identity->kind;
+	record->reserved = 0;
+	memcpy(record->comm, host->self.comm, sizeof(record->comm));
+	memset(record->hostname, 0, sizeof(record->hostname));
+	gethostname(record->hostname, sizeof(record->hostname) - 1);
+	memset(record->label, 0, sizeof(record->label));
+	strncpy(record->label, label, sizeof(record->label) - 1);
+}
+
+/* Try to make record `index` ours. 0: its write lock is held and it is FREE; -EAGAIN: it is somebody's who
+ * lives; -EBUSY: somebody is just looking at it, and it may be had later. */
+static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t index)
+{
+	struct mtlshm_record *record = &host->segment->instances[index];
+	off_t byte = life_byte(owner_make(index, 0));
+	int rc = life_share(life, byte);
+	uint64_t control;
+
+	if (rc)
+		return rc;
+	control = __atomic_load_n(&record->control, __ATOMIC_ACQUIRE);
+	if ((control & CONTROL_STATE_MASK) != MTLSHM_FREE) /* nobody holds the write lock: dead */
+		lease_collect(host, owner_make(index, control_generation(control)));
+	rc = life_take(life, byte);
+	if (!rc)
+		return 0;
+	life_drop(life, byte);
+	return rc == -EAGAIN ? -EBUSY : rc;
+}
+
+/* Find a record and its write lock: first among those that look free, which costs one try, then among all. */
+static int find_record(struct mtlshm_host *host, const struct life *life, uint32_t *result)
+{
+	struct timespec now;
+	uint32_t start = 0;
+
+	for (int round = 0; round < REGISTER_TRIES; round++) {
+		bool contended = false;
+
+		for (uint32_t i = 0; i < 2 * MTLSHM_INSTANCES; i++) {
+			uint32_t index = (start + i) % MTLSHM_INSTANCES;
+			uint64_t control =
+				__atomic_load_n(&host->segment->instances[index].control, __ATOMIC_RELAXED);
+			int rc;
+
+			if (i < MTLSHM_INSTANCES && (control & CONTROL_STATE_MASK) != MTLSHM_FREE)
+				continue;
+			rc = occupy(host, life, index);
+			if (!rc) {
+				*result = index;
+				return 0;
+			}
+			if (rc != -EAGAIN && rc != -EBUSY)
+				return rc;
+			/* Two newcomers that met once would meet at every record if both went on in step. The
+			 * pid is no help: both may be PID 1. */
+			if (rc == -EBUSY) {
+				contended = true;
+				clock_gettime(CLOCK_MONOTONIC, &now);
+				start += (uint32_t)now.tv_nsec % MTLSHM_INSTANCES;
+			}
+		}
+		if (!contended)
+			return -EUSERS;
+		sched_yield();
+	}
+	return -EUSERS;
+}
+
+static int become(struct mtlshm_instance *me, const struct life *life, const struct mtlshm_identity *identity)
+{
+	struct mtlshm_header *header = &me->host->segment->header;
+	struct mtlshm_record *record;
+	uint64_t generation, owner;
+	uint32_t index;
+	int rc;
+
+	if (identity->kind == MTLSHM_KIND_DAEMON) {
+		rc = life_take(life, MTLSHM_DAEMON_BYTE);
+		if (rc)
+			return rc == -EAGAIN ? -EEXIST : rc;
+	}
+	rc = find_record(me->host, life, &index);
+	if (!rc)
+		rc = life_pin(life, &me->pin);
+	if (rc)
+		return rc;
+
+	record = &me->host->segment->instances[index];
+	generation = control_generation(record->control);
+	if (!generation)
+		generation = 1;
+	owner = owner_make(index, generation);
+	/* A snapshot that still reads the record of the last owner must see that its control word has changed
+	 * when it sees a byte of ours: release here, acquire between its copy and its second look. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	fill_record(record, me->host, identity);
+	__atomic_store_n(&record->control, control_live(owner), __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&header->state, __ATOMIC_SEQ_CST) != MTLSHM_IN_USE) {
+		__atomic_store_n(&record->control, control_after(record->control), __ATOMIC_RELEASE);
+		life_unpin(me->pin);
+		return -ESTALE;
+	}
+	me->process = life_adopt();
+	me->owner = owner;
+	segment_count(&header->registered, 1);
+	/* IN_MODIFY for the daemon; a write through the mapping would make no event. The byte's value means
+	 * nothing, and if it cannot be written the daemon finds us at its next look. */
+	if (pwrite(life->fd, "", 1, offsetof(struct mtlshm_segment, header.doorbell)) < 0)
+		return 0;
+	return 0;
+}
+
+int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
+		    const struct mtlshm_identity *identity)
+{
+	static const struct mtlshm_identity nobody;
+	struct mtlshm_instance *me;
+	struct life life;
+	int rc;
+
+	if (!identity)
+		identity = &nobody;
+	if (identity->kind >= MTLSHM_KINDS)
+		return -EINVAL;
+	if (host->read_only)
+		return -EROFS;
+	me = calloc(1, sizeof(*me));
+	if (!me)
+		return -ENOMEM;
+	me->host = host;
+	me->cpus_given = identity->cpus;
+	if (identity->cpus)
+		me->cpus = *identity->cpus;
+	rc = instance_refresh(me);
+	if (!rc)
+		rc = life_enter(&life, host, O_RDWR);
+	if (!rc) {
+		rc = become(me, &life, identity);
+		life_leave(&life);
+	}
+	if (rc) {
+		free(me);
+		return rc;
+	}
+	__atomic_add_fetch(&host->instances, 1, __ATOMIC_RELEASE);
+	*result = me;
+	return 0;
+}
+
+int mtlshm_unregister(struct mtlshm_instance *me)
+{
+	struct mtlshm_record *record;
+	uint64_t owner, live;
+	int rc = 0;
+
+	if (!instance_owner(me, &rc))
+		return rc;
+	/* Sequentially consistent, as in mtlshm_claim(): another thread's claim either sees the 0 and undoes
+	 * itself, or was there before and is cleared below. */
+	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_SEQ_CST);
+	if (!owner)
+		return -EBADF;
+	lease_clear(me->host, owner);
+	record = segment_record(me->host, owner);
+	live = control_live(owner);
+	__atomic_compare_exchange_n(&record->control, &live, control_after(live), false, __ATOMIC_RELEASE,
+				    __ATOMIC_RELAXED);
+	life_unpin(me->pin);
+	return 0;
+}
+
+void mtlshm_instance_free(struct mtlshm_instance *me)
+{
+	if (!me)
+		return;
+	mtlshm_unregister(me);
+	__atomic_sub_fetch(&me->host->instances, 1, __ATOMIC_RELEASE);
+	free(me);
+}
+
+uint64_t mtlshm_owner(const struct mtlshm_instance *me)
+{
+	int ignored;
+
+	return instance_owner(me, &ignored);
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef MTLSHM_INSTANCE_H
+#define MTLSHM_INSTANCE_H
+
+#include <errno.h>
+#include <stdbool.h>
+
+#include "life.h"
+#include "mtlshm.h"
+
+struct mtlshm_instance {
+	uint64_t owner;            /* 0 once unregistered; atomic */
+	uint64_t process;          /* life_process() of the registrant */
+	struct mtlshm_host *host;
+	bool cpus_given;
+	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
+	void *pin;
+};
+
+/* The owner, or 0 and why not in *error. On the path of every claim, so no more than a few loads. */
+static inline uint64_t instance_owner(const struct mtlshm_instance *instance, int *error)
+{
+	uint64_t owner = instance ? __atomic_load_n(&instance->owner, __ATOMIC_RELAXED) : 0;
+
+	if (__builtin_expect(!owner || instance->process != life_process(), 0)) {
+		*error = instance && instance->process != life_process() ? -ECHILD : -EBADF;
+		return 0;
+	}
+	return owner;
+}
+
+/* Look up the affinity mask again, unless the CPUs were given. Returns 0 or a negative errno. */
+int instance_refresh(struct mtlshm_instance *instance);
+
+#endif

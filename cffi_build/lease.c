@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Leases: lcores taken, given back, and recovered from the dead.
+ *
+ * An lcore changes hands by one compare-and-swap of one word, so no claim is ever half done, and of two that
+ * want the same lcore exactly one succeeds. The word names its owner with a generation, so a word that was
+ * read a moment ago can be exchanged only if nothing has happened since: there is no A-B-A.
+ *
+ * Recovery is three steps: prove the owner dead (read lock on its life byte), clear its words, let its record go
+ * FREE with the next generation. The order is the safety: as long as words may be left, the record
+ * still says LIVE and the next collector finds them. Killed in between, it is done again; run by two at
+ * once, each word is cleared by one of them. A word of the dead cannot appear behind a collector's back,
+ * since only its owner writes it.
+ *
+ * Words can outlive their record all the same: a thread that claims while another of its process unregisters, or
+ * bytes written by accident. segment_knows() tells them, and whoever wants the lcore takes it.
+ */
+#include "lease.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "cpuset.h"
+#include "instance.h"
+#include "life.h"
+#include "place.h"
+#include "segment.h"
+#include "topology.h"
+
+/* How many dead or short-lived owners in a row one claim fights through before it says "busy". */
+#define CLAIM_TRIES 64
+
+/* How many choices in a row may be spoilt by single claims before the host counts as busy. */
+#define CHOICE_TRIES 100
+
+#define DEFAULT_TIMEOUT_MS 1000
+
+static struct mtlshm_lcore *slot(const struct mtlshm_host *host, uint32_t lcore)
+{
+	return &host->segment->lcores[lcore];
+}
+
+/* Acquire: what the last owner wrote before its release happens before what we do with the lcore. Sequentially
+ * consistent, which costs nothing more on a compare-and-swap (x86-64: a locked instruction is a full fence; arm64:
+ * the same acquire-release pair), because mtlshm_claim() and mtlshm_unregister() need it. */
+static bool swap(struct mtlshm_lcore *lcore, uint64_t *expected, uint64_t desired)
+{
+	return __atomic_compare_exchange_n(&lcore->owner, expected, desired, false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_SEQ_CST);
+}
+
+/* The vDSO answers without a system call and without reading the clock's hardware, which would cost
+ * more than the claim itself. */
+static void stamp(struct mtlshm_lcore *lcore)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	__atomic_store_n(&lcore->since_ns, (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec,
+			 __ATOMIC_RELAXED);
+}
+
+/* Put an lcore back that we have just taken. */
+static void undo(struct mtlshm_lcore *lcore, uint64_t token)
+{
+	swap(lcore, &token, 0);
+}
+
+uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner)
+{
+	uint32_t cleared = 0;
+
+	for (uint32_t i = 0; i < host->lcores; i++) {
+		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_RELAXED);
+
+		if (owner_of(token) == owner && swap(slot(host, i), &token, 0))
+			cleared++;
+	}
+	return cleared;
+}
+
+uint32_t lease_collect(struct mtlshm_host *host, uint64_t owner)
+{
+	struct mtlshm_record *record = segment_record(host, owner);
+	uint32_t cleared = lease_clear(host, owner);
+	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
+
+	/* Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
+	if (control_generation(control) == owner_generation(owner) &&
+	    (control & CONTROL_STATE_MASK) != MTLSHM_FREE &&
+	    __atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
+					__ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		segment_count(&host->segment->header.collected, 1);
+	segment_count(&host->segment->header.recovered, cleared);
+	return cleared;
+}
+
+/* Collect `owner` if it is dead. Returns how many lcores, -EBUSY or -ESRCH. */
+static int collect(struct mtlshm_host *host, const struct life *life, uint64_t owner)
+{
+	off_t byte = life_byte(owner);
+	int rc = life_share(life, byte);
+
+	if (rc)
+		return rc == -EAGAIN ? -EBUSY : rc;
+	rc = segment_knows(host, owner) ? (int)lease_collect(host, owner) : -ESRCH;
+	life_drop(life, byte);
+	return rc;
+}
+
+int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
+{
+	struct life life;
+	int rc;
+
+	if (host->read_only)
+		return -EROFS;
+	if (!segment_knows(host, owner))
+		return -ESRCH;
+	rc = life_enter(&life, host, O_RDONLY);
+	if (rc)
+		return rc;
+	rc = collect(host, &life, owner);
+	life_leave(&life);
+	return rc;
+}
+
+int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners)
+{
+	int count = 0;
+
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
+		uint64_t control = __atomic_load_n(&host->segment->instances[i].control, __ATOMIC_ACQUIRE);
+
+		if ((control & CONTROL_STATE_MASK) == MTLSHM_LIVE)
+			owners[count++] = owner_make(i, control_generation(control));
+	}
+	return count;
+}
+
+int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
+{
+	struct life life;
+	int rc;
+
+	if (!segment_knows(host, owner))
+		return 0;
+	rc = life_enter(&life, host, O_RDONLY);
+	if (rc)
+		return rc;
+	rc = life_held(&life, life_byte(owner), 1);
+	life_leave(&life);
+	/* The lock seen may be that of the record's next owner. */
+	return rc == 1 ? segment_knows(host, owner) : rc;
+}
+
+int mtlshm_sweep(struct mtlshm_host *host)
+{
+	uint64_t owners[MTLSHM_INSTANCES];
+	int count = mtlshm_owners(host, owners), collected = 0, rc;
+	uint32_t cleared = 0;
+	struct life life;
+
+	if (host->read_only)
+		return -EROFS;
+	rc = life_enter(&life, host, O_RDONLY);
+	if (rc)
+		return rc;
+	for (int i = 0; i < count && (rc >= 0 || rc == -EBUSY || rc == -ESRCH); i++) {
+		rc = collect(host, &life, owners[i]);
+		collected += rc >= 0;
+	}
+	life_leave(&life);
+	for (uint32_t i = 0; i < host->lcores; i++) {
+		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_RELAXED);
+
+		if (token && !segment_knows(host, owner_of(token)) && swap(slot(host, i), &token, 0))
+			cleared++;
+	}
+	segment_count(&host->segment->header.recovered, cleared);
+	return rc < 0 && rc != -EBUSY && rc != -ESRCH ? rc : collected;
+}
+
+/* Somebody holds the lcore: take it all the same if he is dead or unknown. `held` is what the word said. */
+static int take_from(struct mtlshm_host *host, struct mtlshm_lcore *lcore, uint64_t held, uint64_t token)
+{
+	for (int i = 0; i < CLAIM_TRIES; i++) {
+		if (owner_of(held) == owner_of(token))
+			return -EALREADY;
+		if (held && segment_knows(host, owner_of(held))) {
+			int rc = mtlshm_collect(host, owner_of(held));
+
+			if (rc < 0 && rc != -ESRCH)
+				return rc;
+			held = __atomic_load_n(&lcore->owner, __ATOMIC_ACQUIRE);
+		} else if (swap(lcore, &held, token)) {
+			return 0;
+		}
+	}
+	return -EBUSY;
+}
+
+/* The instance may not claim this lcore, by what it knows: look again before saying so. */
+static int look_again(struct mtlshm_instance *me, uint32_t lcore)
+{
+	int rc = instance_refresh(me);
+
+	if (rc || cpuset_has(&me->cpus, lcore))
+		return rc;
+	rc = topology_online(me->host->sysfs, lcore);
+	return rc < 0 ? rc : rc ? -EDOM : -ENODEV;
+}
+
+int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
+{
+	struct mtlshm_host *host;
+	uint64_t held = 0, token;
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc);
+
+	if (!owner)
+		return rc;
+	host = me->host;
+	if (lcore >= host->lcores)
+		return -ERANGE;
+	if (type >= MTLSHM_LCORE_TYPES)
+		return -EINVAL;
+	if (!cpuset_has(&me->cpus, lcore)) {
+		rc = look_again(me, lcore);
+		if (rc)
+			return rc;
+	}
+	token = owner | type;
+	if (!swap(slot(host, lcore), &held, token)) {
+		rc = take_from(host, slot(host, lcore), held, token);
+		if (rc)
+			return rc;
+	}
+	stamp(slot(host, lcore));
+	if (__atomic_load_n(&me->owner, __ATOMIC_SEQ_CST) != owner) {
+		undo(slot(host, lcore), token);
+		return -EBADF;
+	}
+	return 0;
+}
+
+int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
+{
+	struct mtlshm_host *host;
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc), token;
+
+	if (!owner)
+		return rc;
+	host = me->host;
+	if (lcore >= host->lcores)
+		return -ERANGE;
+	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
+	if (owner_of(token) != owner || !swap(slot(host, lcore), &token, 0))
+		return -EPERM; /* not ours, or an operator took it this moment */
+	return 0;
+}
+
+int mtlshm_release_all(struct mtlshm_instance *me)
+{
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc);
+
+	return owner ? (int)lease_clear(me->host, owner) : rc;
+}
+
+int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
+{
+	uint64_t token;
+
+	if (host->read_only)
+		return -EROFS;
+	if (lcore >= host->lcores)
+		return -ERANGE;
+	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
+	if (!owner || owner_of(token) != owner || !swap(slot(host, lcore), &token, 0))
+		return -ESRCH;
+	return 0;
+}
+
+/* The host's topology, read at the first claim by policy and kept. */
+static int topology(struct mtlshm_host *host, const struct mtlshm_topology **result)
+{
+	struct mtlshm_topology *known = __atomic_load_n(&host->topology, __ATOMIC_ACQUIRE), *mine;
+	int rc;
+
+	*result = known;
+	if (known)
+		return 0;
+	mine = malloc(sizeof(*mine));
+	if (!mine)
+		return -ENOMEM;
+	rc = mtlshm_topology_read(mine, host->sysfs);
+	/* Of two threads that read it at once, one keeps its copy. */
+	if (!rc && __atomic_compare_exchange_n(&host->topology, &known, mine, false, __ATOMIC_ACQ_REL,
+					       __ATOMIC_ACQUIRE)) {
+		*result = mine;
+		return 0;
+	}
+	free(mine);
+	*result = known;
+	return rc;
+}
+
+static void find_busy(const struct mtlshm_host *host, struct mtlshm_cpuset *busy)
+{
+	*busy = (struct mtlshm_cpuset){0};
+	for (uint32_t i = 0; i < host->lcores; i++) {
+		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
+
+		if (token && segment_knows(host, owner_of(token)))
+			cpuset_add(busy, i);
+	}
+}
+
+/* Take the lcores chosen, all or none. -EAGAIN: a single claim got one of them first. */
+static int take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t count, uint64_t token)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct mtlshm_lcore *lcore = slot(host, lcores[i]);
+		uint64_t held = __atomic_load_n(&lcore->owner, __ATOMIC_ACQUIRE);
+
+		if ((held && segment_knows(host, owner_of(held))) || !swap(lcore, &held, token)) {
+			while (i--)
+				undo(slot(host, lcores[i]), token);
+			return -EAGAIN;
+		}
+		stamp(lcore);
+	}
+	return 0;
+}
+
+static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topology *machine,
+			   const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed, uint64_t token,
+			   uint16_t *lcores)
+{
+	struct mtlshm_cpuset busy;
+	bool swept = false;
+	int rc = -EBUSY;
+
+	for (int i = 0; i < CHOICE_TRIES; i++) {
+		find_busy(host, &busy);
+		rc = place(machine, want, allowed, &busy, lcores);
+		if (!rc) {
+			rc = take_all(host, lcores, want->count, token);
+			if (rc != -EAGAIN)
+				return rc;
+		} else if (rc == -EBUSY && !swept) {
+			rc = mtlshm_sweep(host);
+			if (rc < 0)
+				return rc;
+			swept = true;
+		} else {
+			return rc;
+		}
+	}
+	return -EBUSY;
+}
+
+int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
+{
+	struct mtlshm_host *host;
+	const struct mtlshm_topology *machine;
+	struct mtlshm_cpuset allowed;
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc);
+
+	if (!owner)
+		return rc;
+	host = me->host;
+	if (want->type >= MTLSHM_LCORE_TYPES)
+		return -EINVAL;
+	rc = topology(host, &machine);
+	if (!rc)
+		rc = instance_refresh(me);
+	if (rc)
+		return rc;
+	allowed = me->cpus;
+	for (uint32_t i = host->lcores; i < machine->cpus; i++)
+		cpuset_remove(&allowed, i);
+	rc = mtlshm_lock(me, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
+	if (rc < 0)
+		return rc;
+	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
+	rc = choose_and_take(host, machine, want, &allowed, owner | want->type, lcores);
+	mtlshm_unlock(me);
+	if (!rc && __atomic_load_n(&me->owner, __ATOMIC_SEQ_CST) != owner) {
+		for (uint32_t i = 0; i < want->count; i++)
+			undo(slot(host, lcores[i]), owner | want->type);
+		rc = -EBADF;
+	}
+	return rc;
+}

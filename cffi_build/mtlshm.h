@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * mtlshm: the CPU cores (lcores) of one host, shared out among its media processes.
+ *
+ * Processes claim lcores in a table in shared memory, directly and in nanoseconds, whether or not a
+ * daemon runs. What a process held when it died is free for whoever needs it next.
+ *
+ *     struct mtlshm_host *host;
+ *     struct mtlshm_instance *me;
+ *     uint16_t lcores[4];
+ *     struct mtlshm_want want = {.count = 4, .numa_node = MTLSHM_ANY_NODE, .type = MTLSHM_LCORE_APP};
+ *
+ *     mtlshm_open(&host, NULL, MTLSHM_CREATE, NULL);
+ *     mtlshm_register(&me, host, NULL);
+ *     mtlshm_claim_many(me, &want, lcores);
+ *
+ * This header is the public interface, and the only place where the segment's layout is written down.
+ *
+ * Conventions. Functions return 0 or a count on success and a negative errno on failure;
+ * mtlshm_strerror() says what each means here and what to do about it. Every function may be called from
+ * any thread at any time unless its comment says otherwise; none is a cancellation point, none may be
+ * called from a signal handler. An lcore is named by its CPU number in the kernel (sysfs cpuN). Times in
+ * nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
+ *
+ * Processes. No file descriptor is kept, so closefrom() after opening or registering harms nothing. An
+ * instance belongs to the process that registered it: a child made by fork() inherits the mapped table
+ * but no identity, gets -ECHILD for its parent's instance, and registers for itself. exec() ends an
+ * instance as death does, since what keeps it alive is the process's address space; so hold cores in a
+ * process that stays. Daemonize first, then register. The same process may open a segment several times
+ * and register several instances; they are as separate as two processes.
+ *
+ * Needs Linux 3.15 (open-file-description locks) and O_TMPFILE on the file system of the segment, both of
+ * which every tmpfs has; x86-64, arm64 or any little-endian machine with lock-free 64-bit atomics.
+ */
+#ifndef MTLSHM_H
+#define MTLSHM_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+/* From here to the matching line at the end, only what cffi can read: no preprocessor, no attributes. */
+/* cffi: begin */
+
+/* ---------------------------------------------------------------------------------------------------
+ * The segment
+ *
+ * One file, by default /dev/shm/mtlshm: a header, 256 instance records, 1,024 lcore slots. It is table
+ * and lock file in one, so the two can never be different inodes.
+ *
+ * Who owns an lcore is one 64-bit word, never half written: 0, or the TOKEN of the owner
+ *
+ *     bits  0..7   lcore type (enum mtlshm_lcore_type)
+ *     bits  8..19  index of the instance record
+ *     bits 20..63  generation of the instance record, from 1
+ *
+ * A token without its type is an OWNER. Whether an owner is valid is decided by two things only: the
+ * control word of its record (state LIVE, same generation), and its LIFE LOCK, a write lock on byte
+ * LIFE_BASE + index of this file, which the kernel drops when the process's address space goes. Pid,
+ * name and the rest of the record are for people.
+ *
+ * Who writes what:
+ *   lcore.owner       0 -> token by any instance; token -> 0 by its owner, by whoever has proven the owner
+ *                     dead, or by an operator; dead token -> own token by whoever has proven it. All by
+ *                     compare-and-swap, so that each change happens once.
+ *   lcore.since_ns    by the owner just after it claimed: may be one claim behind.
+ *   record.control    FREE -> LIVE by the newcomer that holds the write lock;
+ *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock.
+ *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE.
+ *   header            once, before the file has a name; except state, semaphore, doorbell and counters.
+ *
+ * Forty-four bits of generation: one record can be registered every 10 microseconds for five years
+ * before a token could come again.
+ *
+ * Every size and offset here goes into the fingerprint; a segment with another one is refused.
+ */
+enum {
+	MTLSHM_LAYOUT_VERSION = 1,
+	MTLSHM_INSTANCES = 256,   /* records: how many instances can live at once */
+	MTLSHM_LCORES_MIN = 128,  /* a segment has at least so many slots in use, */
+	MTLSHM_LCORES = 1024,     /* and at most so many */
+
+	MTLSHM_TYPE_BITS = 8,
+	MTLSHM_INDEX_BITS = 12,
+
+	MTLSHM_LIFE_BASE = 1073741824, /* byte of record 0's life lock: far past the end of the file */
+	MTLSHM_DAEMON_BYTE = 1073741823, /* write-locked while a daemon serves the segment */
+	MTLSHM_BURIAL_BYTE = 1073741822, /* write-locked while somebody removes the retired file */
+};
+
+/* What an lcore is for; the values are libmtl's. */
+enum mtlshm_lcore_type {
+	MTLSHM_LCORE_SCH = 0,      /* a libmtl scheduler */
+	MTLSHM_LCORE_TAP = 1,      /* a libmtl TAP thread */
+	MTLSHM_LCORE_RXV_RING = 2, /* a libmtl video receive ring */
+	MTLSHM_LCORE_APP = 3,      /* the application's own */
+	MTLSHM_LCORE_SCH_USER = 4, /* a scheduler the application runs itself */
+	MTLSHM_LCORE_TYPES = 5,
+};
+
+/* How an instance came into the table. */
+enum mtlshm_kind {
+	MTLSHM_KIND_SHM = 0,    /* registered itself */
+	MTLSHM_KIND_DAEMON = 1, /* is the daemon: at most one lives */
+	MTLSHM_KINDS = 2,
+};
+
+enum mtlshm_record_state { MTLSHM_FREE = 0, MTLSHM_LIVE = 1 };
+enum mtlshm_segment_state { MTLSHM_IN_USE = 1, MTLSHM_RETIRED = 2 };
+
+struct mtlshm_header { /* 256 bytes */
+	char magic[8];
+	uint32_t version;
+	uint32_t lcores;       /* slots in use: lcore numbers below this are valid */
+	uint64_t fingerprint;
+	uint64_t size;         /* of the file, bytes */
+	uint64_t created_ns;   /* CLOCK_REALTIME */
+	char boot_id[40];      /* NUL-padded; empty if /proc could not say */
+	uint32_t state;        /* enum mtlshm_segment_state */
+	uint8_t doorbell;      /* written with pwrite() by every newcomer, to wake inotify */
+	uint8_t reserved0[43];
+
+	uint64_t semaphore;    /* 0, or the owner of the holder; see mtlshm_lock(). On a line of its own. */
+	uint8_t reserved1[56];
+
+	uint64_t registered;   /* counters since creation; for people */
+	uint64_t collected;    /* dead instances collected */
+	uint64_t recovered;    /* lcores freed from dead instances */
+	uint64_t takeovers;    /* semaphore taken from a dead holder */
+	uint8_t reserved2[32];
+};
+
+struct mtlshm_record { /* 192 bytes */
+	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
+	uint64_t registered_ns;
+	uint64_t start_ticks;   /* process start, clock ticks since boot: field 22 of proc(5) stat */
+	uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
+	int32_t pid;            /* as the process sees itself */
+	uint32_t uid;           /* effective, in the process's user namespace */
+	uint32_t kind;          /* enum mtlshm_kind */
+	uint32_t reserved;
+	char comm[16];          /* NUL-terminated, like the next two */
+	char hostname[64];
+	char label[64];         /* what the process calls itself */
+};
+
+struct mtlshm_lcore { /* 16 bytes */
+	uint64_t owner;    /* 0 or a token */
+	uint64_t since_ns; /* CLOCK_MONOTONIC_COARSE: some milliseconds behind */
+};
+
+struct mtlshm_segment {
+	struct mtlshm_header header;
+	struct mtlshm_record instances[256];
+	struct mtlshm_lcore lcores[1024];
+};
+
+/* A set of CPUs: CPU n is bit n % 64 of bits[n / 64]. */
+struct mtlshm_cpuset {
+	uint64_t bits[16];
+};
+
+/* ---------------------------------------------------------------------------------------------------
+ * Opening
+ */
+struct mtlshm_host;     /* an open segment */
+struct mtlshm_instance; /* a registered identity, able to own lcores */
+
+enum mtlshm_open_flags {
+	MTLSHM_CREATE = 1,    /* make the segment if there is none */
+	MTLSHM_READ_ONLY = 2, /* look, do not touch: needs read permission only */
+};
+
+/* The path mtlshm_open() takes for NULL: $MTLSHM_PATH, else /dev/shm/mtlshm. */
+const char *mtlshm_default_path(void);
+
+/* Open the segment at `path` (NULL: the default path), check it, map it.
+ *
+ * flags  of enum mtlshm_open_flags. With MTLSHM_CREATE the file is made if missing, mode 0660, group
+ *        `mtl` if there is such a group and the caller may give files to it; fifty processes may do so at
+ *        once, one file comes of it.
+ * sysfs  where to read the host's CPUs from, NULL for /sys. Another directory in sysfs format describes
+ *        another machine, for planning and for tests.
+ *
+ * Errors: -ENOENT no segment there (or no such directory); -EACCES not permitted; -EBADMSG not a segment,
+ * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last
+ * boot or by another host; -EOPNOTSUPP the file system lacks O_TMPFILE or open-file-description locks;
+ * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM, -EMFILE and
+ * what else open(2), mmap(2) and linkat(2) return.
+ *
+ * Killed inside: nothing is left, or a complete segment. A file is filled before it has a name. */
+int mtlshm_open(struct mtlshm_host **host, const char *path, uint32_t flags, const char *sysfs);
+
+/* Unmap the segment and free the handle. -EBUSY while an instance registered through it has not been freed
+ * with mtlshm_instance_free(). No other call may use `host` at the same time or later. Killed inside:
+ * nothing is left. */
+int mtlshm_close(struct mtlshm_host *host);
+
+/* Mark the segment retired, so that nobody can register or open it, and keep others from removing the
+ * file until this handle is closed: the caller unlinks the path in between. If it dies before, the next
+ * mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
+ *
+ * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS; -ESTALE
+ * the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
+int mtlshm_retire(struct mtlshm_host *host);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Instances
+ */
+struct mtlshm_identity {
+	const char *label;  /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
+	uint32_t kind;      /* enum mtlshm_kind */
+	/* The CPUs this instance may claim. NULL: those in the caller's affinity mask, which the kernel keeps
+	 * inside the cpuset and free of offline CPUs; looked up at registration, again at every
+	 * mtlshm_claim_many(), and again before a claim is refused because of it. Threads have masks of their own:
+	 * register from one that is not pinned, or give the set here. */
+	const struct mtlshm_cpuset *cpus;
+};
+
+/* Become an instance: take a record and its life lock, and ring the doorbell. `identity` may be NULL.
+ * Needs no daemon. Cost: about six system calls.
+ *
+ * Errors: -EUSERS all 256 records are held by living instances; -EEXIST kind is DAEMON and one lives;
+ * -ESTALE the segment was retired or its path is another file now; -EROFS; -EINVAL kind; -EMFILE, -ENOMEM,
+ * -EACCES from opening the file once more.
+ *
+ * Killed inside: the record is free, or it is that of a dead instance and is collected as such. */
+int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
+		    const struct mtlshm_identity *identity);
+
+/* Release all lcores of the instance, give back its record and life lock. The handle stays valid, to be
+ * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way either
+ * fails or is released as well.
+ *
+ * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Killed inside: what is left is that of
+ * a dead instance. */
+int mtlshm_unregister(struct mtlshm_instance *instance);
+
+/* Unregister if need be, and free the handle; in a forked child only free it. No other call may use it at
+ * the same time or later. NULL is allowed. */
+void mtlshm_instance_free(struct mtlshm_instance *instance);
+
+/* The owner (token without type) of an instance, by which snapshots name it; 0 once it is unregistered. */
+uint64_t mtlshm_owner(const struct mtlshm_instance *instance);
+
+/* Does the owner live? 1 yes, 0 no (dead, or gone and its record in other hands), or a negative errno of
+ * the kind mtlshm_claim() gives when it cannot ask. One open, one lock query: about 2 microseconds. */
+int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
+
+/* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES]; returns how many. No system call. */
+int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
+
+/* Collect one dead instance: free its lcores, then its record. Returns how many lcores became free.
+ *
+ * Errors: -EBUSY it lives; -ESRCH there is no such instance (any more); -EROFS; -ESTALE, -EACCES, -EMFILE.
+ * Killed inside: the next collector does it again from the start; it is idempotent. */
+int mtlshm_collect(struct mtlshm_host *host, uint64_t owner);
+
+/* Collect every dead instance, and free lcores whose owner is long gone. Returns how many instances were
+ * collected. Errors and death as for mtlshm_collect(). */
+int mtlshm_sweep(struct mtlshm_host *host);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Lcores
+ */
+
+/* Claim one lcore. If it is free this is one compare-and-swap: no lock, no system call, no allocation.
+ * If it is held, the owner's life lock is asked, and an lcore of a dead owner is taken: a dead process never
+ * costs anyone a failure.
+ *
+ * Errors: -EBUSY held by somebody who lives; -EALREADY held by this instance; -ERANGE no such lcore in
+ * the table; -ENODEV that CPU is absent or offline; -EDOM outside the CPUs the instance may claim; -EINVAL
+ * type; -EBADF, -ECHILD as above; -ESTALE, -EACCES, -EMFILE the life lock could not be asked.
+ *
+ * Killed inside: the lcore is not claimed, or it is and belongs to a dead instance. */
+int mtlshm_claim(struct mtlshm_instance *instance, uint32_t lcore, uint32_t type);
+
+/* Release one lcore: one compare-and-swap. Errors: -EPERM it is not held by this instance; -ERANGE;
+ * -EBADF, -ECHILD. Killed inside: released, or collected later. */
+int mtlshm_release(struct mtlshm_instance *instance, uint32_t lcore);
+
+/* Release every lcore of the instance; returns how many. Errors: -EBADF, -ECHILD. */
+int mtlshm_release_all(struct mtlshm_instance *instance);
+
+enum mtlshm_smt {
+	MTLSHM_SMT_ANY = 0,   /* siblings do not matter */
+	MTLSHM_SMT_AVOID = 1, /* no lcore whose SMT sibling is held by anybody, nor two on one physical core */
+	MTLSHM_SMT_WHOLE = 2, /* whole physical cores, all their SMT siblings: nobody else shares one */
+	MTLSHM_SMT_POLICIES = 3,
+};
+
+enum { MTLSHM_ANY_NODE = -1 };
+
+/* What mtlshm_claim_many() shall find. Beyond what is asked for here, lcores come from isolated CPUs if
+ * enough are free, from one last-level cache if one has room, else from one NUMA node, else from as few as
+ * possible; from the domain that they fill best. */
+struct mtlshm_want {
+	uint32_t count;      /* lcores; with MTLSHM_SMT_WHOLE all siblings count */
+	int32_t numa_node;   /* only from this node, or MTLSHM_ANY_NODE */
+	uint32_t smt;        /* enum mtlshm_smt */
+	uint32_t type;       /* enum mtlshm_lcore_type */
+	uint32_t timeout_ms; /* how long to wait for other claims of this kind; 0: 1,000 ms */
+};
+
+/* Claim `want->count` lcores or none, and write their numbers, ascending, to lcores[].
+ *
+ * Runs under the semaphore, so that two such claims cannot each take half. Lcores of dead instances are
+ * collected before the claim is refused for lack of them. Single claims by others go on meanwhile.
+ *
+ * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
+ * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
+ * -ENXIO no such NUMA node; -EINVAL count 0, smt or type; -ETIMEDOUT the semaphore's holder is stopped or busy;
+ * -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
+ *
+ * Killed inside: what was taken so far belongs to a dead instance; the semaphore is taken over. */
+int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
+
+/* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
+ * it). A living owner is not told: this is for operators. Errors: -ESRCH it is held by somebody else, or
+ * nobody; -ERANGE; -EROFS. */
+int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
+
+/* ---------------------------------------------------------------------------------------------------
+ * The robust semaphore
+ *
+ * For what spans several slots. It is one word that holds the owner of the instance that holds it, so it works
+ * across PID namespaces and outlives its holder's death. Not recursive: a second lock by the same instance,
+ * from whatever thread, waits like anybody's.
+ */
+
+/* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the semaphore is
+ * ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it, perhaps
+ * stopped); -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
+int mtlshm_lock(struct mtlshm_instance *instance, uint32_t timeout_ms);
+
+/* Give it back. Errors: -EPERM not held by this instance; -EBADF, -ECHILD. Killed inside: given back, with
+ * waiters noticing at their next look (within 20 ms), or taken over. */
+int mtlshm_unlock(struct mtlshm_instance *instance);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Seeing it all
+ */
+struct mtlshm_instance_info {
+	uint64_t owner;
+	uint64_t registered_ns;
+	uint64_t start_ticks;
+	uint64_t pid_namespace;
+	int32_t pid;
+	uint32_t uid;
+	uint32_t kind;
+	int32_t alive;     /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
+	uint32_t lcores;   /* how many it holds */
+	uint32_t reserved;
+	char comm[16];
+	char hostname[64];
+	char label[64];
+};
+
+struct mtlshm_lcore_info {
+	uint64_t owner;    /* 0 if free */
+	uint64_t since_ns; /* may be one claim behind */
+	uint32_t type;
+	int32_t instance;  /* position in instances[], -1 if free */
+};
+
+struct mtlshm_snapshot {
+	uint64_t taken_ns;
+	uint64_t created_ns; /* CLOCK_REALTIME */
+	uint64_t semaphore;  /* owner of its holder, or 0 */
+	uint64_t registered;
+	uint64_t collected;
+	uint64_t recovered;
+	uint64_t takeovers;
+	uint32_t instance_count;
+	uint32_t lcore_count;
+	struct mtlshm_instance_info instances[256];
+	struct mtlshm_lcore_info lcores[1024];
+};
+
+/* Read everything, without stopping anyone. Consistent pair by pair: every lcore shown as held was held by
+ * the instance shown, and that record was LIVE, at one moment during the call; moments of different
+ * lcores may differ. An lcore that changes hands faster than it can be read is shown as free. Errors:
+ * -ESTALE, -EACCES, -EMFILE. Nothing is written. */
+int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
+
+/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -ESTALE, -EACCES, -EMFILE. */
+int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Topology
+ */
+struct mtlshm_topology {
+	uint32_t cpus;                  /* highest possible CPU number + 1, at most MTLSHM_LCORES */
+	uint32_t reserved;
+	struct mtlshm_cpuset possible;  /* may exist some day; numbers may have holes */
+	struct mtlshm_cpuset online;
+	struct mtlshm_cpuset isolated;  /* isolcpus=, or isolated cpuset partitions */
+	struct mtlshm_cpuset nodes;     /* NUMA nodes that have CPUs, by node number */
+	/* For each online CPU n, and 0 for the others: */
+	uint16_t core[1024];            /* its physical core, named by the lowest CPU among its SMT siblings */
+	uint16_t llc[1024];             /* its last-level cache, named by the lowest CPU that shares it */
+	uint16_t node[1024];            /* its NUMA node, 0 if the kernel knows none */
+	uint16_t package[1024];         /* its socket: physical_package_id */
+};
+
+/* Read the topology from a directory in sysfs format (NULL: /sys): devices/system/cpu and
+ * devices/system/node as in the kernel's Documentation/ABI/stable/sysfs-devices-system-cpu. What is
+ * missing is made up harmlessly: a CPU with no siblings of its own core, one cache a socket, node 0.
+ * Errors: -ENOENT no devices/system/cpu/{possible,online} there; -EBADMSG a file is not what the kernel
+ * writes; -EACCES, -EMFILE. */
+int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
+
+/* The CPUs in the calling thread's affinity mask, those from 1,024 on left out. */
+int mtlshm_affinity(struct mtlshm_cpuset *cpus);
+
+/* The sentence for a negative errno returned by this library: what is wrong and what to do next. Never NULL; a constant. */
+const char *mtlshm_strerror(int error);
+
+/* cffi: end */
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The segment: made, found, checked, retired.
+ *
+ * MAKING. Fifty processes may find no segment at the same moment, and each may be killed at any line. So the file
+ * is filled while it has no name (O_TMPFILE) and then linked to it; link is atomic and fails if the name is
+ * taken, in which case the winner's file is opened like any other. Killed before the link, the file
+ * vanishes with its last reference. Nobody ever sees a segment that is not complete, so one that is not
+ * was damaged later, and is refused.
+ *   O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another user's existing
+ * file in a sticky directory such as /dev/shm, for root too.
+ *
+ * REMOVING. A file without a name lives on for those who have it mapped, and they would share out the same
+ * cores as the users of a new file. So a segment is first marked retired, which is refused while any life
+ * lock is held; an instance that registers at that moment either is seen here or sees the mark itself (both sides
+ * store, then load, sequentially consistent). Only then is the name removed. If two did that, the slower
+ * could remove the name of the new segment; so whoever removes the name holds the burial lock of the
+ * inode that the name points to, and has looked again under it.
+ *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
+ * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
+ *
+ * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS.
+ */
+#include "segment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "life.h"
+#include "topology.h"
+
+#define DEFAULT_PATH "/dev/shm/mtlshm"
+#define GROUP "mtl"
+#define MODE 0660
+#define BOOT_ID "/proc/sys/kernel/random/boot_id"
+#define BOOT_ID_LENGTH 36
+
+/* How often to start over when the name appears and disappears under us, and how long to sleep when it is
+ * somebody else's turn to remove it. */
+#define OPEN_TRIES 1000
+#define BURIAL_NAP_NS 1000000
+
+static const char magic[8] = "MTLSHM\r\n";
+
+/* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "mtlshm needs a little-endian machine");
+_Static_assert(__GCC_ATOMIC_LLONG_LOCK_FREE == 2, "mtlshm needs lock-free 64-bit atomics");
+_Static_assert(sizeof(struct mtlshm_header) == 256, "whole cache lines");
+_Static_assert(sizeof(struct mtlshm_record) == 192, "whole cache lines");
+_Static_assert(sizeof(struct mtlshm_lcore) == 16, "four to a cache line");
+_Static_assert(offsetof(struct mtlshm_header, semaphore) % 64 == 0, "on a line of its own");
+_Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a token");
+_Static_assert(MTLSHM_LCORE_TYPES <= 1 << MTLSHM_TYPE_BITS, "a type fits a token");
+
+/* FNV-1a over every size and offset of the layout. */
+static uint64_t fingerprint(void)
+{
+#define AT(type, field) offsetof(struct type, field)
+	const size_t layout[] = {
+		MTLSHM_LAYOUT_VERSION, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
+		MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
+		AT(mtlshm_segment, header), AT(mtlshm_segment, instances), AT(mtlshm_segment, lcores),
+		sizeof(struct mtlshm_header), AT(mtlshm_header, magic), AT(mtlshm_header, version),
+		AT(mtlshm_header, lcores), AT(mtlshm_header, fingerprint), AT(mtlshm_header, size),
+		AT(mtlshm_header, created_ns), AT(mtlshm_header, boot_id), AT(mtlshm_header, state),
+		AT(mtlshm_header, doorbell), AT(mtlshm_header, semaphore), AT(mtlshm_header, registered),
+		AT(mtlshm_header, collected), AT(mtlshm_header, recovered), AT(mtlshm_header, takeovers),
+		sizeof(struct mtlshm_record), AT(mtlshm_record, control), AT(mtlshm_record, registered_ns),
+		AT(mtlshm_record, start_ticks), AT(mtlshm_record, pid_namespace), AT(mtlshm_record, pid),
+		AT(mtlshm_record, uid), AT(mtlshm_record, kind), AT(mtlshm_record, comm),
+		AT(mtlshm_record, hostname), AT(mtlshm_record, label),
+		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, since_ns),
+	};
+#undef AT
+	const unsigned char *bytes = (const unsigned char *)layout;
+	uint64_t hash = UINT64_C(0xcbf29ce484222325);
+
+	for (size_t i = 0; i < sizeof(layout); i++)
+		hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+	return hash;
+}
+
+/* boot_id[] is left empty where /proc cannot say. */
+static void read_boot_id(char boot_id[40])
+{
+	int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC);
+
+	memset(boot_id, 0, 40);
+	if (fd < 0)
+		return;
+	if (read(fd, boot_id, BOOT_ID_LENGTH) != BOOT_ID_LENGTH)
+		memset(boot_id, 0, 40);
+	close(fd);
+}
+
+static int write_header(int fd, const char *sysfs)
+{
+	struct mtlshm_header header = {
+		.version = MTLSHM_LAYOUT_VERSION,
+		.fingerprint = fingerprint(),
+		.size = sizeof(struct mtlshm_segment),
+		.state = MTLSHM_IN_USE,
+	};
+	struct timespec now;
+	int rc = topology_possible(sysfs, &header.lcores);
+
+	if (rc)
+		return rc;
+	if (header.lcores < MTLSHM_LCORES_MIN)
+		header.lcores = MTLSHM_LCORES_MIN;
+	memcpy(header.magic, magic, sizeof(magic));
+	read_boot_id(header.boot_id);
+	clock_gettime(CLOCK_REALTIME, &now);
+	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	return pwrite(fd, &header, sizeof(header), 0) == sizeof(header) ? 0 : -errno;
+}
+
+/* Group and mode. A caller that may not give files to the group keeps the segment to its own. */
+static int set_access(int fd)
+{
+	char buffer[4096];
+	struct group group, *found = NULL;
+
+	getgrnam_r(GROUP, &group, buffer, sizeof(buffer), &found);
+	if (found && fchown(fd, (uid_t)-1, found->gr_gid) && errno != EPERM)
+		return -errno;
+	return fchmod(fd, MODE) ? -errno : 0;
+}
+
+/* Make the file and give it its name. -EEXIST: somebody else was faster. */
+static int create(const char *path, const char *sysfs)
+{
+	const char *slash = strrchr(path, '/');
+	char directory[PATH_MAX], self[64];
+	struct life unused = {0};
+	int fd, rc;
+
+	snprintf(directory, sizeof(directory), "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+	fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0) /* EISDIR: open(2) on a kernel or file system that does not know O_TMPFILE */
+		return errno == EISDIR ? -EOPNOTSUPP : -errno;
+	unused.fd = fd;
+	rc = life_held(&unused, MTLSHM_LIFE_BASE, 1);
+	if (rc < 0) {
+		rc = -EOPNOTSUPP;
+		goto out;
+	}
+	/* Every page is allocated now, so that no access can fail for lack of room (SIGBUS) later. */
+	rc = -posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
+	if (!rc)
+		rc = write_header(fd, sysfs);
+	if (!rc)
+		rc = set_access(fd);
+	if (rc)
+		goto out;
+	/* By the way of /proc, since AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH before Linux 6.10; that for a
+	 * chroot without /proc. */
+	snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);
+	if (linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) &&
+	    (errno != ENOENT || linkat(fd, "", AT_FDCWD, path, AT_EMPTY_PATH)))
+		rc = -errno;
+out:
+	close(fd);
+	return rc;
+}
+
+/* Is this file a segment that we understand? Everything but its state. */
+static int check(int fd, uint32_t *lcores)
+{
+	struct mtlshm_header header;
+	struct life query = {.fd = fd};
+	struct stat st;
+	char boot_id[40];
+
+	if (fstat(fd, &st))
+		return -errno;
+	if (!S_ISREG(st.st_mode) || pread(fd, &header, sizeof(header), 0) != sizeof(header))
+		return -EBADMSG;
+	if (memcmp(header.magic, magic, sizeof(magic)))
+		return -EBADMSG;
+	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != fingerprint() ||
+	    header.size != sizeof(struct mtlshm_segment))
+		return -EPROTO;
+	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
+	    header.lcores > MTLSHM_LCORES)
+		return -EBADMSG;
+	read_boot_id(boot_id);
+	if (boot_id[0] && header.boot_id[0] && memcmp(boot_id, header.boot_id, sizeof(boot_id)))
+		return -ESTALE;
+	if (life_held(&query, MTLSHM_LIFE_BASE, 1) < 0)
+		return -EOPNOTSUPP;
+	*lcores = header.lcores;
+	return 0;
+}
+
+static bool still_named(const struct mtlshm_host *host)
+{
+	struct stat st;
+
+	return !lstat(host->path, &st) && st.st_dev == host->device && st.st_ino == host->inode;
+}
+
+/* One attempt, under the guard. */
+static int attach(struct mtlshm_host *host)
+{
+	int mode = host->read_only ? O_RDONLY : O_RDWR;
+	int fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	struct stat st;
+	void *memory;
+	int rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = check(fd, &host->lcores);
+	if (rc)
+		goto out;
+	memory = mmap(NULL, sizeof(struct mtlshm_segment), host->read_only ? PROT_READ : PROT_READ | PROT_WRITE,
+		      MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED || fstat(fd, &st)) {
+		rc = -errno;
+		goto out;
+	}
+	host->segment = memory;
+	host->device = st.st_dev;
+	host->inode = st.st_ino;
+out:
+	close(fd);
+	return rc;
+}
+
+static void detach(struct mtlshm_host *host)
+{
+	if (host->segment)
+		munmap(host->segment, sizeof(struct mtlshm_segment));
+	host->segment = NULL;
+}
+
+static bool retired(const struct mtlshm_host *host)
+{
+	return __atomic_load_n(&host->segment->header.state, __ATOMIC_SEQ_CST) == MTLSHM_RETIRED;
+}
+
+static void set_state(struct mtlshm_host *host, enum mtlshm_segment_state state)
+{
+	__atomic_store_n(&host->segment->header.state, state, __ATOMIC_SEQ_CST);
+}
+
+static int anyone_alive(const struct life *life)
+{
+	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
+}
+
+/* Somebody retired this segment. Remove it if he died over it. 0: the mark is off, or the file is; see anew. */
+static int bury(struct mtlshm_host *host)
+{
+	const struct timespec nap = {.tv_nsec = BURIAL_NAP_NS};
+	struct life life;
+	int rc = life_enter(&life, host, O_RDWR);
+
+	if (rc)
+		return rc == -ESTALE ? 0 : rc;
+	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
+	if (!rc && still_named(host)) {
+		rc = anyone_alive(&life);
+		if (rc > 0)
+			set_state(host, MTLSHM_IN_USE);
+		else if (!rc && unlink(host->path))
+			rc = -errno;
+	}
+	life_leave(&life);
+	if (rc == -EAGAIN)
+		nanosleep(&nap, NULL); /* he lives; it is his to remove */
+	return rc < 0 && rc != -EAGAIN ? rc : 0;
+}
+
+static int attach_or_create(struct mtlshm_host *host, bool may_create)
+{
+	for (int i = 0; i < OPEN_TRIES; i++) {
+		struct life guard;
+		int rc;
+
+		life_guard(&guard);
+		rc = attach(host);
+		if (rc == -ENOENT && may_create) {
+			rc = create(host->path, host->sysfs);
+			if (!rc || rc == -EEXIST)
+				rc = -EAGAIN; /* attach to it, whoever made it */
+		}
+		life_leave(&guard);
+		if (rc == -EAGAIN)
+			continue;
+		if (rc)
+			return rc;
+		if (!retired(host) && still_named(host))
+			return 0;
+		if (retired(host))
+			rc = may_create ? bury(host) : -ESTALE;
+		detach(host);
+		if (rc)
+			return rc;
+	}
+	return -ESTALE;
+}
+
+const char *mtlshm_default_path(void)
+{
+	const char *path = secure_getenv("MTLSHM_PATH");
+
+	return path && *path ? path : DEFAULT_PATH;
+}
+
+/* The process may change its directory later. */
+static char *absolute(const char *path)
+{
+	char directory[PATH_MAX], *result = NULL;
+
+	if (path[0] == '/')
+		return strdup(path);
+	if (!getcwd(directory, sizeof(directory)) || asprintf(&result, "%s/%s", directory, path) < 0)
+		return NULL;
+	return result;
+}
+
+static void host_free(struct mtlshm_host *host)
+{
+	detach(host);
+	if (host->burial_process == life_process()) /* a forked child has the handle, not the pin */
+		life_unpin(host->burial);
+	free(host->topology);
+	free(host->sysfs);
+	free(host->path);
+	free(host);
+}
+
+int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, const char *sysfs)
+{
+	bool may_create = flags & MTLSHM_CREATE;
+	struct mtlshm_host *host;
+	int rc = life_init();
+
+	if (rc)
+		return rc;
+	if (!path)
+		path = mtlshm_default_path();
+	if (flags & ~(uint32_t)(MTLSHM_CREATE | MTLSHM_READ_ONLY) || strlen(path) >= PATH_MAX)
+		return -EINVAL;
+	host = calloc(1, sizeof(*host));
+	if (!host)
+		return -ENOMEM;
+	host->read_only = flags & MTLSHM_READ_ONLY;
+	host->path = absolute(path);
+	host->sysfs = sysfs ? strdup(sysfs) : NULL;
+	rc = host->path && (host->sysfs || !sysfs) ? attach_or_create(host, may_create) : -ENOMEM;
+	if (rc)
+		host_free(host);
+	else
+		*result = host;
+	return rc;
+}
+
+int mtlshm_close(struct mtlshm_host *host)
+{
+	if (__atomic_load_n(&host->instances, __ATOMIC_ACQUIRE))
+		return -EBUSY;
+	host_free(host);
+	return 0;
+}
+
+int mtlshm_retire(struct mtlshm_host *host)
+{
+	struct life life;
+	int rc;
+
+	if (host->read_only)
+		return -EROFS;
+	if (host->burial)
+		return 0;
+	rc = life_enter(&life, host, O_RDWR);
+	if (rc)
+		return rc;
+	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
+	if (!rc) {
+		set_state(host, MTLSHM_RETIRED);
+		rc = anyone_alive(&life) ? -EBUSY : life_pin(&life, &host->burial);
+		if (rc)
+			set_state(host, MTLSHM_IN_USE);
+		else
+			host->burial_process = life_adopt();
+	}
+	life_leave(&life);
+	return rc == -EAGAIN ? -EBUSY : rc;
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#ifndef MTLSHM_SEGMENT_H
+#define MTLSHM_SEGMENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "mtlshm.h"
+#include "token.h"
+
+/* Who this process is, for people; read from /proc once a process. */
+struct self {
+	int32_t pid;
+	uint64_t start_ticks;
+	uint64_t pid_namespace;
+	char comm[16];
+};
+
+struct mtlshm_host {
+	struct mtlshm_segment *segment;
+	uint32_t lcores;  /* header.lcores, checked */
+	bool read_only;
+	char *path;
+	char *sysfs;      /* NULL: /sys */
+	dev_t device;     /* the segment's inode: whatever is opened at `path` later must be this */
+	ino_t inode;
+	unsigned int instances;           /* handles not yet freed; atomic */
+	void *burial;                     /* pin of the burial lock, if this handle retired the segment, */
+	uint64_t burial_process;          /* and life_process() of who did */
+	struct mtlshm_topology *topology; /* NULL until the first claim by policy; atomic */
+	struct self self;                 /* under the guard of life.h */
+};
+
+/* The record of an owner found in the segment, or NULL if no record can have that index. */
+static inline struct mtlshm_record *segment_record(const struct mtlshm_host *host, uint64_t owner)
+{
+	uint32_t index = owner_index(owner);
+
+	return index < MTLSHM_INSTANCES ? &host->segment->instances[index] : NULL;
+}
+
+/* Does the table still know this owner? If not, it never will again: generations only rise, and an lcore is
+ * given only to an owner whose record has gone LIVE, so the token is a leftover and the lcore is free.
+ * Call it after reading the token: acquire pairs with the release of the change to FREE. */
+static inline bool segment_knows(const struct mtlshm_host *host, uint64_t owner)
+{
+	const struct mtlshm_record *record = segment_record(host, owner);
+
+	return record && __atomic_load_n(&record->control, __ATOMIC_ACQUIRE) == control_live(owner);
+}
+
+static inline void segment_count(uint64_t *counter, uint64_t by)
+{
+	__atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The robust semaphore: one word, the owner of the instance that holds it, and a bit that says somebody
+ * sleeps. Taking and giving back are one atomic operation each while nobody waits.
+ *
+ * The danger is a holder that dies. Robust mutexes of the C library know holders by thread id, and two PID
+ * namespaces have the same ones; POSIX semaphores know none. Here a waiter asks the holder's life lock, first when
+ * it finds the semaphore taken and again each time its sleep ends, and takes the word from a dead holder by
+ * compare-and-swap: of several waiters one succeeds, and is told.
+ *
+ * Sleeps have a limit because the one who should wake us may be killed between giving back and waking. The limit
+ * is what such a death can cost.
+ *
+ * The futex is the lower half of the word. It holds index, type bits and the lowest bits of the generation; should a
+ * change of the upper half alone ever be missed, the limit catches that as well.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "instance.h"
+#include "segment.h"
+
+#define WAITERS UINT64_C(1) /* among the type bits, which an owner leaves 0 */
+#define SPINS 200
+#define FIRST_SLEEP_NS 1000000
+#define LONGEST_SLEEP_NS 20000000
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Acquire on taking, release on giving back: what one holder wrote is seen by the next. */
+static bool swap(uint64_t *word, uint64_t *held, uint64_t desired)
+{
+	return __atomic_compare_exchange_n(word, held, desired, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+/* Shared, not FUTEX_PRIVATE_FLAG: the waiter may be any process. */
+static void sleep_on(uint64_t *word, uint64_t held, int64_t duration_ns)
+{
+	const struct timespec limit = {.tv_sec = duration_ns / 1000000000, .tv_nsec = duration_ns % 1000000000};
+
+	syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT, (uint32_t)held, &limit, NULL, 0);
+}
+
+static void spin(const uint64_t *word, uint64_t held)
+{
+	for (int i = 0; i < SPINS && __atomic_load_n(word, __ATOMIC_RELAXED) == held; i++) {
+#if defined(__x86_64__)
+		__builtin_ia32_pause();
+#elif defined(__aarch64__)
+		__asm__ volatile("yield");
+#endif
+	}
+}
+
+static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadline)
+{
+	uint64_t *word = &host->segment->header.semaphore;
+	int64_t sleep_ns = FIRST_SLEEP_NS, left;
+	uint64_t held = __atomic_load_n(word, __ATOMIC_RELAXED);
+
+	spin(word, held);
+	for (;;) {
+		held = __atomic_load_n(word, __ATOMIC_RELAXED);
+		/* We may have slept, and others may still: whoever gives back next shall wake one. */
+		if (!owner_of(held)) {
+			if (swap(word, &held, owner | WAITERS))
+				return 0;
+			continue;
+		}
+		if (mtlshm_alive(host, owner_of(held)) == 0) {
+			if (!swap(word, &held, owner | WAITERS))
+				continue;
+			segment_count(&host->segment->header.takeovers, 1);
+			return 1;
+		}
+		left = deadline - now_ns();
+		if (left <= 0)
+			return -ETIMEDOUT;
+		if (!(held & WAITERS) && !swap(word, &held, held | WAITERS))
+			continue;
+		sleep_on(word, held | WAITERS, left < sleep_ns ? left : sleep_ns);
+		sleep_ns = sleep_ns * 2 < LONGEST_SLEEP_NS ? sleep_ns * 2 : LONGEST_SLEEP_NS;
+	}
+}
+
+int mtlshm_lock(struct mtlshm_instance *me, uint32_t timeout_ms)
+{
+	uint64_t nobody = 0;
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc);
+
+	if (!owner)
+		return rc;
+	if (swap(&me->host->segment->header.semaphore, &nobody, owner))
+		return 0;
+	return lock_slowly(me->host, owner, now_ns() + timeout_ms * INT64_C(1000000));
+}
+
+int mtlshm_unlock(struct mtlshm_instance *me)
+{
+	uint64_t *word;
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc);
+
+	if (!owner)
+		return rc;
+	word = &me->host->segment->header.semaphore;
+	if (owner_of(__atomic_load_n(word, __ATOMIC_RELAXED)) != owner)
+		return -EPERM;
+	/* Only the waiters' bit can have changed since: nobody takes over from the living. */
+	if (__atomic_exchange_n(word, 0, __ATOMIC_RELEASE) & WAITERS)
+		syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE, 1, NULL, NULL, 0);
+	return 0;
+}

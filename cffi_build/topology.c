@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The host's CPUs, from sysfs.
+ *
+ * What the kernel shows and what it does not:
+ *   - possible, online: always there. possible may have holes and is fixed at boot; online changes.
+ *   - isolated (Linux 4.2): missing before; an empty line where nothing is isolated.
+ *   - cpuN/topology and cpuN/cache are removed while cpuN is offline, and cpuN is missing from its siblings'
+ *     lists and from its node's cpulist then. So all of these speak of online CPUs only, and the same core
+ *     can have two siblings today and one tomorrow.
+ *   - a CPU may go offline while we read: its files are gone (ENOENT) or refuse to be read (ENODEV). It is
+ *     described as if the kernel knew nothing of it.
+ *   - Virtual machines, containers and small boards leave out any of cache, topology and node.
+ *
+ * Siblings agree on their lists, so one of them is asked for all: 1,024 CPUs cost some 1,000 files instead
+ * of 10,000.
+ */
+#include "topology.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cpuset.h"
+#include "mtlshm.h"
+
+#define SYSFS "/sys"
+#define POSSIBLE "devices/system/cpu/possible"
+#define ONLINE "devices/system/cpu/online"
+
+#define END (-1)
+/* Far above any CPU, node or package number, and far below overflow. */
+#define NUMBER_MAX 99999999
+/* Machines have up to five: instructions and data at level 1, then one a level. */
+#define CACHE_INDEXES 16
+/* CPUs that sched_getaffinity() can tell us about: four times the highest NR_CPUS of any architecture. */
+#define AFFINITY_CPUS 32768
+
+struct file {
+	int fd;
+	int error;
+	size_t at, length;
+	char text[512]; /* a list can be longer: 20 KiB for every second of 8,192 CPUs */
+};
+
+static int file_open(struct file *file, int directory, const char *path)
+{
+	file->error = 0;
+	file->at = file->length = 0;
+	file->fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
+	return file->fd < 0 ? -errno : 0;
+}
+
+/* The next character, or END at the end of the file or on an error, which is then in file->error. */
+static int file_next(struct file *file)
+{
+	ssize_t length;
+
+	if (file->at == file->length) {
+		do
+			length = read(file->fd, file->text, sizeof(file->text));
+		while (length < 0 && errno == EINTR);
+		if (length < 0)
+			file->error = -errno;
+		if (length <= 0)
+			return END;
+		file->at = 0;
+		file->length = (size_t)length;
+	}
+	return (unsigned char)file->text[file->at++];
+}
+
+static bool is_digit(int c)
+{
+	return c >= '0' && c <= '9';
+}
+
+/* A number that begins with `*c`; *c is the character after it then. */
+static int parse_number(struct file *file, int *c, uint32_t *number)
+{
+	if (!is_digit(*c))
+		return -EBADMSG;
+	for (*number = 0; is_digit(*c); *c = file_next(file)) {
+		*number = *number * 10 + (uint32_t)(*c - '0');
+		if (*number > NUMBER_MAX)
+			return -EBADMSG;
+	}
+	return 0;
+}
+
+/* The end of the file, with or without a newline before it. */
+static int parse_end(struct file *file, int c)
+{
+	if (c == '\n')
+		c = file_next(file);
+	return c == END ? 0 : -EBADMSG;
+}
+
+/* What "%*pbl\n" prints (bitmap_list_string() in lib/vsprintf.c): ascending numbers and ranges with commas
+ * between them, nothing for the empty set. Numbers too high for the set are checked and left out. */
+static int parse_list(struct file *file, struct mtlshm_cpuset *set)
+{
+	uint32_t first, last, floor = 0;
+	int c = file_next(file), rc;
+
+	memset(set, 0, sizeof(*set));
+	if (c == '\n' || c == END)
+		return parse_end(file, c);
+	for (;; c = file_next(file)) {
+		rc = parse_number(file, &c, &first);
+		if (rc)
+			return rc;
+		last = first;
+		if (c == '-') {
+			c = file_next(file);
+			rc = parse_number(file, &c, &last);
+			if (rc)
+				return rc;
+		}
+		if (first < floor || last < first)
+			return -EBADMSG;
+		floor = last + 1;
+		for (; first <= last && first < MTLSHM_LCORES; first++)
+			cpuset_add(set, first);
+		if (c != ',')
+			return parse_end(file, c);
+	}
+}
+
+/* An error while reading explains the broken text, not the other way round. */
+static int file_close(struct file *file, int rc)
+{
+	close(file->fd);
+	return file->error ? file->error : rc;
+}
+
+static int read_list(int directory, const char *path, struct mtlshm_cpuset *set)
+{
+	struct file file;
+	int rc = file_open(&file, directory, path);
+
+	return rc ? rc : file_close(&file, parse_list(&file, set));
+}
+
+/* A number, which may be negative. */
+static int read_number(int directory, const char *path, int32_t *number)
+{
+	struct file file;
+	bool negative;
+	uint32_t value;
+	int c, rc = file_open(&file, directory, path);
+
+	if (rc)
+		return rc;
+	c = file_next(&file);
+	negative = c == '-';
+	if (negative)
+		c = file_next(&file);
+	rc = parse_number(&file, &c, &value);
+	if (!rc)
+		rc = parse_end(&file, c);
+	if (!rc)
+		*number = negative ? -(int32_t)value : (int32_t)value;
+	return file_close(&file, rc);
+}
+
+static int read_first(int directory, const char *path, int *c)
+{
+	struct file file;
+	int rc = file_open(&file, directory, path);
+
+	if (rc)
+		return rc;
+	*c = file_next(&file);
+	return file_close(&file, 0);
+}
+
+/* Not an error: the kernel does not know it, or not any more. */
+static bool is_missing(int rc)
+{
+	return rc == -ENOENT || rc == -ENODEV;
+}
+
+static int open_directory(int directory, const char *path)
+{
+	int fd = openat(directory, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* The SMT siblings of an online CPU, itself included. */
+static int read_siblings(int directory, uint32_t cpu, struct mtlshm_cpuset *siblings)
+{
+	char path[64];
+	int rc;
+
+	snprintf(path, sizeof(path), "cpu%u/topology/core_cpus_list", cpu);
+	rc = read_list(directory, path, siblings);
+	if (rc == -ENOENT) { /* its name before Linux 5.3 */
+		snprintf(path, sizeof(path), "cpu%u/topology/thread_siblings_list", cpu);
+		rc = read_list(directory, path, siblings);
+	}
+	return rc;
+}
+
+/* 0 where unknown: the kernel says -1 then, and firmware of arm64 may give any 31-bit number. */
+static int read_package(int directory, uint32_t cpu, uint16_t *package)
+{
+	char path[64];
+	int32_t number;
+	int rc;
+
+	*package = 0;
+	snprintf(path, sizeof(path), "cpu%u/topology/physical_package_id", cpu);
+	rc = read_number(directory, path, &number);
+	if (!rc && number >= 0 && number <= UINT16_MAX)
+		*package = (uint16_t)number;
+	return is_missing(rc) ? 0 : rc;
+}
+
+/* The online CPUs that share the last-level cache of this one; -ENOENT if the kernel knows no caches. */
+static int read_sharers(int directory, uint32_t cpu, struct mtlshm_cpuset *sharers)
+{
+	int32_t level, last_level = 0;
+	int rc, type, index = -1;
+	char path[64];
+
+	for (int i = 0; i < CACHE_INDEXES; i++) {
+		snprintf(path, sizeof(path), "cpu%u/cache/index%d/level", cpu, i);
+		rc = read_number(directory, path, &level);
+		if (is_missing(rc))
+			break;
+		if (rc)
+			return rc;
+		if (level <= last_level)
+			continue;
+		snprintf(path, sizeof(path), "cpu%u/cache/index%d/type", cpu, i);
+		rc = read_first(directory, path, &type);
+		if (rc && !is_missing(rc))
+			return rc;
+		if (!rc && type == 'I') /* Data, Instruction, Unified */
+			continue;
+		last_level = level;
+		index = i;
+	}
+	if (index < 0)
+		return -ENOENT;
+	snprintf(path, sizeof(path), "cpu%u/cache/index%d/shared_cpu_list", cpu, index);
+	return read_list(directory, path, sharers);
+}
+
+/* Name the members of a group that have no name yet after `cpu`, the lowest of them. */
+static void name_group(const struct mtlshm_topology *topology, uint16_t *names, uint32_t cpu,
+		       struct mtlshm_cpuset *members, struct mtlshm_cpuset *named)
+{
+	uint32_t member;
+
+	cpuset_and(members, members, &topology->online);
+	cpuset_andnot(members, members, named);
+	cpuset_add(members, cpu); /* it may have left its own list just now */
+	cpuset_for_each(member, members) {
+		names[member] = (uint16_t)cpu;
+		cpuset_add(named, member);
+	}
+}
+
+static int read_core(struct mtlshm_topology *topology, int directory, uint32_t cpu, struct mtlshm_cpuset *named)
+{
+	struct mtlshm_cpuset siblings = {0};
+	uint16_t package;
+	uint32_t sibling;
+	int rc = read_siblings(directory, cpu, &siblings);
+
+	if (rc && !is_missing(rc))
+		return rc;
+	rc = read_package(directory, cpu, &package);
+	if (rc)
+		return rc;
+	name_group(topology, topology->core, cpu, &siblings, named);
+	cpuset_for_each(sibling, &siblings)
+		topology->package[sibling] = package;
+	return 0;
+}
+
+/* CPUs of whose caches nothing is known: all those of a package share one. */
+static void invent_caches(struct mtlshm_topology *topology, const struct mtlshm_cpuset *unknown)
+{
+	uint32_t cpu, first;
+
+	cpuset_for_each(cpu, unknown) {
+		cpuset_for_each(first, unknown) {
+			if (topology->package[first] == topology->package[cpu])
+				break;
+		}
+		topology->llc[cpu] = (uint16_t)first;
+	}
+}
+
+static int read_cores_and_caches(struct mtlshm_topology *topology, int directory)
+{
+	struct mtlshm_cpuset in_core = {0}, in_cache = {0}, unknown = {0}, sharers;
+	uint32_t cpu;
+	int rc;
+
+	cpuset_for_each(cpu, &topology->online) {
+		if (!cpuset_has(&in_core, cpu)) {
+			rc = read_core(topology, directory, cpu, &in_core);
+			if (rc)
+				return rc;
+		}
+		if (!cpuset_has(&in_cache, cpu)) {
+			rc = read_sharers(directory, cpu, &sharers);
+			if (!rc)
+				name_group(topology, topology->llc, cpu, &sharers, &in_cache);
+			else if (is_missing(rc))
+				cpuset_add(&unknown, cpu);
+			else
+				return rc;
+		}
+	}
+	invent_caches(topology, &unknown);
+	return 0;
+}
+
+/* CPUs of no node are on node 0, as on a kernel without NUMA, where the directory is missing. */
+static int read_nodes(struct mtlshm_topology *topology, int root)
+{
+	struct mtlshm_cpuset nodes, cpus;
+	uint32_t node, cpu;
+	char path[64];
+	int rc = read_list(root, "devices/system/node/online", &nodes);
+
+	if (is_missing(rc))
+		memset(&nodes, 0, sizeof(nodes));
+	else if (rc)
+		return rc;
+	cpuset_for_each(node, &nodes) {
+		snprintf(path, sizeof(path), "devices/system/node/node%u/cpulist", node);
+		rc = read_list(root, path, &cpus);
+		if (is_missing(rc))
+			continue;
+		if (rc)
+			return rc;
+		cpuset_and(&cpus, &cpus, &topology->online);
+		cpuset_for_each(cpu, &cpus)
+			topology->node[cpu] = (uint16_t)node;
+	}
+	cpuset_for_each(cpu, &topology->online)
+		cpuset_add(&topology->nodes, topology->node[cpu]);
+	return 0;
+}
+
+static int read_possible(int root, struct mtlshm_cpuset *possible, uint32_t *cpus)
+{
+	uint32_t cpu;
+	int rc = read_list(root, POSSIBLE, possible);
+
+	if (rc)
+		return rc;
+	*cpus = 0;
+	cpuset_for_each(cpu, possible)
+		*cpus = cpu + 1;
+	return *cpus ? 0 : -EBADMSG;
+}
+
+static int read_all(struct mtlshm_topology *topology, int root)
+{
+	int directory, rc;
+
+	memset(topology, 0, sizeof(*topology));
+	rc = read_possible(root, &topology->possible, &topology->cpus);
+	if (!rc)
+		rc = read_list(root, ONLINE, &topology->online);
+	if (rc)
+		return rc;
+	cpuset_and(&topology->online, &topology->online, &topology->possible);
+	rc = read_list(root, "devices/system/cpu/isolated", &topology->isolated);
+	if (rc && !is_missing(rc))
+		return rc;
+	directory = open_directory(root, "devices/system/cpu");
+	if (directory < 0)
+		return directory;
+	rc = read_cores_and_caches(topology, directory);
+	close(directory);
+	return rc ? rc : read_nodes(topology, root);
+}
+
+/* open(), read() and close() are cancellation points; a cancelled thread would leave a descriptor behind. */
+static int root_enter(const char *sysfs, int *cancel_state)
+{
+	int root;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel_state);
+	root = open_directory(AT_FDCWD, sysfs ? sysfs : SYSFS);
+	if (root < 0)
+		pthread_setcancelstate(*cancel_state, NULL);
+	return root;
+}
+
+static int root_leave(int root, int cancel_state, int rc)
+{
+	close(root);
+	pthread_setcancelstate(cancel_state, NULL);
+	return rc;
+}
+
+int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs)
+{
+	int cancel_state, root = root_enter(sysfs, &cancel_state);
+
+	return root < 0 ? root : root_leave(root, cancel_state, read_all(topology, root));
+}
+
+int topology_possible(const char *sysfs, uint32_t *cpus)
+{
+	struct mtlshm_cpuset possible;
+	int cancel_state, root = root_enter(sysfs, &cancel_state);
+
+	return root < 0 ? root : root_leave(root, cancel_state, read_possible(root, &possible, cpus));
+}
+
+int topology_online(const char *sysfs, uint32_t cpu)
+{
+	struct mtlshm_cpuset online;
+	int cancel_state, rc, root = root_enter(sysfs, &cancel_state);
+
+	if (root < 0)
+		return root;
+	rc = read_list(root, ONLINE, &online);
+	return root_leave(root, cancel_state, rc ? rc : cpuset_has(&online, cpu));
+}
+
+/* The kernel keeps a thread's mask inside its cpuset (cpuset(7)) and shows of it only CPUs that are up
+ * (sched_getaffinity() in kernel/sched: mask & cpu_active_mask), so nothing else needs to be asked. It wants
+ * room for every possible CPU, else EINVAL, and says how many bytes it wrote. The raw call tells us that;
+ * glibc's wrapper would clear the rest of the buffer at each call. */
+int mtlshm_affinity(struct mtlshm_cpuset *cpus)
+{
+	unsigned long mask[AFFINITY_CPUS / 8 / sizeof(unsigned long)];
+	long length = syscall(SYS_sched_getaffinity, 0, sizeof(mask), mask);
+
+	if (length < 0)
+		return -errno;
+	memset(cpus, 0, sizeof(*cpus));
+	memcpy(cpus, mask, (size_t)length < sizeof(*cpus) ? (size_t)length : sizeof(*cpus));
+	return 0;
+}

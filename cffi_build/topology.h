@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What segment creation and single claims ask of sysfs: one file each. `sysfs` may be NULL for /sys.
+ * Errors as for mtlshm_topology_read().
+ */
+#ifndef MTLSHM_TOPOLOGY_H
+#define MTLSHM_TOPOLOGY_H
+
+#include <stdint.h>
+
+/* The highest possible CPU number + 1, at most MTLSHM_LCORES. */
+int topology_possible(const char *sysfs, uint32_t *cpus);
+
+/* 1 if the CPU is online, 0 if it is offline or absent. */
+int topology_online(const char *sysfs, uint32_t cpu);
+
+#endif
