@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The reaper: what a process held when it died is free at once.
+
+Nothing depends on it but speed. Any client that needs an lcore of a dead process takes it without us; we see to it that nobody
+has to, and that the table shows who lives. So an event that is missed costs a delay, never a core.
+
+There are two sources of events, and one proof.
+
+  inotify on the segment's file. A newcomer writes one byte with pwrite(): IN_MODIFY. When the mapping that pins a
+    life lock goes, the kernel closes the file behind it: IN_CLOSE_WRITE. It covers every end of an instance (death,
+    exec, unregister) in every PID namespace, but does not say whose it was, and it may come up to half a millisecond
+    before the lock is dropped: __fput() notifies first and unlocks then (Linux 6.18). Hence after it we look again, and again
+    2, 20 and 200 ms later; a look is one C call for all instances.
+
+  A pidfd for each process whose PID we can see. It says who, and it comes after the lock is gone (exit_notify() runs
+    after the address space and the files are dropped). It misses an exec, which ends an instance too.
+
+  The proof is the life lock, and only that: Host.collect() refuses the living. So it does not matter if a PID was
+    that of another process by the time we opened it: the event would be late or for nothing, not wrong. Opened first
+    and asked after, the lock also tells that the process had not died before there was anything to report it.
+
+With no event there is no timer: an idle reaper never wakes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inotify_simple import INotify, flags
+
+from mtlshm import Busy, Host, MtlshmError
+
+log = logging.getLogger(__name__)
+
+_LOOKS = (0.002, 0.020, 0.200)  # seconds after a file was closed
+_EVENTS = flags.MODIFY | flags.CLOSE_WRITE | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
+
+
+@dataclass(slots=True)
+class _Watch:
+    label: str
+    pid: int
+    pidfd: int | None  # None: not in our PID namespace, or no descriptor left
+
+
+class Reaper:
+    """Watches `host` from start() to close(); both must run in the event loop.
+
+    `spare` is the daemon's own owner, which needs no watching. `lost` is called once if the segment's file is no longer
+    the one we have open: then there is nothing left to do here.
+    """
+
+    def __init__(self, host: Host, spare: int, lost: Callable[[MtlshmError], None]) -> None:
+        self._host = host
+        self._spare = spare
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._namespace = _pid_namespace()
+        self._watched: dict[int, _Watch] = {}
+        self._looks: list[asyncio.TimerHandle] = []
+        self._inotify = INotify(nonblocking=True)
+
+    def start(self) -> None:
+        """Watch, then catch up on what happened before: in this order nothing falls between."""
+        self._inotify.add_watch(self._host.path, _EVENTS)
+        self._loop.add_reader(self._inotify.fileno(), self._on_segment)
+        self._look()
+
+    def close(self) -> None:
+        """Stop watching. What is in the table stays."""
+        self._loop.remove_reader(self._inotify.fileno())
+        self._inotify.close()
+        for look in self._looks:
+            look.cancel()
+        for owner in list(self._watched):
+            self._forget(owner)
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def _on_segment(self) -> None:
+        seen = 0
+        for event in self._inotify.read(timeout=0):
+            seen |= event.mask
+        if seen & flags.CLOSE_WRITE:
+            for owner in [owner for owner, watch in self._watched.items() if watch.pidfd is None]:
+                self._collect(owner)
+            for look in self._looks:
+                look.cancel()
+            self._looks = [self._loop.call_later(delay, self._look) for delay in _LOOKS]
+        if seen & flags.MODIFY:
+            self._meet_newcomers()
+        if seen & ~(flags.CLOSE_WRITE | flags.MODIFY):  # moved, removed, or events were lost
+            self._look()
+
+    def _look(self) -> None:
+        """Collect whoever is dead, whatever we know of it, and bring our list up to date."""
+        try:
+            collected = self._host.sweep()
+        except MtlshmError as error:
+            self._report(error)
+            return
+        if collected:
+            log.info("collected %d dead instance%s", collected, "s" if collected > 1 else "")
+        self._meet_newcomers()
+
+    def _meet_newcomers(self) -> None:
+        present = set(self._host.owners())
+        present.discard(self._spare)
+        for owner in self._watched.keys() - present:
+            self._forget(owner)
+        for owner in present - self._watched.keys():
+            self._watch(owner)
+
+    def _watch(self, owner: int) -> None:
+        try:
+            info = self._host.inspect(owner)
+            if info is None:
+                return
+            pidfd = _open_pidfd(info.pid) if info.pid_namespace == self._namespace else None
+            self._watched[owner] = _Watch(info.label, info.pid, pidfd)
+            alive = self._host.alive(owner)
+        except MtlshmError as error:
+            self._report(error)
+            return
+        log.debug("watching %s (pid %d%s)", info.label, info.pid, "" if pidfd is not None else ", by its lock only")
+        if not alive:
+            self._collect(owner)
+        elif pidfd is not None:
+            self._loop.add_reader(pidfd, self._collect, owner)
+
+    def _collect(self, owner: int) -> None:
+        """Its process may have died: free what it held, if the lock agrees."""
+        watch = self._watched[owner]
+        try:
+            freed = self._host.collect(owner)
+        except Busy:
+            # Lives; or its pidfd says dead but a child made by vfork() still uses the address space. The file's
+            # close will tell.
+            if watch.pidfd is not None:
+                self._drop_pidfd(watch)
+            return
+        except MtlshmError as error:
+            if error.errno != errno.ESRCH:  # else somebody collected it before us
+                self._report(error)
+                return
+            freed = None
+        self._forget(owner)
+        if freed is not None:
+            log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
+
+    def _forget(self, owner: int) -> None:
+        self._drop_pidfd(self._watched.pop(owner))
+
+    def _drop_pidfd(self, watch: _Watch) -> None:
+        if watch.pidfd is not None:
+            self._loop.remove_reader(watch.pidfd)
+            os.close(watch.pidfd)
+            watch.pidfd = None
+
+    def _report(self, error: MtlshmError) -> None:
+        if error.errno == errno.ESTALE:
+            self._lost(error)
+        else:  # such as no descriptor left: clients collect for themselves, and the next event tries again
+            log.error("cannot look after the table: %s", error.strerror)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.ESRCH:  # dead already: the life lock tells
+            log.warning("no pidfd for pid %d, watching it by its lock only: %s", pid, error.strerror)
+        return None
+
+
+def _pid_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # no /proc: nobody can be proven to be in our namespace
+        return -1

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An open segment: where instances register and everybody can look."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from mtlshm import segment
+from mtlshm._core import ffi, lib
+from mtlshm.cpuset import CpuSet
+from mtlshm.errors import check, error
+from mtlshm.instance import Instance
+from mtlshm.snapshot import InstanceInfo, Kind, Snapshot
+from mtlshm.topology import Topology
+
+
+class Host:
+    """The segment at `path` ($MTLSHM_PATH, else /dev/shm/mtlshm), made if missing unless create=False.
+
+    A context manager; closing it closes its instances. `read_only` needs read permission only. `sysfs` names another
+    directory in sysfs format than /sys, that is, another machine: for planning and tests.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        sysfs: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._c: Any = None
+        self._instances: WeakSet[Instance] = WeakSet()
+        self._sysfs = sysfs
+        self.path = os.path.abspath(default_path() if path is None else path)
+        flags = lib.MTLSHM_CREATE * (create and not read_only) | lib.MTLSHM_READ_ONLY * read_only
+        result = ffi.new("struct mtlshm_host **")
+        code = lib.mtlshm_open(
+            result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs)
+        )
+        if code:
+            raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
+        self._c = result[0]
+
+    @property
+    def _open(self) -> Any:
+        if self._c is None:
+            raise ValueError(f"segment {self.path}: this Host is closed")
+        return self._c
+
+    def register(self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None) -> Instance:
+        """Become an instance, shown in the table as `label` (the command's name if None).
+
+        `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every
+        claim_many(). errno EUSERS if all 256 records are held by living instances.
+        """
+        identity = ffi.new("struct mtlshm_identity *")
+        keep = [ffi.new("char[]", label.encode()) if label is not None else ffi.NULL]
+        identity.label, identity.kind = keep[0], kind
+        if cpus is not None:
+            keep.append(CpuSet(cpus).to_c())
+            identity.cpus = keep[1]
+        result = ffi.new("struct mtlshm_instance **")
+        check(lib.mtlshm_register(result, self._open, identity), f"register in {self.path}")
+        instance = Instance(self, ffi.gc(result[0], lib.mtlshm_instance_free))
+        self._instances.add(instance)
+        return instance
+
+    def snapshot(self) -> Snapshot:
+        """Everything at a moment, without stopping anyone."""
+        c = ffi.new("struct mtlshm_snapshot *")
+        check(lib.mtlshm_snapshot(self._open, c), f"snapshot of {self.path}")
+        return Snapshot.from_c(c)
+
+    def inspect(self, owner: int) -> InstanceInfo | None:
+        """One instance; None if it is gone. Its lcores are in a snapshot only."""
+        c = ffi.new("struct mtlshm_instance_info *")
+        code = lib.mtlshm_inspect(self._open, owner, c)
+        if code == -errno.ESRCH:
+            return None
+        check(code, f"owner {owner:#x}")
+        return InstanceInfo.from_c(c, time.monotonic_ns())
+
+    def owners(self) -> list[int]:
+        """The owners of all instances in the table, dead ones not yet collected included. No system call."""
+        owners = ffi.new("uint64_t[]", lib.MTLSHM_INSTANCES)
+        return list(ffi.unpack(owners, check(lib.mtlshm_owners(self._open, owners), "owners")))
+
+    def alive(self, owner: int) -> bool:
+        """Does the instance live?"""
+        return bool(check(lib.mtlshm_alive(self._open, owner), f"owner {owner:#x}"))
+
+    def collect(self, owner: int) -> int:
+        """Collect one dead instance; returns how many lcores that freed. Busy if it lives."""
+        return check(lib.mtlshm_collect(self._open, owner), f"owner {owner:#x}")
+
+    def sweep(self) -> int:
+        """Collect all dead instances; returns how many."""
+        return check(lib.mtlshm_sweep(self._open), f"sweep of {self.path}")
+
+    def evict(self, lcore: int, owner: int) -> None:
+        """Take an lcore away from `owner`, dead or alive. The owner is not told: this is for operators."""
+        check(lib.mtlshm_evict(self._open, lcore, owner), f"lcore {lcore}")
+
+    def topology(self) -> Topology:
+        """The host's CPUs, read anew."""
+        return Topology.read("/sys" if self._sysfs is None else self._sysfs)
+
+    def unlink(self) -> None:
+        """Remove the segment, if no instance lives (Busy otherwise), and close this handle."""
+        check(lib.mtlshm_retire(self._open), f"segment {self.path}")
+        segment.unlink(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Unregister the instances made here and unmap the segment. Idempotent."""
+        for instance in list(self._instances):
+            instance.close()
+        if self._c is not None:
+            c, self._c = self._c, None
+            lib.mtlshm_close(c)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def default_path() -> str:
+    """$MTLSHM_PATH, else /dev/shm/mtlshm."""
+    return os.fsdecode(ffi.string(lib.mtlshm_default_path()))

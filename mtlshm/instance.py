@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A registered identity, able to own lcores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mtlshm._core import ffi, lib
+from mtlshm.cpuset import CpuSet
+from mtlshm.errors import check, error
+
+if TYPE_CHECKING:
+    from mtlshm.host import Host
+
+
+class LcoreType(IntEnum):
+    """What an lcore is for; the values are libmtl's."""
+
+    SCH = lib.MTLSHM_LCORE_SCH
+    TAP = lib.MTLSHM_LCORE_TAP
+    RXV_RING = lib.MTLSHM_LCORE_RXV_RING
+    APP = lib.MTLSHM_LCORE_APP
+    SCH_USER = lib.MTLSHM_LCORE_SCH_USER
+
+
+class Smt(IntEnum):
+    """What a claim by policy does about SMT siblings."""
+
+    ANY = lib.MTLSHM_SMT_ANY  # they do not matter
+    AVOID = lib.MTLSHM_SMT_AVOID  # none whose sibling is held by anybody, nor two on one physical core
+    WHOLE = lib.MTLSHM_SMT_WHOLE  # whole physical cores; all their siblings count
+
+
+# One attribute look-up less in every claim.
+_claim = lib.mtlshm_claim
+_release = lib.mtlshm_release
+
+
+class Instance:
+    """Made by Host.register(); a context manager that unregisters, which releases all its lcores.
+
+    It lives until then, or as long as the process's address space: death and exec() end it, fork() does not pass it on
+    (InstanceGone in the child, which registers for itself). All methods may be called from any thread.
+    """
+
+    __slots__ = ("__weakref__", "_c", "_host")
+
+    def __init__(self, host: Host, c: Any) -> None:
+        self._host = host  # keeps the mapping as long as we are
+        self._c = c  # NULL once closed: the core answers EBADF
+
+    def claim(self, lcore: int, type: int = 3) -> None:
+        """Claim one lcore, from a dead owner too. Busy if a living instance holds it, this one included."""
+        if code := _claim(self._c, lcore, type):
+            raise error(code, f"lcore {lcore}")
+
+    def release(self, lcore: int) -> None:
+        """Release one lcore."""
+        if code := _release(self._c, lcore):
+            raise error(code, f"lcore {lcore}")
+
+    def claim_many(
+        self,
+        count: int,
+        *,
+        node: int | None = None,
+        smt: Smt = Smt.ANY,
+        type: LcoreType = LcoreType.APP,
+        timeout: float = 1.0,
+    ) -> CpuSet:
+        """Claim `count` lcores or none: on one NUMA node if asked, isolated and sharing a cache if possible.
+
+        Busy if not enough are free; errno ERANGE if there could never be so many. `timeout` in seconds is for
+        waiting for other claims of this kind, which take a microsecond.
+        """
+        if not 0 <= count <= lib.MTLSHM_LCORES:
+            raise error(-34, f"{count} lcores")
+        want = ffi.new("struct mtlshm_want *")
+        want.count = count
+        want.numa_node = lib.MTLSHM_ANY_NODE if node is None else node
+        want.smt = smt
+        want.type = type
+        want.timeout_ms = max(1, int(timeout * 1000))
+        lcores = ffi.new("uint16_t[]", count)
+        where = "" if node is None else f" on NUMA node {node}"
+        check(lib.mtlshm_claim_many(self._c, want, lcores), f"{count} lcores{where}")
+        return CpuSet(ffi.unpack(lcores, count))
+
+    def release_all(self) -> int:
+        """Release every lcore held; returns how many."""
+        return check(lib.mtlshm_release_all(self._c), "all lcores")
+
+    @property
+    def owner(self) -> int:
+        """What snapshots name this instance by; 0 once it is closed."""
+        return int(lib.mtlshm_owner(self._c))
+
+    @property
+    def lcores(self) -> CpuSet:
+        """What it holds now."""
+        owner = self.owner
+        if not owner:
+            return CpuSet()
+        return next((info.lcores for info in self._host.snapshot().instances if info.owner == owner), CpuSet())
+
+    @contextmanager
+    def semaphore(self, timeout: float = 1.0) -> Iterator[bool]:
+        """Hold the host's robust semaphore; yields True if the holder before died in it and left things half done."""
+        taken_over = check(lib.mtlshm_lock(self._c, int(timeout * 1000)), "the semaphore")
+        try:
+            yield bool(taken_over)
+        finally:
+            lib.mtlshm_unlock(self._c)
+
+    def close(self) -> None:
+        """Unregister. Idempotent."""
+        if self._c != ffi.NULL:
+            c, self._c = self._c, ffi.NULL
+            ffi.release(c)
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The table at a moment, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from mtlshm._core import ffi, lib
+from mtlshm.cpuset import CpuSet
+from mtlshm.instance import LcoreType
+
+
+class Kind(IntEnum):
+    """How an instance came into the table."""
+
+    SHM = lib.MTLSHM_KIND_SHM
+    DAEMON = lib.MTLSHM_KIND_DAEMON
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceInfo:
+    """One registered instance; what it says of itself is for people and decides nothing."""
+
+    owner: int  # names it in the table: record index and generation in one number
+    kind: Kind | int
+    alive: bool | None  # False: dead and not yet collected; None: could not be asked
+    pid: int  # as the process sees itself, in pid_namespace
+    pid_namespace: int  # inode of its /proc/self/ns/pid, 0 if unknown
+    start_ticks: int  # when the process started, in clock ticks since boot
+    uid: int
+    comm: str
+    hostname: str
+    label: str
+    age: float  # seconds since it registered
+    lcores: CpuSet
+
+    @classmethod
+    def from_c(cls, c: Any, now_ns: int, lcores: CpuSet = CpuSet()) -> InstanceInfo:  # noqa: B008 - immutable
+        """From a `struct mtlshm_instance_info`."""
+        return cls(
+            owner=c.owner,
+            kind=_member(Kind, c.kind),
+            alive=None if c.alive < 0 else bool(c.alive),
+            pid=c.pid,
+            pid_namespace=c.pid_namespace,
+            start_ticks=c.start_ticks,
+            uid=c.uid,
+            comm=_text(c.comm),
+            hostname=_text(c.hostname),
+            label=_text(c.label),
+            age=_age(now_ns, c.registered_ns),
+            lcores=lcores,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lcore:
+    """One lcore that is held."""
+
+    number: int
+    type: LcoreType | int
+    age: float  # seconds since it was claimed
+    owner: InstanceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Instances and held lcores, consistent pair by pair: each lcore's owner is among the instances."""
+
+    created: float  # when the segment was made, seconds of the epoch
+    size: int  # lcores in the table, held or free
+    instances: tuple[InstanceInfo, ...]
+    lcores: tuple[Lcore, ...]
+    semaphore: InstanceInfo | None  # who holds it
+    registered: int  # counters since the segment was made: instances registered,
+    collected: int  # dead ones collected,
+    recovered: int  # lcores freed from them,
+    takeovers: int  # and times the semaphore was taken from a dead holder
+
+    @property
+    def daemon(self) -> InstanceInfo | None:
+        """The daemon that serves the segment, if one lives."""
+        return next((i for i in self.instances if i.kind == Kind.DAEMON and i.alive), None)
+
+    @classmethod
+    def from_c(cls, c: Any) -> Snapshot:
+        """From a `struct mtlshm_snapshot`."""
+        held: dict[int, list[int]] = {}
+        lcores = ffi.unpack(c.lcores, c.lcore_count)
+        for number, lcore in enumerate(lcores):
+            if lcore.instance >= 0:
+                held.setdefault(lcore.instance, []).append(number)
+        instances = tuple(
+            InstanceInfo.from_c(info, c.taken_ns, CpuSet(held.get(position, ())))
+            for position, info in enumerate(ffi.unpack(c.instances, c.instance_count))
+        )
+        return cls(
+            created=c.created_ns / 1e9,
+            size=c.lcore_count,
+            instances=instances,
+            lcores=tuple(
+                Lcore(
+                    number,
+                    _member(LcoreType, lcore.type),
+                    _age(c.taken_ns, lcore.since_ns),
+                    instances[lcore.instance],
+                )
+                for number, lcore in enumerate(lcores)
+                if lcore.instance >= 0
+            ),
+            semaphore=next((i for i in instances if i.owner == c.semaphore), None),
+            registered=c.registered,
+            collected=c.collected,
+            recovered=c.recovered,
+            takeovers=c.takeovers,
+        )
+
+
+def _member(enum: type[IntEnum], value: int) -> Any:
+    """The member; or the bare number, if a damaged table has one that means nothing."""
+    return enum(value) if value in enum.__members__.values() else value
+
+
+def _age(now_ns: int, then_ns: int) -> float:
+    """Seconds; the coarse clock of a claim may be a little behind, a damaged table far ahead."""
+    return max(now_ns - then_ns, 0) / 1e9
+
+
+def _text(chars: Any) -> str:
+    return bytes(ffi.string(chars)).decode(errors="replace")

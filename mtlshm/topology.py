@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the host's CPUs look like, as the C core reads it from sysfs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mtlshm._core import ffi, lib
+from mtlshm.cpuset import CpuSet
+from mtlshm.errors import check
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """One online CPU and what it shares with others."""
+
+    cpu: int
+    core: int  # its physical core, named by the lowest CPU among its SMT siblings
+    llc: int  # its last-level cache, named by the lowest CPU that shares it
+    node: int  # its NUMA node
+    package: int  # its socket
+    isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The CPUs of a host."""
+
+    possible: CpuSet
+    online: CpuSet
+    isolated: CpuSet
+    nodes: CpuSet  # NUMA nodes that have CPUs, by node number
+    cpus: tuple[Cpu, ...]  # the online ones, ascending
+
+    @classmethod
+    def read(cls, sysfs: str | os.PathLike[str] = "/sys") -> Topology:
+        """Read it from a directory in sysfs format."""
+        c = ffi.new("struct mtlshm_topology *")
+        check(lib.mtlshm_topology_read(c, os.fsencode(sysfs)), f"CPU topology in {os.fspath(sysfs)}")
+        isolated, online = CpuSet.from_c(c.isolated), CpuSet.from_c(c.online)
+        return cls(
+            possible=CpuSet.from_c(c.possible),
+            online=online,
+            isolated=isolated,
+            nodes=CpuSet.from_c(c.nodes),
+            cpus=tuple(
+                Cpu(n, c.core[n], c.llc[n], c.node[n], c.package[n], n in isolated) for n in sorted(online)
+            ),
+        )
+
+    def siblings(self, cpu: Cpu) -> CpuSet:
+        """The online CPUs on the same physical core, itself included."""
+        return CpuSet(other.cpu for other in self.cpus if other.core == cpu.core)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+readme = here / "README.md"
+
+setup(
+    name="mtlshm",
+    version=(here / "VERSION").read_text().strip(),
+    description="Shares out the CPU cores of one host among its media processes, from a table in shared memory",
+    long_description=readme.read_text() if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mtlshm", "mtlshm.*"]),
+    package_data={"mtlshm": ["py.typed", "*.pyi"]},
+    cffi_modules=["cffi_build/build_core.py:ffi"],
+    install_requires=["cffi>=1.15", "posix_ipc>=1.1", "click>=8.1", "rich>=13", "psutil>=5.9", "inotify_simple>=1.3"],
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"]},
+    entry_points={
+        "console_scripts": [
+            "mtlshmd=mtlshm.daemon.app:main",
+            "MtlManager=mtlshm.daemon.app:main",
+            "mtlshm-ctl=mtlshm.ctl.app:main",
+        ]
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/bench: measures mtlshm, each figure against a baseline measured by turns in the same run."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import core
+import daemon
+from measure import ROOT, Bench, Figure
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(ROOT / "tests"))
+import sysfs
+
+FIGURES = core.FIGURES | daemon.FIGURES
+
+
+def machine() -> dict[str, object]:
+    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],  # when the run began; more than a little spoils it
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()),
+        "compiler": subprocess.run(["cc", "--version"], stdout=subprocess.PIPE, text=True).stdout.partition("\n")[0],
+        "python": platform.python_version(),
+        "library": "C figures call libmtlshm.so, dynamically linked; Python's the module of the package",
+        "table": "64 CPUs, made up: 2 sockets x 16 cores x 2 threads",
+    }
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def show(figures: list[Figure]) -> None:
+    table = Table()
+    for heading in ("figure", "value", "p99", "unit", "baseline", "its value", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("figure", "unit", "baseline") else "right")
+    for f in figures:
+        ratio = "" if f.ratio is None else f"{f.ratio:.3g}"
+        table.add_row(f.name, number(f.value), number(f.p99), f.unit, f.baseline, number(f.baseline_value), ratio)
+    # Not cut to 80 columns where there is no terminal to ask.
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, epilog="names: " + " ".join(FIGURES))
+    parser.add_argument("directory", type=Path, help=argparse.SUPPRESS)  # from tools/bench, which removes it
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (everything)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(FIGURES):
+        parser.error(f"no such figure: {' '.join(sorted(unknown))} (there are: {' '.join(FIGURES)})")
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(130)
+
+    signal.signal(signal.SIGTERM, stop)  # so that what was started is stopped
+
+    bench = Bench(arguments.directory, XXX)
+    here = machine()
+    figures, failed = [], False
+    for name in arguments.names or FIGURES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            figures.append(FIGURES[name](bench, name))
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as e:
+            print(f"{name}: {e}", file=sys.stderr)
+            failed = True
+        bench.segment.unlink(missing_ok=True)
+    show(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": here, "figures": list(map(asdict, figures))}, indent=2) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

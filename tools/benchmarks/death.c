@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * How soon after a SIGKILL an lcore is free (a daemon runs), or in the hands of a client that keeps asking (none runs);
+ * ns a kill, from just before kill() to what the observer sees.
+ *
+ *     death DIRECTORY SYSFS free INSTANCES KILLS
+ *     death DIRECTORY SYSFS grant 1 KILLS
+ *
+ * The baseline of `free` is a C process that has the victim's pidfd in its epoll set: what it takes the kernel to end
+ * a process and to wake up another. That of `grant` is the server of server.c, which learns of the death from the closed socket.
+ *
+ * Observing without delay means spinning, so the observer has a CPU to itself, and all others share the next one.
+ *
+ * The victims are made by a process of its own, the nursery, which has nothing mapped: they are small, and what
+ * the observer holds is not in them.
+ */
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "bench.h"
+
+enum { LCORES = 64, VICTIM_LCORE = 0, SETTLE_US = 5000, PATIENCE_NS = 2000000000 };
+
+static char segment[256], socket_path[256];
+static const char *sysfs;
+
+enum kind { INSTANCE, SOCKET_CLIENT, PLAIN };
+struct order {
+	enum kind kind;
+	int lcore; /* to claim, or -1 */
+};
+
+static void live(int report, struct order order)
+{
+	pid_t pid = getpid();
+
+	if (order.kind == INSTANCE) {
+		struct mtlshm_instance *me = join(segment, sysfs);
+
+		CHECK(order.lcore < 0 || mtlshm_claim(me, order.lcore, MTLSHM_LCORE_APP) == 0);
+	} else if (order.kind == SOCKET_CLIENT) {
+		CHECK(server_claim(server_connect(socket_path), order.lcore) == 0);
+	}
+	CHECK(write(report, &pid, sizeof pid) == sizeof pid);
+	for (;;)
+		pause();
+}
+
+static int start_nursery(int cpu)
+{
+	struct order order;
+	int ends[2];
+
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+	if (fork_bound())
+		return close(ends[1]), ends[0];
+	close(ends[0]);
+	pin(cpu);
+	/* The dead may stay zombies until the next is wanted: so no pid is killed that has become another's. */
+	while (read(ends[1], &order, sizeof order) == sizeof order) {
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		if (fork_bound() == 0)
+			live(ends[1], order);
+	}
+	_exit(0);
+}
+
+static pid_t make(int nursery, enum kind kind, int lcore)
+{
+	struct order order = {kind, lcore};
+	pid_t pid;
+
+	CHECK(write(nursery, &order, sizeof order) == sizeof order && read(nursery, &pid, sizeof pid) == sizeof pid);
+	return pid;
+}
+
+/* Tells by *dead that the process whose pid it was sent has died. */
+static int start_watcher(int cpu, int *dead)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	int ends[2], poll;
+	pid_t pid;
+
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+	if (fork_bound())
+		return close(ends[1]), ends[0];
+	close(ends[0]);
+	pin(cpu);
+	poll = epoll_create1(EPOLL_CLOEXEC);
+	CHECK(poll >= 0);
+	while (read(ends[1], &pid, sizeof pid) == sizeof pid) {
+		int pidfd = syscall(SYS_pidfd_open, pid, 0);
+
+		CHECK(pidfd >= 0 && epoll_ctl(poll, EPOLL_CTL_ADD, pidfd, &event) == 0);
+		CHECK(write(ends[1], &pid, sizeof pid) == sizeof pid);
+		CHECK(epoll_wait(poll, &event, 1, -1) == 1);
+		__atomic_store_n(dead, 1, __ATOMIC_RELEASE);
+		close(pidfd);
+	}
+	_exit(0);
+}
+
+static void watch(int watcher, pid_t pid)
+{
+	CHECK(write(watcher, &pid, sizeof pid) == sizeof pid && read(watcher, &pid, sizeof pid) == sizeof pid);
+}
+
+static void kill_now(pid_t pid, int64_t *start)
+{
+	usleep(SETTLE_US + rand() % 1000); /* until whoever wants to know of the newcomer knows, and not in step with any clock */
+	*start = now_ns();
+	CHECK(kill(pid, SIGKILL) == 0);
+}
+
+/* sched_yield: should there be only one CPU, the others must get to run. */
+static int wait_more(int64_t start)
+{
+	sched_yield();
+	CHECK(now_ns() - start < PATIENCE_NS);
+	return 1;
+}
+
+static void measure_free(int instances, int kills, int nursery, int cpu)
+{
+	int *dead = mmap(NULL, sizeof *dead, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct mtlshm_segment *table = map_table(segment);
+	int64_t start, subject, baseline;
+	pid_t pid;
+
+	CHECK(dead != MAP_FAILED);
+	int watcher = start_watcher(cpu, dead);
+	for (int i = 1; i < instances; i++)
+		make(nursery, INSTANCE, i < LCORES ? i : -1);
+
+	while (kills--) {
+		pid = make(nursery, INSTANCE, VICTIM_LCORE);
+		kill_now(pid, &start);
+		while (__atomic_load_n(&table->lcores[VICTIM_LCORE].owner, __ATOMIC_ACQUIRE) && wait_more(start))
+			;
+		subject = now_ns() - start;
+
+		*dead = 0;
+		pid = make(nursery, PLAIN, -1);
+		watch(watcher, pid);
+		kill_now(pid, &start);
+		while (!__atomic_load_n(dead, __ATOMIC_ACQUIRE) && wait_more(start))
+			;
+		baseline = now_ns() - start;
+		printf("%ld %ld\n", (long)subject, (long)baseline);
+	}
+}
+
+static void measure_grant(int kills, int nursery)
+{
+	struct mtlshm_instance *me = join(segment, sysfs);
+	int server = server_connect(socket_path);
+	int64_t start, subject, baseline;
+	pid_t pid;
+
+	while (kills--) {
+		pid = make(nursery, INSTANCE, VICTIM_LCORE);
+		CHECK(mtlshm_claim(me, VICTIM_LCORE, MTLSHM_LCORE_APP) == -EBUSY);
+		kill_now(pid, &start);
+		while (mtlshm_claim(me, VICTIM_LCORE, MTLSHM_LCORE_APP) != 0 && wait_more(start))
+			;
+		subject = now_ns() - start;
+		CHECK(mtlshm_release(me, VICTIM_LCORE) == 0);
+
+		pid = make(nursery, SOCKET_CLIENT, VICTIM_LCORE);
+		CHECK(server_claim(server, VICTIM_LCORE) == -EBUSY);
+		kill_now(pid, &start);
+		while (server_claim(server, VICTIM_LCORE) != 0 && wait_more(start))
+			;
+		baseline = now_ns() - start;
+		CHECK(server_release(server, VICTIM_LCORE) == 0);
+		printf("%ld %ld\n", (long)subject, (long)baseline);
+	}
+	mtlshm_instance_free(me);
+}
+
+int main(int argc, char **argv)
+{
+	int observer = nth_cpu(0), others = nth_cpu(1);
+
+	CHECK(argc == 6);
+	snprintf(segment, sizeof segment, "%s/segment", argv[1]);
+	snprintf(socket_path, sizeof socket_path, "%s/socket", argv[1]);
+	sysfs = argv[2];
+	int instances = atoi(argv[4]), kills = atoi(argv[5]);
+
+	int nursery = start_nursery(others);
+	if (!strcmp(argv[3], "free")) {
+		pin(observer);
+		measure_free(instances, kills, nursery, others);
+	} else {
+		server_start(socket_path, getenv("SRV") ? atoi(getenv("SRV")) : others);
+		pin(observer);
+		measure_grant(kills, nursery);
+	}
+	return 0;
+}
