@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""release and gc: lcores taken from others, living or dead."""
+
+from __future__ import annotations
+
+import click
+
+from mtlshm import Host
+from mtlshm.ctl.people import describe
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Needed: nothing that mtlshm-ctl itself holds outlives it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.argument("lcore", type=click.IntRange(min=0))
+@click.pass_context
+def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
+    """Take LCORE away from its owner, who is not told and may go on using it.
+
+    Says whose it is and asks. For dead owners there is gc, which takes nothing from the living.
+    """
+    if not force:
+        raise click.UsageError("lcores are released by who holds them; to take one away, say --force")
+    with Host(context.obj, create=False) as host:
+        held = next((held for held in host.snapshot().lcores if held.number == lcore), None)
+        if held is None:
+            click.echo(f"lcore {lcore} is free")
+            return
+        click.echo(f"lcore {lcore} is held by {describe(held.owner)}")
+        if not yes:
+            click.confirm("It will not be told, and may go on using it. Release?", abort=True)
+        host.evict(lcore, held.owner.owner)
+        click.echo(f"lcore {lcore} released")
+
+
+@click.command()
+@click.pass_context
+def gc(context: click.Context) -> None:
+    """Collect what dead processes left, as a daemon does by itself and every client where it needs to."""
+    with Host(context.obj, create=False) as host:
+        dead = [info for info in host.snapshot().instances if info.alive is False]
+        count = host.sweep()
+        for info in dead:
+            click.echo(f"collected {describe(info)}, lcores {info.lcores or 'none'}")
+        if count == 0 and not dead:
+            click.echo("nothing to collect")

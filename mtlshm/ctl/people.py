@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Instances and times in words."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from mtlshm import InstanceInfo
+
+
+def user(uid: int) -> str:
+    """The user's name, or the number if this host has none for it."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def state(info: InstanceInfo) -> str:
+    """alive, dead (not yet collected) or unknown."""
+    return {True: "alive", False: "dead", None: "unknown"}[info.alive]
+
+
+def process(info: InstanceInfo) -> str:
+    """Its pid, marked if that is a number of another PID namespace."""
+    try:
+        here = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        here = 0
+    return str(info.pid) if info.pid_namespace == here else f"{info.pid} in namespace {info.pid_namespace}"
+
+
+def describe(info: InstanceInfo) -> str:
+    """Whose it is, in one line."""
+    return (
+        f"{info.label} (pid {process(info)}, {info.comm}) of {user(info.uid)} on {info.hostname}, "
+        f"{state(info)}, registered {duration(info.age)} ago"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Short, in two units at most."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"

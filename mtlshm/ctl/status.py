@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""status: who holds what. The shape of --json is in status.schema.json, beside this file."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
+from mtlshm.ctl import people
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interval of --watch
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One object, as mtlshm/ctl/status.schema.json says.")
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=2.0,
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help="Show it again and again, every 2 seconds by default, until interrupted.",
+)
+@click.pass_context
+def status(context: click.Context, as_json: bool, watch: float | None) -> None:
+    """Show lcores with their owners, and instances.
+
+    Needs permission to read the segment only, and changes nothing: what a dead process left is shown as its own until
+    somebody collects it. CPU use is that of the core, by whomever.
+    """
+    with Host(context.obj, create=False, read_only=True) as host:
+        usage = _CpuUse(host.topology().online)
+        if watch is None:
+            time.sleep(_SAMPLE)
+            snapshot = host.snapshot()
+            if as_json:
+                click.echo(json.dumps(as_data(host, snapshot, usage), indent=2))
+            else:
+                from rich.console import Console
+
+                Console(highlight=False).print(_as_tables(host, snapshot, usage))
+            return
+        try:
+            _watch(host, usage, watch, as_json)
+        except KeyboardInterrupt:
+            pass
+
+
+def _watch(host: Host, usage: _CpuUse, interval: float, as_json: bool) -> None:
+    if as_json:
+        while True:
+            time.sleep(interval)
+            click.echo(json.dumps(as_data(host, host.snapshot(), usage)))
+
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    time.sleep(_SAMPLE)
+    with Live(_as_tables(host, host.snapshot(), usage), console=console, screen=console.is_terminal) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_as_tables(host, host.snapshot(), usage), refresh=True)
+
+
+class _CpuUse:
+    """Per cent of each online CPU since it was last asked."""
+
+    def __init__(self, online: CpuSet) -> None:
+        import psutil
+
+        self._percent = psutil.cpu_percent
+        self._online = sorted(online)
+        self.take()
+
+    def take(self) -> dict[int, float]:
+        # psutil gives the online CPUs in ascending order, without their numbers.
+        return dict(zip(self._online, self._percent(percpu=True), strict=False))
+
+
+def as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
+    """What --json prints."""
+    use = usage.take()
+    return {
+        "segment": host.path,
+        "created": datetime.fromtimestamp(snapshot.created, UTC).isoformat(),
+        "daemon": f"{snapshot.daemon.owner:#x}" if snapshot.daemon else None,
+        "semaphore": f"{snapshot.semaphore.owner:#x}" if snapshot.semaphore else None,
+        "counters": {
+            name: getattr(snapshot, name) for name in ("registered", "collected", "recovered", "takeovers")
+        },
+        "online": sorted(use),
+        "instances": [
+            {
+                **_identity(info),
+                "kind": _name(info.kind),
+                "pid_namespace": info.pid_namespace,
+                "uid": info.uid,
+                "age": round(info.age, 3),
+                "lcores": sorted(info.lcores),
+            }
+            for info in snapshot.instances
+        ],
+        "lcores": [
+            {
+                "lcore": lcore.number,
+                "type": _name(lcore.type),
+                **_identity(lcore.owner),
+                "age": round(lcore.age, 3),
+                "cpu_percent": use.get(lcore.number),
+            }
+            for lcore in snapshot.lcores
+        ],
+    }
+
+
+def _identity(info: InstanceInfo) -> dict[str, Any]:
+    return {
+        "owner": f"{info.owner:#x}",
+        "label": info.label,
+        "state": people.state(info),
+        "pid": info.pid,
+        "comm": info.comm,
+        "user": people.user(info.uid),
+        "host": info.hostname,
+    }
+
+
+def _name(value: Any) -> str:
+    return value.name.lower() if hasattr(value, "name") else str(value)
+
+
+def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    use = usage.take()
+    people_columns = ("label", "pid", "comm", "user", "host")
+
+    def cells(info: InstanceInfo) -> list[str]:
+        return [
+            escape(text)
+            for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
+        ]
+
+    def marked(info: InstanceInfo) -> str:
+        return {"alive": "", "dead": "[red]dead[/]", "unknown": "[yellow]unknown[/]"}[people.state(info)]
+
+    lcores = Table("lcore", "type", *people_columns, "age", "CPU %", "", box=None, header_style="bold")
+    for lcore in snapshot.lcores:
+        busy = f"{use[lcore.number]:.0f}" if lcore.number in use else "-"
+        lcores.add_row(
+            str(lcore.number),
+            _name(lcore.type),
+            *cells(lcore.owner),
+            people.duration(lcore.age),
+            busy,
+            marked(lcore.owner),
+        )
+    instances = Table("instance", *people_columns[1:], "kind", "age", "lcores", "", box=None, header_style="bold")
+    for info in snapshot.instances:
+        instances.add_row(
+            *cells(info), _name(info.kind), people.duration(info.age), str(info.lcores) or "-", marked(info)
+        )
+
+    held = CpuSet(lcore.number for lcore in snapshot.lcores)
+    free = CpuSet(use) - held
+    daemon = f"daemon: pid {people.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
+    summary = escape(f"{host.path}: {len(held)} lcores held, {len(free)} free ({free or 'none'}); {daemon}")
+    return Group(summary, *(["", lcores] if held else []), *(["", instances] if snapshot.instances else []))
