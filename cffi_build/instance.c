@@ -217,6 +217,7 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 	if (!me)
 		return -ENOMEM;
 	me->host = host;
+	me->usual_type = MTLSHM_LCORE_APP;
 	me->cpus_given = identity->cpus;
 	if (identity->cpus)
 		me->cpus = *identity->cpus;
@@ -244,9 +245,7 @@ int mtlshm_unregister(struct mtlshm_instance *me)
 
 	if (!instance_owner(me, &rc))
 		return rc;
-	/* Sequentially consistent, as in mtlshm_claim(): another thread's claim either sees the 0 and undoes
-	 * itself, or was there before and is cleared below. */
-	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_SEQ_CST);
+	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_ACQ_REL); /* of two threads, one goes on */
 	if (!owner)
 		return -EBADF;
 	lease_clear(me->host, owner);

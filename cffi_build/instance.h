@@ -14,6 +14,7 @@ struct mtlshm_instance {
 	struct mtlshm_host *host;
 	bool cpus_given;
 	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
+	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */
 	void *pin;
 };
 

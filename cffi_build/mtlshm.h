@@ -65,7 +65,7 @@ extern "C" {
  *   lcore.owner       0 -> token by any instance; token -> 0 by its owner, by whoever has proven the owner
  *                     dead, or by an operator; dead token -> own token by whoever has proven it. All by
  *                     compare-and-swap, so that each change happens once.
- *   lcore.since_ns    by the owner just after it claimed: may be one claim behind.
+ *   lcore.since       by the owner just after it claimed: may be one claim behind.
  *   record.control    FREE -> LIVE by the newcomer that holds the write lock;
  *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock.
  *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE.
@@ -147,8 +147,8 @@ struct mtlshm_record { /* 192 bytes */
 };
 
 struct mtlshm_lcore { /* 16 bytes */
-	uint64_t owner;    /* 0 or a token */
-	uint64_t since_ns; /* CLOCK_MONOTONIC_COARSE: some milliseconds behind */
+	uint64_t owner; /* 0 or a token */
+	uint64_t since; /* when it was claimed: time(2), seconds of the epoch */
 };
 
 struct mtlshm_segment {
@@ -231,8 +231,8 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
 		    const struct mtlshm_identity *identity);
 
 /* Release all lcores of the instance, give back its record and life lock. The handle stays valid, to be
- * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way either
- * fails or is released as well.
+ * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way
+ * may still return 0; it is released as well.
  *
  * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Killed inside: what is left is that of
  * a dead instance. */
@@ -360,13 +360,14 @@ struct mtlshm_instance_info {
 
 struct mtlshm_lcore_info {
 	uint64_t owner;    /* 0 if free */
-	uint64_t since_ns; /* may be one claim behind */
+	uint64_t since;    /* seconds of the epoch; may be one claim behind */
 	uint32_t type;
 	int32_t instance;  /* position in instances[], -1 if free */
 };
 
 struct mtlshm_snapshot {
-	uint64_t taken_ns;
+	uint64_t taken_ns;   /* when this snapshot was taken, */
+	uint64_t taken;      /* and the same in seconds of the epoch */
 	uint64_t created_ns; /* CLOCK_REALTIME */
 	uint64_t semaphore;  /* owner of its holder, or 0 */
 	uint64_t registered;

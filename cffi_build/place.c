@@ -42,7 +42,8 @@
 struct domain {
 	uint16_t cache; /* 0 if the domain is a node */
 	uint16_t node;
-	uint16_t weight; /* of its units */
+	uint16_t weight; /* of its units, which are in these words of the set: */
+	uint8_t first_word, last_word;
 };
 
 struct choice {
@@ -52,7 +53,8 @@ struct choice {
 	struct mtlshm_cpuset taken;     /* leaders of those that are */
 	uint32_t need;                  /* the weight that is still missing */
 	bool mixed;                     /* units differ in weight; if not, each weighs 1 */
-	uint16_t weight[MTLSHM_LCORES]; /* by leader, if mixed */
+	uint32_t heaviest;              /* if mixed: the highest weight, */
+	uint16_t weight[MTLSHM_LCORES]; /* and that of each leader */
 	bool by_node;                   /* domains are nodes; if not, caches */
 	uint32_t domains;
 	struct domain domain[MTLSHM_LCORES]; /* those that have units, in no order */
@@ -63,25 +65,28 @@ static uint32_t weight_of(const struct choice *choice, uint32_t leader)
 	return choice->mixed ? choice->weight[leader] : 1;
 }
 
-/* Can these units make up exactly `need`? If so, quota[weight] (unless NULL) is how many of each weight do, with
- * as few of the lightest as can be, then of the next. A sum is reached from a smaller one by one more unit;
- * last[] remembers by which weight it was reached first, and used[] how many of that weight it took. */
-static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *units, uint32_t need, uint16_t *quota)
+/* Can these units make up exactly `need`? If so, quota[weight] (unless NULL) is how many of each weight do,
+ * with as few of the lightest as can be, then of the next. A sum is reached from a smaller one by one more
+ * unit; last[] remembers by which weight it was reached first, and used[] how many of that weight it took. */
+static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *units, uint32_t need,
+		    uint16_t *quota)
 {
-	uint16_t last[MTLSHM_LCORES + 1] = {0}, used[MTLSHM_LCORES + 1], have[MTLSHM_LCORES + 1] = {0};
+	uint16_t last[MTLSHM_LCORES + 1], used[MTLSHM_LCORES + 1], have[MTLSHM_LCORES + 1];
 	uint32_t leader, total = 0;
 
+	memset(have, 0, sizeof(have[0]) * (choice->heaviest + 1));
 	for_each_cpu(leader, units, choice->cpus) {
 		have[choice->weight[leader]]++;
 		total += choice->weight[leader];
 	}
 	if (need > total)
 		return false;
-	last[0] = MTLSHM_LCORES;
-	for (uint32_t weight = MTLSHM_LCORES; weight; weight--) {
+	memset(last, 0, sizeof(last[0]) * (need + 1));
+	last[0] = UINT16_MAX; /* by nothing, but reached */
+	for (uint32_t weight = choice->heaviest; weight; weight--) {
 		if (!have[weight])
 			continue;
-		memset(used, 0, sizeof(used));
+		memset(used, 0, sizeof(used[0]) * (need + 1));
 		for (uint32_t sum = weight; sum <= need; sum++) {
 			uint32_t before = sum - weight;
 
@@ -93,7 +98,7 @@ static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *uni
 	}
 	if (!last[need] || !quota)
 		return last[need];
-	memset(quota, 0, sizeof(*quota) * (MTLSHM_LCORES + 1));
+	memset(quota, 0, sizeof(quota[0]) * (choice->heaviest + 1));
 	for (uint32_t sum = need; sum; sum -= last[sum])
 		quota[last[sum]]++;
 	return true;
@@ -136,7 +141,7 @@ static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *
 {
 	const struct mtlshm_topology *topology = choice->topology;
 	struct mtlshm_cpuset others, broken = {0};
-	uint32_t cpu, leader, width = 0;
+	uint32_t cpu, leader, lightest = MTLSHM_LCORES;
 
 	cpuset_andnot(&others, &topology->online, free);
 	for_each_cpu(cpu, &others, choice->cpus)
@@ -151,15 +156,17 @@ static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *
 		}
 		choice->weight[leader]++;
 	}
+	choice->heaviest = 0;
 	for_each_cpu(leader, &choice->units, choice->cpus) {
-		if (width && choice->weight[leader] != width)
-			choice->mixed = true;
-		width = choice->weight[leader];
+		if (choice->weight[leader] < lightest)
+			lightest = choice->weight[leader];
+		if (choice->weight[leader] > choice->heaviest)
+			choice->heaviest = choice->weight[leader];
 	}
-	if (choice->mixed || !width)
-		return;
-	/* A count that is no multiple needs more than there can be. */
-	choice->need = choice->need % width ? UINT32_MAX : choice->need / width;
+	choice->mixed = lightest < choice->heaviest;
+	/* Units of one weight are counted; a claim that is no multiple of it would take more than there can be. */
+	if (!choice->mixed && choice->heaviest)
+		choice->need = choice->need % lightest ? UINT32_MAX : choice->need / lightest;
 }
 
 /* Turn free CPUs into units. Can they make up the claim? */
@@ -199,15 +206,16 @@ static struct domain *find_domain(struct choice *choice, uint16_t *slot, uint16_
 	}
 	*slot = (uint16_t)choice->domains++;
 	domain = &choice->domain[*slot];
-	*domain = (struct domain){.cache = cache, .node = node};
+	*domain = (struct domain){.cache = cache, .node = node, .first_word = UINT8_MAX};
 	return domain;
 }
 
-/* Sort the units that are left into caches or nodes. */
+/* Sort the units that are left into caches or nodes. Neighbours are mostly in the same. */
 static void group(struct choice *choice, bool by_node)
 {
 	const struct mtlshm_topology *topology = choice->topology;
 	uint16_t slot[MTLSHM_LCORES]; /* by number of the cache or node */
+	struct domain *domain = NULL;
 	uint32_t leader;
 
 	memset(slot, 0xff, sizeof(slot[0]) * (by_node ? MTLSHM_LCORES : choice->cpus));
@@ -217,8 +225,12 @@ static void group(struct choice *choice, bool by_node)
 		uint16_t node = topology->node[leader];
 		uint16_t cache = by_node ? 0 : topology->llc[leader];
 
-		find_domain(choice, &slot[by_node ? node : cache], cache, node)->weight +=
-			(uint16_t)weight_of(choice, leader);
+		if (!domain || domain->node != node || domain->cache != cache)
+			domain = find_domain(choice, &slot[by_node ? node : cache], cache, node);
+		if (domain->first_word == UINT8_MAX)
+			domain->first_word = (uint8_t)(leader / 64);
+		domain->last_word = (uint8_t)(leader / 64);
+		domain->weight += (uint16_t)weight_of(choice, leader);
 	}
 }
 
@@ -236,65 +248,67 @@ static struct mtlshm_cpuset members(const struct choice *choice, const struct do
 	return set;
 }
 
-/* Order by number, where weights are equal. */
-static bool precedes(const struct domain *a, const struct domain *b)
+/* The order in which domains are looked at: by weight, then by number. */
+static uint64_t rank(const struct domain *domain, bool fullest_first)
 {
-	return a->cache != b->cache ? a->cache < b->cache : a->node < b->node;
+	uint64_t weight = fullest_first ? MTLSHM_LCORES - domain->weight : domain->weight;
+
+	return weight << 32 | (uint32_t)domain->cache << 16 | domain->node;
+}
+
+/* The first domain whose rank is not below `floor`. */
+static struct domain *first_from(struct choice *choice, uint64_t floor, bool fullest_first)
+{
+	struct domain *first = NULL;
+	uint64_t least = UINT64_MAX;
+
+	for (uint32_t i = 0; i < choice->domains; i++) {
+		uint64_t this = rank(&choice->domain[i], fullest_first);
+
+		if (this >= floor && this < least) {
+			least = this;
+			first = &choice->domain[i];
+		}
+	}
+	return first;
 }
 
 /* Leave only the domain that what is needed fills best. False: none has enough. */
 static bool fit(struct choice *choice)
 {
-	const struct domain *best = NULL;
+	struct domain *domain = first_from(choice, (uint64_t)choice->need << 32, false);
 	struct mtlshm_cpuset set;
 
-	for (const struct domain *domain = choice->domain; domain < choice->domain + choice->domains; domain++) {
-		if (domain->weight < choice->need || (best && domain->weight > best->weight))
-			continue;
-		if (best && domain->weight == best->weight && precedes(best, domain))
-			continue;
-		if (choice->mixed) {
-			set = members(choice, domain);
-			if (!adds_up(choice, &set, choice->need))
-				continue;
+	for (; domain; domain = first_from(choice, rank(domain, false) + 1, false)) {
+		set = members(choice, domain);
+		if (!choice->mixed || make_up(choice, &set, choice->need, NULL)) {
+			choice->units = set;
+			return true;
 		}
-		best = domain;
 	}
-	if (best)
-		choice->units = members(choice, best);
-	return best;
+	return false;
 }
 
 /* Take all of the fullest domain without which the others can still make up the rest. False: none. */
 static bool drain(struct choice *choice)
 {
-	struct domain *best = NULL;
-	struct mtlshm_cpuset set;
-	uint32_t leader;
+	struct domain *domain = first_from(choice, 0, true);
+	struct mtlshm_cpuset set, others;
 
-	for (struct domain *domain = choice->domain; domain < choice->domain + choice->domains; domain++) {
-		if (best && domain->weight < best->weight)
+	for (; domain; domain = first_from(choice, rank(domain, true) + 1, true)) {
+		if (domain->weight > choice->need)
 			continue;
-		if (best && domain->weight == best->weight && precedes(best, domain))
+		set = members(choice, domain);
+		cpuset_andnot(&others, &choice->units, &set);
+		if (choice->mixed && !make_up(choice, &others, choice->need - domain->weight, NULL))
 			continue;
-		if (choice->mixed) {
-			set = members(choice, domain);
-			cpuset_andnot(&set, &choice->units, &set);
-			if (domain->weight > choice->need ||
-			    !adds_up(choice, &set, choice->need - domain->weight))
-				continue;
-		}
-		best = domain;
+		cpuset_or(&choice->taken, &choice->taken, &set);
+		choice->units = others;
+		choice->need -= domain->weight;
+		*domain = choice->domain[--choice->domains];
+		return true;
 	}
-	if (!best)
-		return false;
-	set = members(choice, best);
-	for_each_cpu(leader, &set, choice->cpus)
-		cpuset_add(&choice->taken, leader);
-	cpuset_andnot(&choice->units, &choice->units, &set);
-	choice->need -= best->weight;
-	*best = choice->domain[--choice->domains];
-	return true;
+	return false;
 }
 
 static void narrow(struct choice *choice, bool by_node)
@@ -304,7 +318,7 @@ static void narrow(struct choice *choice, bool by_node)
 		;
 }
 
-/* Take what is needed from any of the units that are left, isolated ones first. */
+/* Take what is needed from any unit that is left, isolated ones first. */
 static void finish(struct choice *choice)
 {
 	uint16_t quota[MTLSHM_LCORES + 1];

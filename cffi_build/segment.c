@@ -78,7 +78,7 @@ static uint64_t fingerprint(void)
 		AT(mtlshm_record, start_ticks), AT(mtlshm_record, pid_namespace), AT(mtlshm_record, pid),
 		AT(mtlshm_record, uid), AT(mtlshm_record, kind), AT(mtlshm_record, comm),
 		AT(mtlshm_record, hostname), AT(mtlshm_record, label),
-		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, since_ns),
+		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, since),
 	};
 #undef AT
 	const unsigned char *bytes = (const unsigned char *)layout;

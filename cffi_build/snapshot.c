@@ -82,7 +82,7 @@ static void copy_lcore(const struct mtlshm_host *host, const struct life *life, 
 	*info = (struct mtlshm_lcore_info){.instance = -1};
 	for (int i = 0; i < TRIES; i++) {
 		uint64_t token = __atomic_load_n(&slot->owner, __ATOMIC_ACQUIRE), owner = owner_of(token);
-		uint64_t since = __atomic_load_n(&slot->since_ns, __ATOMIC_RELAXED);
+		uint64_t since = __atomic_load_n(&slot->since, __ATOMIC_RELAXED);
 		int16_t position;
 
 		if (!token)
@@ -103,7 +103,7 @@ static void copy_lcore(const struct mtlshm_host *host, const struct life *life, 
 			out->instances[position].lcores++;
 			*info = (struct mtlshm_lcore_info){
 				.owner = owner,
-				.since_ns = since,
+				.since = since,
 				.type = (uint32_t)(token & TOKEN_TYPE_MASK),
 				.instance = position,
 			};
@@ -126,6 +126,7 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 	if (rc)
 		return rc;
 	memset(positions.of, 0xff, sizeof(positions.of));
+	out->taken = (uint64_t)time(NULL);
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	out->taken_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 	out->created_ns = header->created_ns;

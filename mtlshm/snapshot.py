@@ -61,7 +61,7 @@ class Lcore:
 
     number: int
     type: LcoreType | int
-    age: float  # seconds since it was claimed
+    age: float  # seconds since it was claimed, to the second
     owner: InstanceInfo
 
 
@@ -104,7 +104,7 @@ class Snapshot:
                 Lcore(
                     number,
                     _member(LcoreType, lcore.type),
-                    _age(c.taken_ns, lcore.since_ns),
+                    min(max(c.taken - lcore.since, 0), instances[lcore.instance].age),
                     instances[lcore.instance],
                 )
                 for number, lcore in enumerate(lcores)
@@ -124,7 +124,7 @@ def _member(enum: type[IntEnum], value: int) -> Any:
 
 
 def _age(now_ns: int, then_ns: int) -> float:
-    """Seconds; the coarse clock of a claim may be a little behind, a damaged table far ahead."""
+    """Seconds; in a damaged table the future is possible."""
     return max(now_ns - then_ns, 0) / 1e9
 
 
