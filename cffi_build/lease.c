@@ -6,14 +6,15 @@
  * want the same lcore exactly one succeeds. The word names its owner with a generation, so a word that was
  * read a moment ago can be exchanged only if nothing has happened since: there is no A-B-A.
  *
- * Recovery is three steps: prove the owner dead (read lock on its life byte), clear its words, let its record go
- * FREE with the next generation. The order is the safety: as long as words may be left, the record
- * still says LIVE and the next collector finds them. Killed in between, it is done again; run by two at
- * once, each word is cleared by one of them. A word of the dead cannot appear behind a collector's back,
+ * Recovery is three steps: prove the owner dead (read lock on its life byte), clear its words, let its
+ * record go FREE with the next generation. The order is the safety: as long as words may be left, the
+ * record still says LIVE and the next collector finds them. Killed in between, it is done again; run by two
+ * at once, each word is cleared by one of them. A word of the dead cannot appear behind a collector's back,
  * since only its owner writes it.
  *
- * Words can outlive their record all the same: a thread that claims while another of its process unregisters, or
- * bytes written by accident. segment_knows() tells them, and whoever wants the lcore takes it.
+ * Words can outlive their record all the same: a thread that claims while another of its process
+ * unregisters, or bytes written by accident. segment_knows() tells them, and whoever wants the lcore takes
+ * it.
  */
 #include "lease.h"
 
@@ -224,8 +225,8 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 	return rc;
 }
 
-/* A thread that unregisters the instance meanwhile may have swept this lcore already. The claim is then void, as if
- * it had come first; the word left behind names an owner the table no longer knows. */
+/* A thread that unregisters the instance meanwhile may have swept this lcore already. The claim is then
+ * void, as if it had come first; the word left behind names an owner the table no longer knows. */
 int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 {
 	struct mtlshm_lcore *wanted;
@@ -252,8 +253,8 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 		return rc;
 	if (unlikely(lcore >= me->host->lcores))
 		return -ERANGE;
-	/* Guess the token instead of loading it: right after a locked instruction on its line a load is slow, and
-	 * most instances have one type of lcore. A wrong guess tells what is there. */
+	/* Guess the token instead of loading it: right after a locked instruction on its line a load is
+	 * slow, and most instances have one type of lcore. A wrong guess tells what is there. */
 	token = owner | __atomic_load_n(&me->usual_type, __ATOMIC_RELAXED);
 	if (unlikely(!swap(slot(me->host, lcore), &token, 0))) {
 		if (owner_of(token) != owner || !swap(slot(me->host, lcore), &token, 0))

@@ -12,7 +12,8 @@
  *   - the kernel drops a mapping when the address space goes: at exit, SIGKILL, exec, and not when the main
  *     thread ends while others run.
  *
- * The table is mapped through another open: a forked child does inherit that mapping, and with it that description.
+ * The table is mapped through another open: a forked child does inherit that mapping, and with it that
+ * description.
  *
  * Three dangers remain.
  *
@@ -21,19 +22,19 @@
  * made by a bare clone() or _Fork() in that window escapes it: until that child execs or exits, its parent's
  * death goes unnoticed, which is the safe side.
  *
- * A forked child has a copy of the handle in its memory and could use its parent's identity. The epoch page is
- * wiped by the kernel on every fork, bare clone() included (MADV_WIPEONFORK, Linux 4.14; the atfork handler
- * does it for older kernels), so a handle's epoch no longer matches there.
+ * A forked child has a copy of the handle in its memory and could use its parent's identity. The epoch page
+ * is wiped by the kernel on every fork, bare clone() included (MADV_WIPEONFORK, Linux 4.14; the atfork
+ * handler does it for older kernels), so a handle's epoch no longer matches there.
  *
  * A thread cancelled inside would leave the mutex locked: cancellation waits until the visit is over.
  *
- * WHO TAKES WHAT. The owner holds a write lock. A collector takes a read lock: it is granted only if no owner
- * lives, it keeps newcomers out, and several collectors can have it, so none mistakes another for an owner.
- * A newcomer takes the read lock, collects what it finds, and only then converts it to a write lock; the
- * conversion is atomic and fails if another reader is there, in which case the newcomer goes elsewhere.
- * Hence nobody ever holds a write lock on the record of a dead instance, not for an instant, and -EAGAIN for a
- * reader always means a living owner. With write locks all round, a newcomer stopped between lock and look would
- * make a dead owner seem alive for as long as it is stopped.
+ * WHO TAKES WHAT. The owner holds a write lock. A collector takes a read lock: it is granted only if no
+ * owner lives, it keeps newcomers out, and several collectors can have it, so none mistakes another for an
+ * owner. A newcomer takes the read lock, collects what it finds, and only then converts it to a write lock;
+ * the conversion is atomic and fails if another reader is there, in which case the newcomer goes elsewhere.
+ * Hence nobody ever holds a write lock on the record of a dead instance, not for an instant, and -EAGAIN
+ * for a reader always means a living owner. With write locks all round, a newcomer stopped between lock and
+ * look would make a dead owner seem alive for as long as it is stopped.
  */
 #include "life.h"
 

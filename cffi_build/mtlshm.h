@@ -187,8 +187,8 @@ const char *mtlshm_default_path(void);
  * Errors: -ENOENT no segment there (or no such directory); -EACCES not permitted; -EBADMSG not a segment,
  * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last
  * boot or by another host; -EOPNOTSUPP the file system lacks O_TMPFILE or open-file-description locks;
- * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM, -EMFILE and
- * what else open(2), mmap(2) and linkat(2) return.
+ * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM,
+ * -EMFILE and what else open(2), mmap(2) and linkat(2) return.
  *
  * Killed inside: nothing is left, or a complete segment. A file is filled before it has a name. */
 int mtlshm_open(struct mtlshm_host **host, const char *path, uint32_t flags, const char *sysfs);
@@ -202,8 +202,8 @@ int mtlshm_close(struct mtlshm_host *host);
  * file until this handle is closed: the caller unlinks the path in between. If it dies before, the next
  * mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
  *
- * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS; -ESTALE
- * the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
+ * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS;
+ * -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
 int mtlshm_retire(struct mtlshm_host *host);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -212,10 +212,10 @@ int mtlshm_retire(struct mtlshm_host *host);
 struct mtlshm_identity {
 	const char *label;  /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
 	uint32_t kind;      /* enum mtlshm_kind */
-	/* The CPUs this instance may claim. NULL: those in the caller's affinity mask, which the kernel keeps
-	 * inside the cpuset and free of offline CPUs; looked up at registration, again at every
-	 * mtlshm_claim_many(), and again before a claim is refused because of it. Threads have masks of their own:
-	 * register from one that is not pinned, or give the set here. */
+	/* The CPUs this instance may claim. NULL: those in the caller's affinity mask, which the kernel
+	 * keeps inside the cpuset and free of offline CPUs; looked up at registration, again at every
+	 * mtlshm_claim_many(), and again before a claim is refused because of it. Threads have masks of
+	 * their own: register from one that is not pinned, or give the set here. */
 	const struct mtlshm_cpuset *cpus;
 };
 
@@ -249,7 +249,8 @@ uint64_t mtlshm_owner(const struct mtlshm_instance *instance);
  * the kind mtlshm_claim() gives when it cannot ask. One open, one lock query: about 2 microseconds. */
 int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
 
-/* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES]; returns how many. No system call. */
+/* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES]; returns how many. No
+ * system call. */
 int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 
 /* Collect one dead instance: free its lcores, then its record. Returns how many lcores became free.
@@ -311,8 +312,8 @@ struct mtlshm_want {
  *
  * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
  * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
- * -ENXIO no such NUMA node; -EINVAL count 0, smt or type; -ETIMEDOUT the semaphore's holder is stopped or busy;
- * -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
+ * -ENXIO no such NUMA node; -EINVAL count 0, smt or type; -ETIMEDOUT the semaphore's holder is stopped or
+ * busy; -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
  *
  * Killed inside: what was taken so far belongs to a dead instance; the semaphore is taken over. */
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
@@ -325,14 +326,14 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 /* ---------------------------------------------------------------------------------------------------
  * The robust semaphore
  *
- * For what spans several slots. It is one word that holds the owner of the instance that holds it, so it works
- * across PID namespaces and outlives its holder's death. Not recursive: a second lock by the same instance,
- * from whatever thread, waits like anybody's.
+ * For what spans several slots. It is one word that holds the owner of the instance that holds it, so it
+ * works across PID namespaces and outlives its holder's death. Not recursive: a second lock by the same
+ * instance, from whatever thread, waits like anybody's.
  */
 
-/* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the semaphore is
- * ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it, perhaps
- * stopped); -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
+/* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the
+ * semaphore is ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it,
+ * perhaps stopped); -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
 int mtlshm_lock(struct mtlshm_instance *instance, uint32_t timeout_ms);
 
 /* Give it back. Errors: -EPERM not held by this instance; -EBADF, -ECHILD. Killed inside: given back, with
@@ -386,7 +387,8 @@ struct mtlshm_snapshot {
  * -ESTALE, -EACCES, -EMFILE. Nothing is written. */
 int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
 
-/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -ESTALE, -EACCES, -EMFILE. */
+/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -ESTALE, -EACCES,
+ * -EMFILE. */
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -416,7 +418,8 @@ int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
 /* The CPUs in the calling thread's affinity mask, those from 1,024 on left out. */
 int mtlshm_affinity(struct mtlshm_cpuset *cpus);
 
-/* The sentence for a negative errno returned by this library: what is wrong and what to do next. Never NULL; a constant. */
+/* The sentence for a negative errno returned by this library: what is wrong and what to do next. Never
+ * NULL; a constant. */
 const char *mtlshm_strerror(int error);
 
 /* cffi: end */

@@ -2,19 +2,20 @@
  *
  * The segment: made, found, checked, retired.
  *
- * MAKING. Fifty processes may find no segment at the same moment, and each may be killed at any line. So the file
- * is filled while it has no name (O_TMPFILE) and then linked to it; link is atomic and fails if the name is
- * taken, in which case the winner's file is opened like any other. Killed before the link, the file
- * vanishes with its last reference. Nobody ever sees a segment that is not complete, so one that is not
- * was damaged later, and is refused.
- *   O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another user's existing
+ * MAKING. Fifty processes may find no segment at the same moment, and each may be killed at any line. So
+ * the file is filled while it has no name (O_TMPFILE) and then linked to it; link is atomic and fails if
+ * the name is taken, in which case the winner's file is opened like any other. Killed before the link, the
+ * file vanishes with its last reference. Nobody ever sees a segment that is not complete, so one that is
+ * not was damaged later, and is refused.
+ *   O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another
+ * user's existing
  * file in a sticky directory such as /dev/shm, for root too.
  *
  * REMOVING. A file without a name lives on for those who have it mapped, and they would share out the same
  * cores as the users of a new file. So a segment is first marked retired, which is refused while any life
- * lock is held; an instance that registers at that moment either is seen here or sees the mark itself (both sides
- * store, then load, sequentially consistent). Only then is the name removed. If two did that, the slower
- * could remove the name of the new segment; so whoever removes the name holds the burial lock of the
+ * lock is held; an instance that registers at that moment either is seen here or sees the mark itself (both
+ * sides store, then load, sequentially consistent). Only then is the name removed. If two did that, the
+ * slower could remove the name of the new segment; so whoever removes the name holds the burial lock of the
  * inode that the name points to, and has looked again under it.
  *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
  * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
@@ -259,7 +260,8 @@ static int anyone_alive(const struct life *life)
 	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
-/* Somebody retired this segment. Remove it if he died over it. 0: the mark is off, or the file is; see anew. */
+/* Somebody retired this segment. Remove it if he died over it. 0: the mark is off, or the file is; see
+ * anew. */
 static int bury(struct mtlshm_host *host)
 {
 	const struct timespec nap = {.tv_nsec = BURIAL_NAP_NS};

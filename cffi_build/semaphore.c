@@ -4,15 +4,15 @@
  * sleeps. Taking and giving back are one atomic operation each while nobody waits.
  *
  * The danger is a holder that dies. Robust mutexes of the C library know holders by thread id, and two PID
- * namespaces have the same ones; POSIX semaphores know none. Here a waiter asks the holder's life lock, first when
- * it finds the semaphore taken and again each time its sleep ends, and takes the word from a dead holder by
- * compare-and-swap: of several waiters one succeeds, and is told.
+ * namespaces have the same ones; POSIX semaphores know none. Here a waiter asks the holder's life lock,
+ * first when it finds the semaphore taken and again each time its sleep ends, and takes the word from a
+ * dead holder by compare-and-swap: of several waiters one succeeds, and is told.
  *
- * Sleeps have a limit because the one who should wake us may be killed between giving back and waking. The limit
- * is what such a death can cost.
+ * Sleeps have a limit because the one who should wake us may be killed between giving back and waking. The
+ * limit is what such a death can cost.
  *
- * The futex is the lower half of the word. It holds index, type bits and the lowest bits of the generation; should a
- * change of the upper half alone ever be missed, the limit catches that as well.
+ * The futex is the lower half of the word. It holds index, type bits and the lowest bits of the generation;
+ * should a change of the upper half alone ever be missed, the limit catches that as well.
  */
 #include <errno.h>
 #include <linux/futex.h>

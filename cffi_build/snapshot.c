@@ -2,10 +2,10 @@
  *
  * Reading everything without stopping anyone.
  *
- * A record is constant while it is LIVE, and its control word changes with every change of hands; so a
- * copy is good if the control word said LIVE before it and the same after it. An lcore is shown as held if its
- * word was the same before and after its owner's record was seen LIVE. There is no moment at which all of it was
- * true together; a lock to have that would be one more thing to die with.
+ * A record is constant while it is LIVE, and its control word changes with every change of hands; so a copy
+ * is good if the control word said LIVE before it and the same after it. An lcore is shown as held if its
+ * word was the same before and after its owner's record was seen LIVE. There is no moment at which all of
+ * it was true together; a lock to have that would be one more thing to die with.
  *
  * Nothing read is trusted: indices come from token.h and are checked, strings end where their array ends.
  */

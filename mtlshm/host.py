@@ -41,9 +41,7 @@ class Host:
         self.path = os.path.abspath(default_path() if path is None else path)
         flags = lib.MTLSHM_CREATE * (create and not read_only) | lib.MTLSHM_READ_ONLY * read_only
         result = ffi.new("struct mtlshm_host **")
-        code = lib.mtlshm_open(
-            result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs)
-        )
+        code = lib.mtlshm_open(result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs))
         if code:
             raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
         self._c = result[0]
@@ -54,7 +52,9 @@ class Host:
             raise ValueError(f"segment {self.path}: this Host is closed")
         return self._c
 
-    def register(self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None) -> Instance:
+    def register(
+        self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None
+    ) -> Instance:
         """Become an instance, shown in the table as `label` (the command's name if None).
 
         `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every

@@ -44,9 +44,7 @@ class Topology:
             online=online,
             isolated=isolated,
             nodes=CpuSet.from_c(c.nodes),
-            cpus=tuple(
-                Cpu(n, c.core[n], c.llc[n], c.node[n], c.package[n], n in isolated) for n in sorted(online)
-            ),
+            cpus=tuple(Cpu(n, c.core[n], c.llc[n], c.node[n], c.package[n], n in isolated) for n in sorted(online)),
         )
 
     def siblings(self, cpu: Cpu) -> CpuSet:

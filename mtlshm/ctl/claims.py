@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """run and hold: lcores claimed for as long as something lasts.
 
-`run` stays as the parent of its command, since exec() would end the instance: what keeps one alive is the address space. The
-other way round, the command must not outlive the claim, so it is killed if we are (PR_SET_PDEATHSIG, prctl(2)). Between our
-death and its own there are some microseconds in which its lcores are free already. What the command itself has started is
-its own affair: the claim ends with the command.
+`run` stays as the parent of its command, since exec() would end the instance: what keeps one alive is the address
+space. The other way round, the command must not outlive the claim, so it is killed if we are (PR_SET_PDEATHSIG,
+prctl(2)). Between our death and its own there are some microseconds in which its lcores are free already. What the
+command itself has started is its own affair: the claim ends with the command.
 """
 
 from __future__ import annotations

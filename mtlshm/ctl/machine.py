@@ -9,6 +9,7 @@ from itertools import groupby
 import click
 
 from mtlshm import CpuSet, Topology
+from mtlshm.ctl.terminal import console
 
 
 @click.command()
@@ -25,7 +26,6 @@ def topology(as_json: bool) -> None:
         click.echo(json.dumps(data, indent=2))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("CPUs", "core", "cache", "NUMA node", "socket", "isolated", box=None, header_style="bold")
@@ -38,7 +38,7 @@ def topology(as_json: bool) -> None:
             *map(str, (first.core, first.llc, first.node, first.package)),
             "yes" if first.isolated else "",
         )
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     if absent := host.possible - host.online:
-        console.print(f"offline or absent: {absent}", highlight=False)
+        screen.print(f"offline or absent: {absent}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import click
 
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
 from mtlshm.ctl import people
+from mtlshm.ctl.terminal import console
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
 _SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interval of --watch
 
@@ -44,14 +46,10 @@ def status(context: click.Context, as_json: bool, watch: float | None) -> None:
             if as_json:
                 click.echo(json.dumps(as_data(host, snapshot, usage), indent=2))
             else:
-                from rich.console import Console
-
-                Console(highlight=False).print(_as_tables(host, snapshot, usage))
+                console().print(_as_tables(host, snapshot, usage))
             return
-        try:
+        with suppress(KeyboardInterrupt):
             _watch(host, usage, watch, as_json)
-        except KeyboardInterrupt:
-            pass
 
 
 def _watch(host: Host, usage: _CpuUse, interval: float, as_json: bool) -> None:
@@ -60,12 +58,11 @@ def _watch(host: Host, usage: _CpuUse, interval: float, as_json: bool) -> None:
             time.sleep(interval)
             click.echo(json.dumps(as_data(host, host.snapshot(), usage)))
 
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(highlight=False)
+    screen = console()
     time.sleep(_SAMPLE)
-    with Live(_as_tables(host, host.snapshot(), usage), console=console, screen=console.is_terminal) as live:
+    with Live(_as_tables(host, host.snapshot(), usage), console=screen, screen=screen.is_terminal) as live:
         while True:
             time.sleep(interval)
             live.update(_as_tables(host, host.snapshot(), usage), refresh=True)
@@ -94,9 +91,7 @@ def as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
         "created": datetime.fromtimestamp(snapshot.created, UTC).isoformat(),
         "daemon": f"{snapshot.daemon.owner:#x}" if snapshot.daemon else None,
         "semaphore": f"{snapshot.semaphore.owner:#x}" if snapshot.semaphore else None,
-        "counters": {
-            name: getattr(snapshot, name) for name in ("registered", "collected", "recovered", "takeovers")
-        },
+        "counters": {name: getattr(snapshot, name) for name in ("registered", "collected", "recovered", "takeovers")},
         "online": sorted(use),
         "instances": [
             {
@@ -148,8 +143,7 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
 
     def cells(info: InstanceInfo) -> list[str]:
         return [
-            escape(text)
-            for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
+            escape(text) for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
         ]
 
     def marked(info: InstanceInfo) -> str:
@@ -175,5 +169,9 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
     held = CpuSet(lcore.number for lcore in snapshot.lcores)
     free = CpuSet(use) - held
     daemon = f"daemon: pid {people.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
-    summary = escape(f"{host.path}: {len(held)} lcores held, {len(free)} free ({free or 'none'}); {daemon}")
-    return Group(summary, *(["", lcores] if held else []), *(["", instances] if snapshot.instances else []))
+    summary = escape(f"{host.path}: held {held or 'none'}, free {free or 'none'}; {daemon}")
+    parts: list[RenderableType] = [summary]
+    for table in (lcores, instances):
+        if table.row_count:
+            parts += ["", table]
+    return Group(*parts)

@@ -10,11 +10,10 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from mtlshm import Host, Kind, MtlshmError
+from mtlshm import Host, Instance, Kind, MtlshmError
 from mtlshm.daemon import config
 from mtlshm.daemon.reaper import Reaper
 
@@ -90,26 +89,25 @@ async def _serve(path: str | None) -> None:
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, _reload, path)
 
-    with Host(path) as host:
-        with _register(host) as me:
-            reaper = Reaper(host, me.owner, stop)
-            try:
-                reaper.start()
-                gc.collect()
-                gc.freeze()  # what is here now stays: later collections need not walk it
-                log.info("ready: %s, %d living instances", host.path, len(reaper))
-                await stopped
-                log.info("stopping; what living instances hold stays theirs")
-            finally:
-                reaper.close()
+    with Host(path) as host, _register(host) as me:
+        reaper = Reaper(host, me.owner, stop)
+        try:
+            reaper.start()
+            gc.collect()
+            gc.freeze()  # what is here now stays: later collections need not walk it
+            log.info("ready: %s, %d living instances", host.path, len(reaper))
+            await stopped
+            log.info("stopping; what living instances hold stays theirs")
+        finally:
+            reaper.close()
 
 
-def _register(host: Host) -> Any:
+def _register(host: Host) -> Instance:
     try:
         return host.register("mtlshmd", kind=Kind.DAEMON)
     except MtlshmError as error:
         if error.errno == errno.EEXIST and (other := host.snapshot().daemon):
-            error.strerror += f" (pid {other.pid} on {other.hostname})"
+            error.strerror = f"{error.strerror} (pid {other.pid} on {other.hostname})"
         raise
 
 

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon's configuration file: TOML, each key named like the long flag that overrides it.
-
-    segment = "/run/imtl/mtlshm"
-    log_level = "debug"
-"""
+"""The daemon's configuration file: TOML, each key named like the long flag that overrides it."""
 
 from __future__ import annotations
 

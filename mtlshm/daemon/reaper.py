@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The reaper: what a process held when it died is free at once.
 
-Nothing depends on it but speed. Any client that needs an lcore of a dead process takes it without us; we see to it that nobody
-has to, and that the table shows who lives. So an event that is missed costs a delay, never a core.
+Nothing depends on it but speed. Any client that needs an lcore of a dead process takes it without us; we see to it
+that nobody has to, and that the table shows who lives. So an event that is missed costs a delay, never a core.
 
 There are two sources of events, and one proof.
 
   inotify on the segment's file. A newcomer writes one byte with pwrite(): IN_MODIFY. When the mapping that pins a
     life lock goes, the kernel closes the file behind it: IN_CLOSE_WRITE. It covers every end of an instance (death,
     exec, unregister) in every PID namespace, but does not say whose it was, and it may come up to half a millisecond
-    before the lock is dropped: __fput() notifies first and unlocks then (Linux 6.18). Hence after it we look again, and again
-    2, 20 and 200 ms later; a look is one C call for all instances.
+    before the lock is dropped: __fput() notifies first and unlocks then (Linux 6.18). Hence after it we look again,
+    and again 2, 20 and 200 ms later; a look is one C call for all instances.
 
   A pidfd for each process whose PID we can see. It says who, and it comes after the lock is gone (exit_notify() runs
     after the address space and the files are dropped). It misses an exec, which ends an instance too.
