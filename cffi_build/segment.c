@@ -7,9 +7,9 @@
  * the name is taken, in which case the winner's file is opened like any other. Killed before the link, the
  * file vanishes with its last reference. Nobody ever sees a segment that is not complete, so one that is
  * not was damaged later, and is refused.
- *   O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another
- * user's existing
- * file in a sticky directory such as /dev/shm, for root too.
+ *
+ * O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another user's
+ * existing file in a sticky directory such as /dev/shm, for root too.
  *
  * REMOVING. A file without a name lives on for those who have it mapped, and they would share out the same
  * cores as the users of a new file. So a segment is first marked retired, which is refused while any life
@@ -275,8 +275,8 @@ static int bury(struct mtlshm_host *host)
 		rc = anyone_alive(&life);
 		if (rc > 0)
 			set_state(host, MTLSHM_IN_USE);
-		else if (!rc && unlink(host->path))
-			rc = -errno;
+		else if (!rc && unlink(host->path)) /* EPERM: another user's, in a sticky directory */
+			rc = errno == EPERM ? -EACCES : -errno;
 	}
 	life_leave(&life);
 	if (rc == -EAGAIN)

@@ -60,12 +60,9 @@ class Host:
         `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every
         claim_many(). errno EUSERS if all 256 records are held by living instances.
         """
-        identity = ffi.new("struct mtlshm_identity *")
-        keep = [ffi.new("char[]", label.encode()) if label is not None else ffi.NULL]
-        identity.label, identity.kind = keep[0], kind
-        if cpus is not None:
-            keep.append(CpuSet(cpus).to_c())
-            identity.cpus = keep[1]
+        c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode())
+        c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
+        identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
         result = ffi.new("struct mtlshm_instance **")
         check(lib.mtlshm_register(result, self._open, identity), f"register in {self.path}")
         instance = Instance(self, ffi.gc(result[0], lib.mtlshm_instance_free))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -35,7 +36,8 @@ class Smt(IntEnum):
     WHOLE = lib.MTLSHM_SMT_WHOLE  # whole physical cores; all their siblings count
 
 
-# One attribute look-up less in every claim.
+# Looked up once: every claim passes here.
+_APP = int(LcoreType.APP)
 _claim = lib.mtlshm_claim
 _release = lib.mtlshm_release
 
@@ -53,7 +55,7 @@ class Instance:
         self._host = host  # keeps the mapping as long as we are
         self._c = c  # NULL once closed: the core answers EBADF
 
-    def claim(self, lcore: int, type: int = 3) -> None:
+    def claim(self, lcore: int, type: int = _APP) -> None:
         """Claim one lcore, from a dead owner too. Busy if a living instance holds it, this one included."""
         if code := _claim(self._c, lcore, type):
             raise error(code, f"lcore {lcore}")
@@ -78,7 +80,7 @@ class Instance:
         waiting for other claims of this kind, which take a microsecond.
         """
         if not 0 <= count <= lib.MTLSHM_LCORES:
-            raise error(-34, f"{count} lcores")
+            raise error(-errno.ERANGE, f"{count} lcores")
         want = ffi.new("struct mtlshm_want *")
         want.count = count
         want.numa_node = lib.MTLSHM_ANY_NODE if node is None else node

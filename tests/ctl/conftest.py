@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from processes import BIN, DEADLINE
+
+CTL = str(BIN / "mtlshm-ctl")
+
+
+@pytest.fixture
+def environment(segment: str) -> dict[str, str]:
+    """What makes mtlshm-ctl use the test's segment."""
+    return os.environ | {"MTLSHM_PATH": segment}
+
+
+@pytest.fixture
+def ctl(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs mtlshm-ctl to its end."""
+
+    def run(*words: object, answer: str = "") -> subprocess.CompletedProcess[str]:
+        command = [CTL, *map(str, words)]
+        return subprocess.run(command, input=answer, capture_output=True, text=True, env=environment, timeout=DEADLINE)
+
+    return run
+
+
+@pytest.fixture
+def start_ctl(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts mtlshm-ctl in a session of its own; it and what it started are killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [CTL, *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def own_cpus() -> list[int]:
+    """The CPUs that this process, and so mtlshm-ctl, may claim."""
+    return sorted(os.sched_getaffinity(0))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""run and hold: lcores are claimed for as long as a command, or we, last."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mtlshm import CpuSet, Host
+from processes import BIN, eventually, held, look
+
+CTL = str(BIN / "mtlshm-ctl")
+
+
+def first_line(process) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def test_the_command_runs_on_its_lcores_and_knows_them(ctl, segment, own_cpus):
+    code = "import os; print(os.environ['MTLSHM_LCORES']); print(sorted(os.sched_getaffinity(0)))"
+    done = ctl("run", "--lcores", 1, "--", "python3", "-c", code)
+    lcores, affinity = done.stdout.splitlines()
+    assert affinity == str(sorted(CpuSet.parse(lcores)))
+    assert done.returncode == 0
+    assert held(segment) == set()
+
+
+def test_its_exit_status_is_the_commands(ctl):
+    assert ctl("run", "--lcores", 1, "--", "sh", "-c", "exit 7").returncode == 7
+    assert ctl("run", "--lcores", 1, "--", "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
+
+
+def test_options_of_the_command_are_the_commands(ctl):
+    assert ctl("run", "--lcores", 1, "echo", "--lcores", "9", "--help").stdout == "--lcores 9 --help\n"
+
+
+@pytest.mark.parametrize(("command", "status"), [("/no/such/command", 127), ("/etc/passwd", 126)])
+def test_a_command_that_cannot_be_run_has_the_shells_status(ctl, segment, command, status):
+    done = ctl("run", "--lcores", 1, "--", command)
+    assert done.returncode == status
+    assert done.stderr.count("\n") == 1
+    assert command in done.stderr
+    assert held(segment) == set()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1024, 5000])
+def test_what_could_never_be_had_is_refused_and_nothing_is_started(ctl, segment, count):
+    done = ctl("run", "--lcores", count, "--", "echo", "started")
+    assert done.returncode == 125
+    assert done.stdout == ""
+    assert f"{count} lcores" in done.stderr
+    assert held(segment) == set()
+
+
+def test_too_few_free_is_refused_and_nothing_is_started(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("all of them") as me:
+        me.claim_many(len(own_cpus))
+        done = ctl("run", "--lcores", 1, "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "mtlshm-ctl status" in done.stderr
+
+
+def test_a_node_that_does_not_exist_is_refused(ctl):
+    done = ctl("run", "--lcores", 1, "--numa", 63, "--", "true")
+    assert done.returncode == 125
+    assert "NUMA node" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(start_ctl, number):
+    name = number.name.removeprefix("SIG")
+    process = start_ctl(
+        "run", "--lcores", 1, "sh", "-c", f"trap 'exit 9' {name}; echo up; while :; do sleep 0.01; done"
+    )
+    assert first_line(process) == "up"
+    process.send_signal(number)
+    assert process.wait() == 9
+
+
+def test_a_signal_from_the_terminal_reaches_the_command_once(environment):
+    # It goes to the whole foreground group, so passing it on would make it two. A terminal of our own, and ^C.
+    count = "n=0; trap 'n=$((n+1))' INT; echo up; sleep 1; sleep 0.3; exit $n"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(CTL, [CTL, "run", "--lcores", "1", "sh", "-c", count], environment)
+    output = b""
+    while b"up" not in output:
+        output += os.read(terminal, 1024)
+    os.write(terminal, b"\x03")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_the_claim_lasts_as_long_as_the_command(start_ctl, segment):
+    process = start_ctl("run", "--lcores", 1, "sh", "-c", "echo up; exec sleep 1000")
+    first_line(process)
+    assert len(held(segment)) == 1
+    (child,) = psutil.Process(process.pid).children()
+    child.kill()
+    assert process.wait() == 128 + signal.SIGKILL
+    assert held(segment) == set()
+
+
+def test_the_command_does_not_outlive_the_claim(start_ctl, segment):
+    process = start_ctl("run", "--lcores", 1, "sleep", "1000")
+    (child,) = eventually(lambda: [c for c in psutil.Process(process.pid).children() if c.name() == "sleep"])
+    process.kill()
+    process.wait()
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    with Host(segment) as host:
+        assert host.sweep() == 1
+    assert held(segment) == set()
+
+
+def test_the_table_names_the_command(start_ctl, segment):
+    process = start_ctl("run", "--lcores", 1, "sh", "-c", "echo up; exec sleep 1000")
+    first_line(process)
+    (lcore,) = look(segment).lcores
+    assert lcore.owner.label == "sh -c echo up; exec sleep 1000"
+    assert lcore.owner.pid == process.pid
+
+
+def test_hold_keeps_given_lcores_until_it_is_stopped(start_ctl, segment, own_cpus):
+    process = start_ctl("hold", own_cpus[-1])
+    assert first_line(process) == str(own_cpus[-1])
+    assert held(segment) == {own_cpus[-1]}
+    process.terminate()
+    assert process.wait() == 0
+    assert held(segment) == set()
+
+
+def test_hold_finds_lcores_by_policy(start_ctl, segment):
+    process = start_ctl("hold", "--lcores", 1)
+    assert CpuSet.parse(first_line(process)) == held(segment)
+
+
+def test_hold_takes_all_or_none(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("in the way") as me:
+        me.claim(own_cpus[-1])
+        done = ctl("hold", CpuSet(own_cpus))
+        assert done.returncode == 4
+        assert held(segment) == {own_cpus[-1]}
+
+
+@pytest.mark.parametrize("words", [(), ("1", "--lcores", "1"), ("3-1",), ("one",), ("",)])
+def test_hold_refuses_what_makes_no_sense(ctl, words):
+    done = ctl("hold", *words)
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+
+
+def test_an_lcore_that_is_no_cpu_here_is_refused(ctl):
+    absent = max(map(int, (d.name[3:] for d in Path("/sys/devices/system/cpu").glob("cpu[0-9]*")))) + 1
+    done = ctl("hold", absent)
+    assert done.returncode == 1
+    assert "absent or offline" in done.stderr

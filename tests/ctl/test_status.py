@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""status shows who holds what, truly, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import mtlshm.ctl
+from mtlshm import Host, LcoreType
+from processes import UNPRIVILEGED, as_user, look, needs_root, run_python
+
+SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
+
+
+def test_with_no_segment_it_says_so_in_one_line(ctl, segment):
+    done = ctl("status")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert segment in done.stderr
+
+
+def test_json_is_what_the_schema_says_and_what_the_table_holds(ctl, segment, own_cpus, daemon, puppet):
+    daemon()
+    victim = puppet()
+    with Host(segment) as host, host.register("fünf [b]Kerne[/b]") as me:
+        me.claim(own_cpus[0], LcoreType.TAP)
+        done = ctl("status", "--json")
+        data = json.loads(done.stdout)
+        jsonschema.validate(data, SCHEMA)
+
+        mine = next(i for i in data["instances"] if i["pid"] == os.getpid())
+        assert mine["label"] == "fünf [b]Kerne[/b]"
+        assert mine["comm"] == Path("/proc/self/comm").read_text().strip()
+        assert (mine["uid"], mine["host"], mine["kind"]) == (os.getuid(), os.uname().nodename, "shm")
+        assert mine["state"] == "alive"
+        assert mine["lcores"] == [own_cpus[0]]
+        assert mine["pid_namespace"] == os.stat("/proc/self/ns/pid").st_ino
+        assert {i["pid"] for i in data["instances"]} >= {os.getpid(), victim.pid}
+        (lcore,) = data["lcores"]
+        assert (lcore["lcore"], lcore["type"], lcore["owner"]) == (own_cpus[0], "tap", mine["owner"])
+        assert 0 <= lcore["cpu_percent"] <= 100
+        assert data["daemon"] in {i["owner"] for i in data["instances"] if i["kind"] == "daemon"}
+        assert set(own_cpus) <= set(data["online"])
+
+
+def test_the_schema_can_be_violated():
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"segment": 3}, SCHEMA)
+
+
+def test_the_table_for_people_names_owner_type_and_user(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("fünf [b]Kerne[/b]") as me:
+        me.claim(own_cpus[0], LcoreType.SCH)
+        lines = ctl("status").stdout.splitlines()
+    row = next(line for line in lines if line.split()[:2] == [str(own_cpus[0]), "sch"])
+    assert "fünf [b]Kerne[/b]" in row
+    assert str(os.getpid()) in row
+
+
+def test_the_dead_are_shown_as_dead_and_left_alone(ctl, segment, puppet):
+    victim = puppet()
+    victim.claim(0)
+    victim.kill()
+    data = json.loads(ctl("status", "--json").stdout)
+    assert [(i["pid"], i["state"], i["lcores"]) for i in data["instances"]] == [(victim.pid, "dead", [0])]
+    assert look(segment).collected == 0
+
+
+def test_watch_shows_it_again_and_again_until_interrupted(start_ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("watched") as me:
+        process = start_ctl("status", "--watch", "0.1", "--json")
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["lcores"] == []
+        me.claim(own_cpus[0])
+        while not (lcores := json.loads(process.stdout.readline())["lcores"]):
+            pass
+        assert lcores[0]["label"] == "watched"
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+
+
+@needs_root("status by a user outside the group")
+def test_others_may_look_if_the_administrator_says_so(segment):
+    code = (
+        f"import os, sys, psutil, mtlshm.ctl.app\n{as_user(UNPRIVILEGED, UNPRIVILEGED, [])}"
+        "sys.argv = ['mtlshm-ctl', '--segment', sys.argv[1], 'status', '--json']\n"
+        "try:\n    mtlshm.ctl.app.main()\nexcept SystemExit as end:\n    print(end.code)"
+    )
+    with Host(segment) as host, host.register("seen"):
+        assert run_python(code, segment) == "5\n"
+        os.chmod(segment, 0o664)
+        *lines, status = run_python(code, segment).splitlines()
+        assert status == "0"
+        assert json.loads("\n".join(lines))["instances"][0]["label"] == "seen"
