@@ -31,14 +31,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inotify_simple import INotify, flags
+from inotify_simple import INotify, flags, parse_events
 
 from mtlshm import Busy, Host, MtlshmError
 
 log = logging.getLogger(__name__)
 
-_LOOKS = (0.002, 0.020, 0.200)  # seconds after a file was closed
-_EVENTS = flags.MODIFY | flags.CLOSE_WRITE | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
+_LOOKS = (0.002, 0.020, 0.200)  # seconds after a file was closed, each after the one before
+_MODIFY, _CLOSE_WRITE = int(flags.MODIFY), int(flags.CLOSE_WRITE)
+_EVENTS = _MODIFY | _CLOSE_WRITE | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
+_EVENTS_AT_ONCE = 65536  # bytes
 
 
 @dataclass(slots=True)
@@ -62,7 +64,8 @@ class Reaper:
         self._loop = asyncio.get_running_loop()
         self._namespace = _pid_namespace()
         self._watched: dict[int, _Watch] = {}
-        self._looks: list[asyncio.TimerHandle] = []
+        self._unseen: set[int] = set()  # those of them that have no pidfd
+        self._next_look: asyncio.TimerHandle | None = None
         self._inotify = INotify(nonblocking=True)
 
     def start(self) -> None:
@@ -75,8 +78,8 @@ class Reaper:
         """Stop watching. What is in the table stays."""
         self._loop.remove_reader(self._inotify.fileno())
         self._inotify.close()
-        for look in self._looks:
-            look.cancel()
+        if self._next_look:
+            self._next_look.cancel()
         for owner in list(self._watched):
             self._forget(owner)
 
@@ -84,22 +87,32 @@ class Reaper:
         return len(self._watched)
 
     def _on_segment(self) -> None:
+        # A pidfd that became readable together with this goes first: it knows whom to collect.
+        self._loop.call_soon(self._understand, os.read(self._inotify.fileno(), _EVENTS_AT_ONCE))
+
+    def _understand(self, events: bytes) -> None:
         seen = 0
-        for event in self._inotify.read(timeout=0):
+        for event in parse_events(events):
             seen |= event.mask
-        if seen & flags.CLOSE_WRITE:
-            for owner in [owner for owner, watch in self._watched.items() if watch.pidfd is None]:
+        if seen & _CLOSE_WRITE:
+            for owner in list(self._unseen):
                 self._collect(owner)
-            for look in self._looks:
-                look.cancel()
-            self._looks = [self._loop.call_later(delay, self._look) for delay in _LOOKS]
-        if seen & flags.MODIFY:
+            self._look_later(0)
+        if seen & _MODIFY:
             self._meet_newcomers()
-        if seen & ~(flags.CLOSE_WRITE | flags.MODIFY):  # moved, removed, or events were lost
+        if seen & ~(_CLOSE_WRITE | _MODIFY):  # moved, removed, or events were lost
             self._look()
 
-    def _look(self) -> None:
+    def _look_later(self, step: int) -> None:
+        if self._next_look:
+            self._next_look.cancel()
+        self._next_look = self._loop.call_later(_LOOKS[step], self._look, step + 1)
+
+    def _look(self, step: int = len(_LOOKS)) -> None:
         """Collect whoever is dead, whatever we know of it, and bring our list up to date."""
+        self._next_look = None
+        if step < len(_LOOKS):
+            self._look_later(step)
         try:
             collected = self._host.sweep()
         except MtlshmError as error:
@@ -124,6 +137,8 @@ class Reaper:
                 return
             pidfd = _open_pidfd(info.pid) if info.pid_namespace == self._namespace else None
             self._watched[owner] = _Watch(info.label, info.pid, pidfd)
+            if pidfd is None:
+                self._unseen.add(owner)
             alive = self._host.alive(owner)
         except MtlshmError as error:
             self._report(error)
@@ -144,6 +159,7 @@ class Reaper:
             # close will tell.
             if watch.pidfd is not None:
                 self._drop_pidfd(watch)
+                self._unseen.add(owner)
             return
         except MtlshmError as error:
             if error.errno != errno.ESRCH:  # else somebody collected it before us
@@ -155,6 +171,7 @@ class Reaper:
             log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
 
     def _forget(self, owner: int) -> None:
+        self._unseen.discard(owner)
         self._drop_pidfd(self._watched.pop(owner))
 
     def _drop_pidfd(self, watch: _Watch) -> None:
