@@ -1,0 +1,608 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the host looks like, and which lcores a claim of several gets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import accumulate, product
+from pathlib import Path
+
+import pytest
+
+from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt, Topology
+from sysfs import Machine
+
+ALL = CpuSet(range(1024))
+REAL = Path("/sys/devices/system")
+
+TWO_SOCKETS = Machine(sockets=2, cores=8, threads=2)
+MACHINES = {
+    "one CPU": Machine(cores=1),
+    "two sockets, siblings adjacent": TWO_SOCKETS,
+    "two sockets, siblings at + half": Machine(sockets=2, cores=8, threads=2, split=True),
+    "four threads a core": Machine(cores=6, threads=4, split=True),
+    "offline siblings, a core and a node": Machine(
+        sockets=2, cores=4, threads=2, split=True, offline=frozenset({0, 9, 2, 10, *range(4, 8), *range(12, 16)})
+    ),
+    "holes in the numbering": Machine(sockets=2, cores=6, threads=2, skip=frozenset({0, *range(5, 70), 72, 200})),
+    "several caches a node": Machine(sockets=2, cores=16, threads=2, caches=4, split=True),
+    "several nodes a socket": Machine(sockets=2, cores=12, threads=2, nodes=2, caches=4),
+    "several nodes a cache": Machine(sockets=2, cores=8, threads=2, nodes=2, caches=1, split=True),
+    "hybrid": Machine(cores=12, threads=(2,) * 4 + (1,) * 8),
+    "isolated": Machine(sockets=2, cores=4, isolated=frozenset({2, 3, 7})),
+    "no NUMA, no caches": Machine(sockets=2, cores=4, threads=2, nodes=0, caches=0),
+    "an old kernel": Machine(sockets=2, cores=4, threads=2, split=True, old_names=True),
+}
+LARGEST = Machine(sockets=2, cores=256, threads=2, nodes=2, caches=16, split=True)  # as the table is built for
+
+
+@pytest.fixture
+def host(segment: str, tmp_path: Path) -> Iterator[Callable[[Machine], Host]]:
+    """Opens the test's segment as one of a made-up machine."""
+    with ExitStack() as stack:
+        yield lambda machine: stack.enter_context(Host(segment, sysfs=machine.write(tmp_path / "sys")))
+
+
+@pytest.fixture
+def claimant(host: Callable[[Machine], Host]) -> Callable[..., Instance]:
+    """An instance on a made-up machine, on which somebody else holds the busy CPUs."""
+    everybody: list[Instance] = []  # who is forgotten is unregistered
+
+    def register(machine: Machine, *, busy: Iterable[int] = (), allowed: Iterable[int] = ALL) -> Instance:
+        opened = host(machine)
+        everybody.append(somebody := opened.register("somebody", cpus=ALL))
+        occupy(somebody, busy)
+        return opened.register("claimant", cpus=allowed)
+
+    return register
+
+
+def occupy(somebody: Instance, cpus: Iterable[int]) -> None:
+    for cpu in cpus:
+        somebody.claim(cpu)
+
+
+def refusal(instance: Instance, want: int, **policy: object) -> int:
+    """The errno of a claim that is refused and leaves nothing behind."""
+    with pytest.raises(MtlshmError) as caught:
+        instance.claim_many(want, **policy)
+    assert instance.release_all() == 0
+    assert caught.value.errno is not None
+    return caught.value.errno
+
+
+# What the host looks like
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_the_topology_is_what_the_kernel_shows(machine: Machine, tmp_path: Path) -> None:
+    check_topology(machine, Topology.read(machine.write(tmp_path)))
+
+
+def check_topology(machine: Machine, topology: Topology) -> None:
+    assert topology.possible == {cpu.number for cpu in machine.cpus}
+    assert topology.online == {cpu.number for cpu in machine.online}
+    assert topology.isolated == machine.isolated
+    assert topology.nodes == {cpu.node for cpu in machine.online}
+    cache = "cache" if machine.caches else "package"
+    for seen, cpu in zip(topology.cpus, machine.online, strict=True):
+        assert seen.cpu == cpu.number
+        assert seen.core == min(machine.alike(cpu, "core"))
+        assert seen.llc == min(machine.alike(cpu, cache))
+        assert (seen.node, seen.package) == (cpu.node, cpu.package)
+        assert seen.isolated == (cpu.number in machine.isolated)
+
+
+def test_what_the_kernel_does_not_say_is_made_up_harmlessly(tmp_path: Path) -> None:
+    """Also what is seen of a CPU that goes offline while it is looked at."""
+    machine = Machine(sockets=2, cores=4, threads=2)
+    machine.write(tmp_path)
+    for cpu in 12, 13:
+        shutil.rmtree(tmp_path / f"devices/system/cpu/cpu{cpu}")
+    known = {cpu.cpu: cpu for cpu in Topology.read(tmp_path).cpus}
+    assert (known[12].core, known[12].llc, known[12].node, known[12].package) == (12, 8, 1, 0)
+    assert (known[13].core, known[13].llc, known[13].node, known[13].package) == (13, 8, 1, 0)
+    shutil.rmtree(tmp_path / "devices/system/node")
+    for cpu in range(16):
+        shutil.rmtree(tmp_path / f"devices/system/cpu/cpu{cpu}", ignore_errors=True)
+    (tmp_path / "devices/system/cpu/isolated").unlink()
+    topology = Topology.read(tmp_path)
+    assert [(c.cpu, c.core, c.llc, c.node, c.package) for c in topology.cpus] == [(n, n, 0, 0, 0) for n in range(16)]
+    assert topology.nodes == {0}
+    assert not topology.isolated
+
+
+def test_an_unknown_package_is_package_0(tmp_path: Path) -> None:
+    Machine(cores=2).write(tmp_path)
+    for cpu, number in enumerate(("-1", "70000")):
+        (tmp_path / f"devices/system/cpu/cpu{cpu}/topology/physical_package_id").write_text(f"{number}\n")
+    assert [cpu.package for cpu in Topology.read(tmp_path).cpus] == [0, 0]
+
+
+def test_caches_of_instructions_do_not_count(tmp_path: Path) -> None:
+    Machine(cores=4).write(tmp_path)
+    for cpu in range(4):
+        index = tmp_path / f"devices/system/cpu/cpu{cpu}/cache/index2"
+        index.mkdir()
+        for name, text in ("level", "3"), ("type", "Instruction"), ("shared_cpu_list", f"{cpu}"):
+            (index / name).write_text(f"{text}\n")
+    assert {cpu.llc for cpu in Topology.read(tmp_path).cpus} == {0}
+
+
+def cpu_file(directory: Path, name: str, text: str) -> Path:
+    file = directory / "devices/system/cpu" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return directory
+
+
+def test_cpus_from_1024_on_are_left_out(tmp_path: Path) -> None:
+    cpu_file(tmp_path, "possible", "0-1,1022-8191\n")
+    cpu_file(tmp_path, "online", "1,1023-1030,2048,4095-8191\n")
+    topology = Topology.read(tmp_path)
+    assert topology.possible == {0, 1, 1022, 1023}
+    assert topology.online == {1, 1023}
+
+
+def test_a_list_may_be_longer_than_a_page(tmp_path: Path) -> None:
+    cpu_file(tmp_path, "possible", "0-8191\n")
+    cpu_file(tmp_path, "online", ",".join(str(cpu) for cpu in range(0, 8192, 2)) + "\n")
+    assert Topology.read(tmp_path).online == CpuSet(range(0, 1024, 2))
+
+
+@pytest.mark.parametrize("text", ["0-3", "0,1,2,3\n", "0-1,2-3\n", "0,1-3\n"])
+def test_a_list_is_read_however_it_is_written(text: str, tmp_path: Path) -> None:
+    cpu_file(tmp_path, "possible", text)
+    cpu_file(tmp_path, "online", "0-3\n")
+    assert Topology.read(tmp_path).possible == {0, 1, 2, 3}
+
+
+GARBAGE = ["x", "0-", "-3", "0,,1", ",0", "0,", "0-3,", "3-0", "0-3 ", " 0-3", "0-3\n\n", "0-3\n4", "\n0", "0-3\0"]
+GARBAGE += ["\0", "0-3,2", "1,1", "0--3", "0-3-5", "0x1", "+1", "0;1", "0:2/4"]
+GARBAGE += ["4294967296", "0-4294967297", "99999999999999999999"]
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=repr)
+@pytest.mark.parametrize("name", ["possible", "online", "isolated", "cpu0/topology/core_cpus_list"])
+def test_a_list_that_is_none_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    cpu_file(Machine(cores=1).write(tmp_path), name, text)
+    with pytest.raises(MtlshmError) as caught:
+        Topology.read(tmp_path)
+    assert caught.value.errno == errno.EBADMSG
+
+
+@pytest.mark.parametrize("name", ["possible", "online"])
+def test_a_directory_that_describes_no_cpus_is_refused(name: str, tmp_path: Path) -> None:
+    (Machine().write(tmp_path) / "devices/system/cpu" / name).unlink()
+    with pytest.raises(MtlshmError) as caught:
+        Topology.read(tmp_path)
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.skipif(not (REAL / "cpu/online").exists(), reason="needs sysfs")
+def test_this_host_is_what_sysfs_says() -> None:
+    def read(name: str) -> CpuSet:
+        file = REAL / name
+        return CpuSet.parse(file.read_text()) if file.exists() else CpuSet()
+
+    topology = Topology.read()
+    assert topology.possible == read("cpu/possible") & ALL
+    assert topology.online == read("cpu/online") & ALL
+    assert topology.isolated == read("cpu/isolated") & ALL
+    assert topology.nodes == (read("node/has_cpu") or {0})
+    for cpu in topology.cpus:
+        directory = f"cpu/cpu{cpu.cpu}"
+        assert cpu.core == min(read(f"{directory}/topology/thread_siblings_list") or {cpu.cpu})
+        caches = [file.parent for file in (REAL / directory).glob("cache/index*/level")]
+        if caches:
+            last = max(caches, key=lambda index: int((index / "level").read_text()))
+            assert cpu.llc == min(CpuSet.parse((last / "shared_cpu_list").read_text()))
+
+
+@pytest.mark.skipif(not shutil.which("lscpu"), reason="needs lscpu")
+def test_this_host_is_what_lscpu_says() -> None:
+    command = ["lscpu", "--parse=CPU,CORE,SOCKET,NODE"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = {int(row[0]): row[1:] for line in lines if line[0] != "#" for row in [line.split(",")]}
+    cpus = Topology.read().cpus
+    assert {cpu.cpu for cpu in cpus} == rows.keys() & ALL
+    for one, other in product(cpus, cpus):
+        ours = one.core == other.core, one.package == other.package, one.node == other.node
+        assert ours == tuple(a == b for a, b in zip(rows[one.cpu], rows[other.cpu], strict=True))
+
+
+# Which CPUs an instance may have
+
+
+@pytest.fixture
+def affinity() -> Iterator[set[int]]:
+    """This thread's affinity mask, put back afterwards."""
+    mask = os.sched_getaffinity(0)
+    yield mask
+    os.sched_setaffinity(0, mask)
+
+
+def test_an_instance_stays_inside_its_affinity_mask_of_the_moment(segment: str, affinity: set[int]) -> None:
+    last = max(affinity & ALL)
+    os.sched_setaffinity(0, {last})
+    with Host(segment) as host, host.register() as me:
+        assert me.claim_many(1) == {last}
+        assert me.release_all() == 1
+        if len(affinity) > 1:
+            assert refusal(me, 2) == errno.ERANGE
+            assert refusal_of_one(me, min(affinity)) == errno.EDOM
+        os.sched_setaffinity(0, affinity)
+        assert me.claim_many(len(affinity & ALL)) == affinity & ALL
+
+
+def refusal_of_one(instance: Instance, lcore: int) -> int | None:
+    with pytest.raises(MtlshmError) as caught:
+        instance.claim(lcore)
+    return caught.value.errno
+
+
+def test_an_lcore_of_no_online_cpu_is_refused(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=6, skip=frozenset({2}), offline=frozenset({4}))
+    me = claimant(machine, allowed={0, 1})
+    assert refusal_of_one(me, 2) == errno.ENODEV  # a hole
+    assert refusal_of_one(me, 4) == errno.ENODEV  # offline
+    assert refusal_of_one(me, 7) == errno.ENODEV  # absent
+    assert refusal_of_one(me, 3) == errno.EDOM
+    assert refusal_of_one(me, 1024) == errno.ERANGE
+
+
+def test_only_allowed_cpus_are_taken(claimant: Callable[..., Instance]) -> None:
+    allowed = {1, 2, 8, 17, 30, 31}
+    me = claimant(TWO_SOCKETS, allowed=allowed | {32, 1023})
+    assert me.claim_many(6) == allowed
+
+
+def test_offline_cpus_and_holes_are_never_taken(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=2, cores=4, threads=2, skip=frozenset({3, 64}), offline=frozenset({0, 10, 11}))
+    me = claimant(machine)
+    assert me.claim_many(13) == {cpu.number for cpu in machine.online}
+
+
+# How many
+
+
+def test_the_only_cpu_can_be_had_in_every_way(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=1))
+    for smt, node in product(Smt, (None, 0)):
+        assert me.claim_many(1, smt=smt, node=node) == {0}
+        assert refusal_of_one(me, 0) == errno.EALREADY
+        assert me.release_all() == 1
+    assert refusal(me, 2) == errno.ERANGE
+
+
+def test_all_of_1024_cpus_can_be_seen_and_had(host: Callable[[Machine], Host]) -> None:
+    opened = host(LARGEST)
+    check_topology(LARGEST, opened.topology())
+    with opened.register(cpus=ALL) as me:
+        for smt in Smt.ANY, Smt.WHOLE:
+            assert me.claim_many(1024, smt=smt) == ALL
+            assert me.release_all() == 1024
+        assert me.claim_many(512, smt=Smt.AVOID) == CpuSet(range(512))
+        me.release_all()
+        assert refusal(me, 513, smt=Smt.AVOID) == errno.ERANGE
+        me.claim(1023)
+        with pytest.raises(MtlshmError) as caught:
+            me.claim_many(1024)
+        assert caught.value.errno == errno.EBUSY
+
+
+def test_no_lcores_is_an_error(claimant: Callable[..., Instance]) -> None:
+    assert refusal(claimant(TWO_SOCKETS), 0) == errno.EINVAL
+
+
+def test_more_than_exist_can_never_be_had(claimant: Callable[..., Instance]) -> None:
+    me = claimant(TWO_SOCKETS)
+    for want, policy in (
+        (33, {}),
+        (1025, {}),
+        (17, {"node": 1}),
+        (17, {"smt": Smt.AVOID}),
+        (9, {"smt": Smt.AVOID, "node": 0}),
+        (3, {"smt": Smt.WHOLE}),
+        (34, {"smt": Smt.WHOLE}),
+    ):
+        assert refusal(me, want, **policy) == errno.ERANGE
+
+
+def test_a_claim_takes_all_or_nothing(claimant: Callable[..., Instance]) -> None:
+    me = claimant(TWO_SOCKETS, busy=range(30))
+    assert refusal(me, 3) == errno.EBUSY
+    assert refusal(me, 2, node=0) == errno.EBUSY
+    assert me.claim_many(2) == {30, 31}
+    assert me.lcores == {30, 31}
+
+
+def test_what_one_has_already_is_not_given_again(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=4))
+    me.claim(1)
+    assert me.claim_many(3) == {0, 2, 3}
+
+
+# SMT
+
+
+def test_avoided_siblings_are_those_of_anybody_and_ones_own(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=4, threads=2, split=True), busy={5}, allowed=range(7))
+    assert me.claim_many(2, smt=Smt.AVOID) == {0, 2}
+    assert me.claim_many(1, smt=Smt.AVOID) == {3}
+    with pytest.raises(MtlshmError) as caught:
+        me.claim_many(1, smt=Smt.AVOID)
+    assert caught.value.errno == errno.EBUSY
+    assert me.claim_many(3) == {1, 4, 6}
+
+
+def test_an_offline_sibling_is_none(claimant: Callable[..., Instance]) -> None:
+    """Not even if somebody held it when it went offline."""
+    me = claimant(Machine(cores=3, threads=2, offline=frozenset({1, 3})), busy={1, 3})
+    assert me.claim_many(3, smt=Smt.AVOID) == {0, 2, 4}
+    me.release_all()
+    assert me.claim_many(2, smt=Smt.WHOLE) == {4, 5}
+    assert me.claim_many(2, smt=Smt.WHOLE) == {0, 2}
+
+
+def test_whole_cores_are_shared_with_nobody(claimant: Callable[..., Instance]) -> None:
+    """Neither is part of a core taken of which a sibling is busy, or not allowed."""
+    me = claimant(Machine(cores=5, threads=2), busy={3}, allowed=range(9))
+    assert me.claim_many(6, smt=Smt.WHOLE) == {0, 1, 4, 5, 6, 7}
+    me.release_all()
+    assert refusal(me, 8, smt=Smt.WHOLE) == errno.EBUSY
+    assert refusal(me, 10, smt=Smt.WHOLE) == errno.ERANGE
+
+
+def test_whole_cores_of_several_sizes_add_up_larger_first(claimant: Callable[..., Instance]) -> None:
+    me = claimant(MACHINES["hybrid"])  # 0-7 are four cores of two, 8-15 eight of one
+    for want, lcores in (4, range(4)), (5, {0, 1, 2, 3, 8}), (1, {8}), (16, range(16)), (13, range(13)):
+        assert me.claim_many(want, smt=Smt.WHOLE) == set(lcores)
+        me.release_all()
+
+
+def test_whole_cores_that_cannot_add_up_are_refused(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=5, threads=(4, 4, 3, 3, 3)))
+    possible = {sum(some) for some in product((0, 4), (0, 4), (0, 3), (0, 3), (0, 3))}
+    for want in range(1, 19):
+        if want in possible:
+            assert len(me.claim_many(want, smt=Smt.WHOLE)) == want
+            me.release_all()
+        else:
+            assert refusal(me, want, smt=Smt.WHOLE) == errno.ERANGE
+
+
+def test_the_fullest_cache_is_not_emptied_if_the_rest_cannot_add_up_then(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=6, threads=(2, 2, 1, 2, 2, 2), caches=2, offline=frozenset({9, 10}))
+    me = claimant(machine)  # 0,1 2,3 4 share a cache, 5,6 7,8 another
+    assert me.claim_many(6, smt=Smt.WHOLE) == {0, 1, 5, 6, 7, 8}
+
+
+# NUMA nodes and caches
+
+
+def test_a_claim_can_be_for_one_node(claimant: Callable[..., Instance]) -> None:
+    me = claimant(TWO_SOCKETS, busy={16})
+    assert me.claim_many(3, node=1) == {17, 18, 19}
+    assert me.claim_many(2, node=1, smt=Smt.AVOID) == {20, 22}
+    assert me.claim_many(4, node=1, smt=Smt.WHOLE) == {24, 25, 26, 27}
+
+
+def test_a_node_without_cpus_is_none(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(sockets=3, cores=2, offline=frozenset({2, 3})))
+    for node in 1, 3, 63, 64, 1023, 1024, 1 << 30, -2:
+        assert refusal(me, 1, node=node) == errno.ENXIO
+    assert me.claim_many(2, node=2) == {4, 5}
+
+
+def test_a_claim_stays_in_the_cache_that_it_fills_best(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=2, cores=8, caches=2)  # of four CPUs each
+    me = claimant(machine, busy={0, 5, 8, 9})
+    assert me.claim_many(2) == {10, 11}
+    assert me.claim_many(2) == {1, 2}
+    assert me.claim_many(4) == {12, 13, 14, 15}
+    assert me.claim_many(3) == {4, 6, 7}
+
+
+def test_a_tie_goes_to_the_lowest(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=8, threads=2, caches=2, split=True)  # 0-3,8-11 and 4-7,12-15
+    me = claimant(machine, busy={0, 1, 2, 3, 12, 13, 14, 15})
+    assert me.claim_many(3) == {8, 9, 10}
+
+
+def test_a_claim_stays_in_the_node_that_it_fills_best(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=3, cores=8, caches=4)
+    me = claimant(machine, busy={0, 8, 10})
+    assert me.claim_many(5) == {12, 13, 14, 15, 9}
+    assert me.claim_many(7) == CpuSet(range(1, 8))
+    assert me.claim_many(8) == CpuSet(range(16, 24))
+
+
+def test_a_node_is_filled_from_as_few_caches_as_possible(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=16, caches=4)
+    me = claimant(machine, busy={0, 4, 5, 8, 9, 10})  # three, two, one and four are left
+    assert me.claim_many(5) == {11, 12, 13, 14, 15}
+    assert me.claim_many(4) == {1, 2, 3, 6}
+
+
+def test_a_large_claim_spreads_over_as_few_nodes_as_possible(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=4, cores=4)
+    me = claimant(machine, busy={0, 1, 4, 8})  # two, three, three and four are left
+    assert me.claim_many(6) == {12, 13, 14, 15, 2, 3}
+    assert me.claim_many(4) == {5, 6, 7, 9}
+
+
+def test_a_cache_of_several_nodes_does_not_make_them_one(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=8, nodes=2, split=True, threads=2)  # 0-3,8-11 and 4-7,12-15
+    me = claimant(machine, busy={0, 1, 8})
+    assert me.claim_many(6) == {4, 5, 6, 7, 12, 13}
+    assert me.claim_many(6) == {2, 3, 9, 10, 11, 14}
+
+
+# Isolated CPUs
+
+
+def test_isolated_cpus_are_taken_if_there_are_enough(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=2, cores=4, isolated=frozenset({3, 6, 7}))
+    me = claimant(machine)
+    assert me.claim_many(2) == {6, 7}
+    me.release_all()
+    assert me.claim_many(3) == {3, 6, 7}
+    assert me.claim_many(1) == {4}
+
+
+def test_too_few_isolated_cpus_do_not_scatter_a_claim(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(sockets=2, cores=4, isolated=frozenset({3, 6, 7}))
+    assert claimant(machine, busy={0}).claim_many(4) == {4, 5, 6, 7}
+
+
+def test_isolated_cpus_come_first_within_a_domain(claimant: Callable[..., Instance]) -> None:
+    machine = Machine(cores=8, threads=2, isolated=frozenset({6, 13}))
+    me = claimant(machine)
+    assert me.claim_many(4, smt=Smt.AVOID) == {0, 2, 6, 13}
+    me.release_all()
+    assert me.claim_many(3) == {0, 6, 13}
+
+
+def test_a_core_isolated_in_part_is_no_isolated_core(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=4, threads=2, isolated=frozenset({1, 3, 6, 7})))
+    assert me.claim_many(2, smt=Smt.WHOLE) == {6, 7}
+    assert me.claim_many(2, smt=Smt.WHOLE) == {0, 1}
+
+
+# All of it, against a plain reckoning
+
+
+def random_machine(rng: random.Random) -> Machine:
+    sockets, cores = rng.choice([1, 1, 2, 3]), rng.choice([1, 2, 4, 6])
+    threads = rng.choice([1, 2, 2, 4, tuple(rng.choice([1, 2, 3]) for _ in range(cores))])
+    cpus = sockets * cores * 4
+    return Machine(
+        sockets=sockets,
+        cores=cores,
+        threads=threads,
+        nodes=rng.choice([0, 1, 1, 2]),
+        caches=rng.choice([0, 1, 2, 3]),
+        split=rng.random() < 0.5,
+        skip=frozenset(rng.sample(range(cpus), rng.choice([0, 0, cpus // 8]))),
+        offline=frozenset(rng.sample(range(1, cpus), rng.choice([0, 0, cpus // 8, cpus // 3]))),
+        isolated=frozenset(rng.sample(range(cpus), rng.choice([0, 0, cpus // 4, cpus // 2]))),
+    )
+
+
+class Reckoning:
+    """What a claim could be made of: the CPUs that can be had, in the parts that are taken whole."""
+
+    def __init__(self, machine: Machine, usable: Iterable[int], busy: Iterable[int], smt: Smt) -> None:
+        self.smt = smt
+        free = CpuSet(usable) - busy
+        cores = {machine.alike(cpu, "core") for cpu in machine.online}
+        if smt is Smt.ANY:
+            parts = [{cpu} for cpu in free]
+        elif smt is Smt.AVOID:
+            parts = [core & free for core in cores if core & free and not core & CpuSet(busy)]
+        else:
+            parts = [core for core in cores if core <= free]
+        self.parts = [CpuSet(part) for part in parts]
+
+    def within(self, cpus: CpuSet) -> Reckoning:
+        result = object.__new__(Reckoning)
+        result.smt = self.smt
+        result.parts = [part for part in self.parts if part <= cpus]
+        return result
+
+    def sizes(self) -> list[int]:
+        return [len(part) if self.smt is Smt.WHOLE else 1 for part in self.parts]
+
+    def room(self) -> int:
+        return sum(self.sizes())
+
+    def makes(self, want: int) -> bool:
+        sums = {0}
+        for size in self.sizes():
+            sums |= {each + size for each in sums}
+        return want in sums
+
+    def is_made_of(self, lcores: CpuSet) -> bool:
+        taken = [part for part in self.parts if part & lcores]
+        one_each = self.smt is Smt.AVOID and all(len(part & lcores) == 1 for part in taken)
+        return lcores <= CpuSet().union(*taken) and (one_each or CpuSet().union(*taken) == lcores)
+
+
+def domains(machine: Machine, *shared: str) -> list[CpuSet]:
+    """The online CPUs in groups that share these things, in the order of their names."""
+    groups: dict[tuple[int, ...], set[int]] = {}
+    for cpu in machine.online:
+        name = (cpu.node if what == "node" else min(machine.alike(cpu, what)) for what in shared)
+        groups.setdefault(tuple(name), set()).add(cpu.number)
+    return [CpuSet(groups[name]) for name in sorted(groups)]
+
+
+def fewest(rooms: Iterable[int], want: int) -> int:
+    """How many domains of these sizes it takes."""
+    sums = accumulate(sorted(rooms, reverse=True))
+    return next(n for n, total in enumerate(sums, 1) if total >= want)
+
+
+def check_locality(machine: Machine, had: Reckoning, lcores: CpuSet) -> None:
+    want = len(lcores)
+    nodes = domains(machine, "node")
+    caches = domains(machine, "cache" if machine.caches else "package", "node")
+
+    for some in caches, nodes:
+        enough = [domain for domain in some if had.within(domain).makes(want)]
+        if enough:
+            # Of several with least room the first.
+            assert lcores <= min(enough, key=lambda domain: had.within(domain).room())
+            break
+    if len(set(had.sizes())) != 1:
+        return
+    used = [domain for domain in nodes if domain & lcores]
+    assert len(used) == fewest((had.within(domain).room() for domain in nodes), want)
+    if len(used) == 1:
+        inside = [domain for domain in caches if domain <= used[0]]
+        assert sum(bool(domain & lcores) for domain in inside) == fewest(
+            (had.within(domain).room() for domain in inside), want
+        )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_claims_agree_with_a_plain_reckoning(seed: int, segment: str, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    machine = random_machine(rng)
+    numbers = sorted(cpu.number for cpu in machine.cpus)
+    with Host(segment, sysfs=machine.write(tmp_path)) as host:
+        for _ in range(30):
+            busy = set(rng.sample(numbers, rng.choice([0, len(numbers) // 8, len(numbers) // 2])))
+            allowed = set(rng.sample(numbers, len(numbers) - rng.choice([0, 0, len(numbers) // 4])))
+            want, smt = rng.randint(1, rng.choice([4, len(numbers) + 1])), rng.choice(list(Smt))
+            node = rng.choice([None, None, 0, 1])
+            with host.register(cpus=ALL) as somebody, host.register(cpus=allowed) as me:
+                occupy(somebody, busy)
+                check_claim(machine, me, want, smt, node, allowed, busy)
+
+
+def check_claim(
+    machine: Machine, me: Instance, want: int, smt: Smt, node: int | None, allowed: set[int], busy: set[int]
+) -> None:
+    usable = {cpu.number for cpu in machine.online if cpu.number in allowed and node in (None, cpu.node)}
+    now, ever = Reckoning(machine, usable, busy, smt), Reckoning(machine, usable, (), smt)
+    if node is not None and node not in {cpu.node for cpu in machine.online}:
+        assert refusal(me, want, smt=smt, node=node) == errno.ENXIO
+    elif not now.makes(want):
+        assert refusal(me, want, smt=smt, node=node) == (errno.EBUSY if ever.makes(want) else errno.ERANGE)
+    else:
+        lcores = me.claim_many(want, smt=smt, node=node)
+        assert len(lcores) == want
+        assert lcores <= usable - busy
+        assert me.lcores == lcores
+        isolated = Reckoning(machine, usable & machine.isolated, busy, smt)
+        had = isolated if isolated.makes(want) else now
+        assert had.is_made_of(lcores)
+        check_locality(machine, had, lcores)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from processes import BIN, Daemon, Puppet, start_puppet
+from sysfs import Machine
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes many seconds; runs last")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def segment() -> Iterator[str]:
+    """The path of a segment of the test's own in /dev/shm, which does not exist yet."""
+    path = tempfile.mktemp(prefix="mtlshm-test-", dir="/dev/shm")
+    yield path
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.fixture
+def host64(tmp_path: Path) -> Path:
+    """A host of 64 CPUs, for use in place of /sys."""
+    return Machine(cores=64).write(tmp_path / "host64")
+
+
+@pytest.fixture(scope="session")
+def puppet_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """puppet.c, compiled with the core's sources; once for all workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    program = shared / "puppet"
+    with (shared / "puppet.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
+            flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+            sources = [ROOT / "tests/cffi_build/puppet.c", *core]
+            subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
+    return program
+
+
+@pytest.fixture
+def puppet(puppet_program: Path, segment: str) -> Iterator[Callable[..., Puppet]]:
+    """Starts puppets: puppet() has opened the test's segment and registered, as most tests want it."""
+    started: list[Puppet] = []
+
+    def start(
+        *, path: str = segment, sysfs: Path | None = None, prefix: tuple[str, ...] = (), ready: bool = True
+    ) -> Puppet:
+        started.append(new := start_puppet(puppet_program, path, sysfs, prefix))
+        if ready:
+            assert new.open(1) == 0
+            assert new.register() == 0
+        return new
+
+    yield start
+    for each in started:
+        each.clean_up()
+
+
+@pytest.fixture
+def daemon(segment: str, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons; daemon() serves the test's segment and is ready."""
+    started: list[Daemon] = []
+
+    def start(
+        *arguments: object,
+        command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        ready: bool = True,
+    ) -> Daemon:
+        log = tmp_path / f"mtlshmd-{len(started)}.log"
+        # A configuration of the machine's own shall not matter.
+        settings = {"MTLSHM_PATH": segment, "MTLSHMD_CONFIG": "/dev/null"} | (environment or {})
+        program = command or [str(BIN / "mtlshmd")]
+        started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
+        if ready:
+            new.await_log("ready")
+        return new
+
+    yield start
+    for each in started:
+        each.kill()
+    for each in started:
+        assert "Traceback" not in each.log(), each.log()

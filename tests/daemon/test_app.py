@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""mtlshmd as a program: signals, settings, exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtlshm import Kind
+from processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, held, look, namespaces, needs_root
+
+StartPuppet = Callable[..., Puppet]
+StartDaemon = Callable[..., Daemon]
+
+RUN = "mtlshm.daemon.app.main()"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_and_what_the_living_hold_stays_theirs(
+    daemon: StartDaemon, puppet: StartPuppet, segment: str, number: signal.Signals
+) -> None:
+    server = daemon()
+    holder = puppet()
+    holder.claim(5)
+    assert server.end(number) == 0
+    assert held(segment) == {5}
+    assert holder.release(5) == 0
+    assert [info.kind for info in look(segment).instances] == [Kind.SHM]
+
+
+def test_it_stops_as_cleanly_amid_events(
+    daemon: StartDaemon, puppet: StartPuppet, host64: Path, tmp_path: Path
+) -> None:
+    """That no traceback was logged, the fixture sees to."""
+    for n in range(5):
+        server = daemon()
+        churners = [puppet(sysfs=host64) for _ in range(4)]
+        for churner in churners:
+            churner.churn(tmp_path / "witness", n)
+        churners[0].kill()
+        assert server.end(signal.SIGTERM) == 0
+        for churner in churners:
+            churner.kill()
+
+
+def test_the_table_shows_it(daemon: StartDaemon, segment: str) -> None:
+    daemon()
+    info = look(segment).daemon
+    assert info
+    assert info.kind == Kind.DAEMON
+    assert info.label == "mtlshmd"
+
+
+def test_a_second_one_on_the_same_segment_is_refused_and_the_first_named(daemon: StartDaemon, segment: str) -> None:
+    daemon()
+    first = look(segment).daemon
+    assert first
+    second = daemon(ready=False)
+    assert second.wait() == 1
+    assert "a daemon serves this segment already" in second.log()
+    assert f"pid {first.pid}" in second.log()
+    assert look(segment).daemon == first or look(segment).daemon.pid == first.pid
+
+
+def test_two_on_two_segments_do_not_mind_each_other(daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon()
+    daemon("--segment", tmp_path / "another")
+
+
+@pytest.mark.parametrize("name", ["mtlshmd", "MtlManager"])
+def test_it_has_the_name_that_existing_scripts_use_too(daemon: StartDaemon, name: str) -> None:
+    assert daemon(command=[str(BIN / name)]).end(signal.SIGTERM) == 0
+
+
+def test_what_is_no_segment_is_refused(daemon: StartDaemon, segment: str) -> None:
+    Path(segment).write_text("something else")
+    server = daemon(ready=False)
+    assert server.wait() == 1
+    assert segment in server.log()
+    assert "not a mtlshm segment" in server.log()
+
+
+@needs_root("a daemon that may not write the segment")
+def test_a_segment_of_others_is_refused_and_the_group_named(
+    daemon: StartDaemon, puppet: StartPuppet, segment: str
+) -> None:
+    puppet()
+    os.chown(segment, 0, 54321)
+    server = daemon(command=[sys.executable, "-c", as_user(UNPRIVILEGED, UNPRIVILEGED, []) + RUN], ready=False)
+    assert server.wait() == 1
+    assert segment in server.log()
+    assert "gid 54321" in server.log()
+
+
+def test_no_inotify_left_is_said_in_a_line(daemon: StartDaemon, segment: str) -> None:
+    none_left = 'echo 0 >/proc/sys/user/max_inotify_instances && exec "$@"'
+    server = daemon(prefix=(*namespaces("mount"), "sh", "-c", none_left, "sh"), ready=False)
+    assert server.wait() == 1
+    assert "ERROR" in server.log()
+
+
+# --- settings ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "mtlshmd.toml"
+
+
+def test_the_file_yields_to_the_environment_and_that_to_the_flag(
+    daemon: StartDaemon, tmp_path: Path, config: Path
+) -> None:
+    file, environment, flag = (tmp_path / name for name in ("by-file", "by-environment", "by-flag"))
+    config.write_text(f'segment = "{file}"\n')
+    none, some = {"MTLSHM_PATH": ""}, {"MTLSHM_PATH": str(environment)}
+    assert f"ready: {file}," in daemon("--config", config, environment=none).log()
+    assert f"ready: {environment}," in daemon("--config", config, environment=some).log()
+    assert f"ready: {flag}," in daemon("--config", config, "--segment", flag, environment=some).log()
+
+
+def test_the_file_can_be_named_in_the_environment(daemon: StartDaemon, tmp_path: Path, config: Path) -> None:
+    config.write_text(f'segment = "{tmp_path}/by-file"\n')
+    server = daemon(environment={"MTLSHMD_CONFIG": str(config), "MTLSHM_PATH": ""})
+    assert f"ready: {tmp_path}/by-file," in server.log()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        pytest.param('sgement = "/x"\n', "sgement", id="unknown key"),
+        pytest.param('log_level = "loud"\n', "loud", id="unknown level"),
+        pytest.param("log_level = 3\n", "log_level", id="not a string"),
+        pytest.param("segment = {}\n", "segment", id="not a string either"),
+        pytest.param('segment = "/x\n', "line 1", id="bad syntax"),
+        pytest.param("\xff\n", "0xff", id="not text at all"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name_and_says_what_is_wrong(
+    daemon: StartDaemon, segment: str, config: Path, text: str, named: str
+) -> None:
+    config.write_text(text, encoding="latin-1")
+    server = daemon("--config", config, ready=False)
+    assert server.wait() == 2
+    assert str(config) in server.log()
+    assert named in server.log()
+    assert not os.path.exists(segment)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(daemon: StartDaemon, config: Path) -> None:
+    server = daemon("--config", config, ready=False)
+    assert server.wait() == 2
+    assert str(config) in server.log()
+
+
+@pytest.mark.parametrize("arguments", [("--log-level", "loud"), ("--nonsense",), ("something",)])
+def test_bad_flags_are_refused(daemon: StartDaemon, segment: str, arguments: tuple[str, ...]) -> None:
+    server = daemon(*arguments, ready=False)
+    assert server.wait() == 2
+    assert arguments[-1] in server.log()
+    assert not os.path.exists(segment)
+
+
+def test_log_levels_hide_what_is_less(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
+    quiet = daemon("--log-level", "error", ready=False)
+    puppet(ready=False).open(1)
+    while not look(segment).daemon:
+        pass
+    assert quiet.end(signal.SIGTERM) == 0
+    assert quiet.log() == ""
+
+
+def test_sighup_reads_the_file_again_and_a_bad_one_changes_nothing(
+    daemon: StartDaemon, puppet: StartPuppet, config: Path, segment: str
+) -> None:
+    config.write_text('log_level = "info"\n')
+    server = daemon("--config", config)
+    before, after = puppet(), None
+    config.write_text('log_level = "debug"\n')
+    server.send(signal.SIGHUP)
+    server.await_log("configuration reloaded")
+    after = puppet()
+    server.await_log(f"watching puppet (pid {after.pid}")
+    assert f"watching puppet (pid {before.pid}" not in server.log()
+
+    config.write_text('log_level = "error"\nwrong = "yes"\n')
+    server.send(signal.SIGHUP)
+    server.await_log("configuration not reloaded")
+    assert "wrong" in server.log()
+    assert str(config) in server.log()
+    still = puppet()
+    server.await_log(f"watching puppet (pid {still.pid}")
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_sighup_does_not_move_it_to_another_segment(
+    daemon: StartDaemon, puppet: StartPuppet, config: Path, segment: str
+) -> None:
+    config.write_text(f'segment = "{segment}"\n')
+    server = daemon("--config", config, environment={"MTLSHM_PATH": ""})
+    config.write_text(f'segment = "{segment}-other"\n')
+    server.send(signal.SIGHUP)
+    server.await_log("at the next start only")
+    client = puppet()
+    client.claim(5)
+    client.kill()
+    server.await_log("died")
+    assert held(segment) == set()
+    assert not os.path.exists(f"{segment}-other")
