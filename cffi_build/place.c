@@ -2,26 +2,26 @@
  *
  * Which lcores a claim of several shall have: the one place where the placement policy is written down.
  *
- * UNITS. The SMT policy is settled first, by turning what is free into units that are taken whole or not at all.
+ * UNITS. The SMT policy is settled first, by turning what is free into units, taken whole or not at all.
  *   any     every CPU is a unit
  *   avoid   every physical core without a busy CPU is a unit of one CPU
  *   whole   every physical core of which all online CPUs can be had is a unit of them all
- * From then on a unit is known by its lowest CPU, the leader, and only counting is left. All units weigh
- * the same, except for whole cores on a machine that has several kinds (hybrid, or some siblings offline).
- * Then a unit weighs its CPUs, and "is there enough" becomes "can it be made up exactly": a subset sum.
+ * From then on a unit is known by one CPU, its leader, and only counting is left. All units weigh the same,
+ * except for whole cores on a machine that has several kinds (hybrid, or some siblings offline). Then a
+ * unit weighs its CPUs, and "is there enough" becomes "can it be made up exactly": a subset sum.
  *
  * DOMAINS. Units are taken from one last-level cache if one has enough, else from one NUMA node, else from
- * several. Of the domains that have enough the one with least is best, as it leaves the others whole for those
- * who need more. Where none has enough, the fullest is taken entirely and the rest sought anew, which
- * makes the domains touched as few as they can be. Hence two steps do for everything: fit, and narrow.
+ * several. Of the domains that have enough, the one with least is best: it leaves the others whole for
+ * those who need more. Where none has enough, the fullest is taken entirely and the rest sought anew, which
+ * makes the domains touched as few as they can be. Hence two steps do for everything: fit, and drain.
  *   A cache can be wider than a node (Intel's sub-NUMA clustering divides the L3 of a socket into nodes, and
  * sysfs shows one cache), so a cache here means the CPUs that share both cache and node.
  *
- * WHAT IS REFUSED. What is kept throughout is that the units left can make up what is still needed. So once that
- * holds at the start, a choice is found; and it can be asked for an idle machine to tell -ERANGE from -EBUSY.
+ * REFUSALS. Every step leaves units that can make up what is still needed. So once that holds at the start a
+ * choice will be found; and asking it of an idle machine tells -ERANGE from -EBUSY.
  *
- * COST. This runs under the semaphore: a few hundred nanoseconds for 64 CPUs. Arrays are initialised only as
- * far as they are used, and bits are walked a word at a time.
+ * COST. This runs under the semaphore: a quarter of a microsecond for 64 CPUs. Arrays are initialised only
+ * as far as they are used, and bits are walked a word at a time.
  */
 #include "place.h"
 
@@ -32,18 +32,17 @@
 
 #include "cpuset.h"
 
-/* For every CPU of a set, ascending. The set may change meanwhile; what is seen is each word as it was. */
-#define for_each_cpu(cpu, set, cpus)                                                                 \
-	for (uint32_t word_ = 0; word_ * 64 < (cpus); word_++)                                       \
-		for (uint64_t bits_ = (set)->bits[word_];                                            \
-		     bits_ && ((cpu) = word_ * 64 + (uint32_t)__builtin_ctzll(bits_), true);         \
+/* For every CPU of a set, ascending; the CPU in hand may be removed. break leaves only the word. */
+#define for_each_cpu(cpu, set, cpus)                                                            \
+	for (uint32_t word_ = 0; word_ * 64 < (cpus); word_++)                                  \
+		for (uint64_t bits_ = (set)->bits[word_];                                       \
+		     bits_ && ((cpu) = word_ * 64 + (uint32_t)__builtin_ctzll(bits_), true);    \
 		     bits_ &= bits_ - 1)
 
 struct domain {
 	uint16_t cache; /* 0 if the domain is a node */
 	uint16_t node;
-	uint16_t weight; /* of its units, which are in these words of the set: */
-	uint8_t first_word, last_word;
+	uint16_t weight; /* of its units */
 };
 
 struct choice {
@@ -59,6 +58,9 @@ struct choice {
 	uint32_t domains;
 	struct domain domain[MTLSHM_LCORES]; /* those that have units, in no order */
 };
+
+/* Copied to clear a set: for memset() gcc uses "rep stos" here, which takes 20 ns to get going. */
+static const struct mtlshm_cpuset none;
 
 static uint32_t weight_of(const struct choice *choice, uint32_t leader)
 {
@@ -120,7 +122,7 @@ static void make_avoiding_units(struct choice *choice, const struct mtlshm_cpuse
 				const struct mtlshm_cpuset *busy)
 {
 	const struct mtlshm_topology *topology = choice->topology;
-	struct mtlshm_cpuset held, isolated, closed = {0}; /* cores that are busy or have their unit */
+	struct mtlshm_cpuset held, isolated, closed = none; /* cores that are busy or have their unit */
 	uint32_t cpu;
 
 	cpuset_and(&held, busy, &topology->online);
@@ -140,7 +142,7 @@ static void make_avoiding_units(struct choice *choice, const struct mtlshm_cpuse
 static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *free)
 {
 	const struct mtlshm_topology *topology = choice->topology;
-	struct mtlshm_cpuset others, broken = {0};
+	struct mtlshm_cpuset others, broken = none;
 	uint32_t cpu, leader, lightest = MTLSHM_LCORES;
 
 	cpuset_andnot(&others, &topology->online, free);
@@ -164,19 +166,20 @@ static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *
 			choice->heaviest = choice->weight[leader];
 	}
 	choice->mixed = lightest < choice->heaviest;
-	/* Units of one weight are counted; a claim that is no multiple of it would take more than there can be. */
+	/* Units of one weight are counted. A claim that is no multiple of it needs more than there can be. */
 	if (!choice->mixed && choice->heaviest)
 		choice->need = choice->need % lightest ? UINT32_MAX : choice->need / lightest;
 }
 
 /* Turn free CPUs into units. Can they make up the claim? */
-static bool begin(struct choice *choice, const struct mtlshm_topology *topology, const struct mtlshm_want *want,
-		  const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *busy)
+static bool begin(struct choice *choice, const struct mtlshm_topology *topology,
+		  const struct mtlshm_want *want, const struct mtlshm_cpuset *free,
+		  const struct mtlshm_cpuset *busy)
 {
 	choice->topology = topology;
 	choice->cpus = topology->cpus;
-	memset(&choice->units, 0, sizeof(choice->units));
-	memset(&choice->taken, 0, sizeof(choice->taken));
+	choice->units = none;
+	choice->taken = none;
 	choice->need = want->count;
 	choice->mixed = false;
 	if (want->smt == MTLSHM_SMT_WHOLE)
@@ -188,8 +191,8 @@ static bool begin(struct choice *choice, const struct mtlshm_topology *topology,
 	return adds_up(choice, &choice->units, choice->need);
 }
 
-/* The domain of a cache and a node, made if it is new. `slot` holds the latest one of that cache, which is the
- * one unless the cache is in several nodes. */
+/* The domain of a cache and a node, made if it is new. `slot` holds the latest domain of that cache, which is
+ * the right one unless the cache is in several nodes. */
 static struct domain *find_domain(struct choice *choice, uint16_t *slot, uint16_t cache, uint16_t node)
 {
 	struct domain *domain;
@@ -206,7 +209,7 @@ static struct domain *find_domain(struct choice *choice, uint16_t *slot, uint16_
 	}
 	*slot = (uint16_t)choice->domains++;
 	domain = &choice->domain[*slot];
-	*domain = (struct domain){.cache = cache, .node = node, .first_word = UINT8_MAX};
+	*domain = (struct domain){.cache = cache, .node = node};
 	return domain;
 }
 
@@ -215,8 +218,8 @@ static void group(struct choice *choice, bool by_node)
 {
 	const struct mtlshm_topology *topology = choice->topology;
 	uint16_t slot[MTLSHM_LCORES]; /* by number of the cache or node */
-	struct domain *domain = NULL;
-	uint32_t leader;
+	struct domain nowhere = {.node = UINT16_MAX}, *domain = &nowhere;
+	uint32_t leader, weight = 0;
 
 	memset(slot, 0xff, sizeof(slot[0]) * (by_node ? MTLSHM_LCORES : choice->cpus));
 	choice->domains = 0;
@@ -225,25 +228,33 @@ static void group(struct choice *choice, bool by_node)
 		uint16_t node = topology->node[leader];
 		uint16_t cache = by_node ? 0 : topology->llc[leader];
 
-		if (!domain || domain->node != node || domain->cache != cache)
+		if (domain->node != node || domain->cache != cache) {
+			domain->weight = (uint16_t)(domain->weight + weight);
+			weight = 0;
 			domain = find_domain(choice, &slot[by_node ? node : cache], cache, node);
-		if (domain->first_word == UINT8_MAX)
-			domain->first_word = (uint8_t)(leader / 64);
-		domain->last_word = (uint8_t)(leader / 64);
-		domain->weight += (uint16_t)weight_of(choice, leader);
+		}
+		weight += weight_of(choice, leader);
 	}
+	domain->weight = (uint16_t)(domain->weight + weight);
+}
+
+static bool is_in(const struct choice *choice, const struct domain *domain, uint32_t leader)
+{
+	return choice->topology->node[leader] == domain->node &&
+	       (choice->by_node || choice->topology->llc[leader] == domain->cache);
 }
 
 static struct mtlshm_cpuset members(const struct choice *choice, const struct domain *domain)
 {
-	const struct mtlshm_topology *topology = choice->topology;
-	struct mtlshm_cpuset set = {0};
-	uint32_t leader;
+	struct mtlshm_cpuset set = none;
 
-	for_each_cpu(leader, &choice->units, choice->cpus) {
-		if (topology->node[leader] == domain->node &&
-		    (choice->by_node || topology->llc[leader] == domain->cache))
-			cpuset_add(&set, leader);
+	for (uint32_t i = 0; i * 64 < choice->cpus; i++) {
+		uint64_t word = 0;
+
+		for (uint64_t bits = choice->units.bits[i]; bits; bits &= bits - 1)
+			if (is_in(choice, domain, i * 64 + (uint32_t)__builtin_ctzll(bits)))
+				word |= bits & -bits;
+		set.bits[i] = word;
 	}
 	return set;
 }
@@ -345,8 +356,9 @@ static void finish(struct choice *choice)
 }
 
 /* Choose from these CPUs. False: they cannot make up the claim. */
-static bool choose(struct choice *choice, const struct mtlshm_topology *topology, const struct mtlshm_want *want,
-		   const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *busy, uint16_t *lcores)
+static bool choose(struct choice *choice, const struct mtlshm_topology *topology,
+		   const struct mtlshm_want *want, const struct mtlshm_cpuset *free,
+		   const struct mtlshm_cpuset *busy, uint16_t *lcores)
 {
 	bool whole = want->smt == MTLSHM_SMT_WHOLE;
 	uint32_t cpu, count = 0;
@@ -377,7 +389,6 @@ static void keep_node(const struct mtlshm_topology *topology, uint32_t node, str
 int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want,
 	  const struct mtlshm_cpuset *allowed, const struct mtlshm_cpuset *busy, uint16_t *lcores)
 {
-	static const struct mtlshm_cpuset nobody;
 	struct mtlshm_cpuset usable, free, isolated;
 	struct choice choice;
 
@@ -395,5 +406,5 @@ int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want
 		return 0;
 	if (choose(&choice, topology, want, &free, busy, lcores))
 		return 0;
-	return begin(&choice, topology, want, &usable, &nobody) ? -EBUSY : -ERANGE;
+	return begin(&choice, topology, want, &usable, &none) ? -EBUSY : -ERANGE;
 }

@@ -27,11 +27,15 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     if path is None and config.DEFAULT_FILE.exists():
         path = config.DEFAULT_FILE
     if path is not None:
-        known = {p.name for p in context.command.params if p.name and p.expose_value}
+        known = {p.name: p for p in context.command.params if p.name and p.expose_value}
         try:
             context.default_map = config.read(path, known)
+            for name, value in context.default_map.items():
+                known[name].type_cast_value(context, value)
         except config.ConfigError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.UsageError(str(error)) from error
+        except click.BadParameter as error:
+            raise click.UsageError(f"{path}: {name}: {error.message}") from error
     return path
 
 
@@ -68,8 +72,8 @@ def command(context: click.Context, segment: str | None, log_level: str) -> None
     logging.getLogger().setLevel(log_level.upper())
     try:
         asyncio.run(_serve(segment))
-    except MtlshmError as error:
-        log.error("%s", error.strerror)
+    except OSError as error:
+        log.error("%s", error.strerror if isinstance(error, MtlshmError) else error)
         context.exit(1)
 
 

@@ -28,6 +28,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ _LOOKS = (0.002, 0.020, 0.200)  # seconds after a file was closed, each after th
 _MODIFY, _CLOSE_WRITE = int(flags.MODIFY), int(flags.CLOSE_WRITE)
 _EVENTS = _MODIFY | _CLOSE_WRITE | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _EVENTS_AT_ONCE = 65536  # bytes
+_SPARE_DESCRIPTORS = 8  # not for pidfds: asking a life lock takes one
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Reaper:
         self._watched: dict[int, _Watch] = {}
         self._unseen: set[int] = set()  # those of them that have no pidfd
         self._next_look: asyncio.TimerHandle | None = None
+        self._understanding: asyncio.Handle | None = None
         self._inotify = INotify(nonblocking=True)
 
     def start(self) -> None:
@@ -78,8 +81,9 @@ class Reaper:
         """Stop watching. What is in the table stays."""
         self._loop.remove_reader(self._inotify.fileno())
         self._inotify.close()
-        if self._next_look:
-            self._next_look.cancel()
+        for pending in self._next_look, self._understanding:
+            if pending:
+                pending.cancel()
         for owner in list(self._watched):
             self._forget(owner)
 
@@ -88,7 +92,8 @@ class Reaper:
 
     def _on_segment(self) -> None:
         # A pidfd that became readable together with this goes first: it knows whom to collect.
-        self._loop.call_soon(self._understand, os.read(self._inotify.fileno(), _EVENTS_AT_ONCE))
+        events = os.read(self._inotify.fileno(), _EVENTS_AT_ONCE)
+        self._understanding = self._loop.call_soon(self._understand, events)
 
     def _understand(self, events: bytes) -> None:
         seen = 0
@@ -157,12 +162,11 @@ class Reaper:
         except Busy:
             # Lives; or its pidfd says dead but a child made by vfork() still uses the address space. The file's
             # close will tell.
-            if watch.pidfd is not None:
-                self._drop_pidfd(watch)
-                self._unseen.add(owner)
+            self._drop_pidfd(owner)
             return
         except MtlshmError as error:
             if error.errno != errno.ESRCH:  # else somebody collected it before us
+                self._drop_pidfd(owner)  # it would be readable again at once, and for ever
                 self._report(error)
                 return
             freed = None
@@ -171,14 +175,18 @@ class Reaper:
             log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
 
     def _forget(self, owner: int) -> None:
+        self._drop_pidfd(owner)
         self._unseen.discard(owner)
-        self._drop_pidfd(self._watched.pop(owner))
+        del self._watched[owner]
 
-    def _drop_pidfd(self, watch: _Watch) -> None:
+    def _drop_pidfd(self, owner: int) -> None:
+        """From now on it is watched by its lock only."""
+        watch = self._watched[owner]
         if watch.pidfd is not None:
             self._loop.remove_reader(watch.pidfd)
             os.close(watch.pidfd)
             watch.pidfd = None
+            self._unseen.add(owner)
 
     def _report(self, error: MtlshmError) -> None:
         if error.errno == errno.ESTALE:
@@ -189,7 +197,11 @@ class Reaper:
 
 def _open_pidfd(pid: int) -> int | None:
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
+        if pidfd < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS:
+            return pidfd
+        os.close(pidfd)
+        return None
     except OSError as error:
         if error.errno != errno.ESRCH:  # dead already: the life lock tells
             log.warning("no pidfd for pid %d, watching it by its lock only: %s", pid, error.strerror)

@@ -13,14 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-import core
-import daemon
-from measure import ROOT, Bench, Figure
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(ROOT / "tests"))
-import sysfs
+import core
+import daemon
+from measure import ROOT, Bench, Figure
+
+# What the tests share. Last, as tests/mtlshm is not mtlshm.
+sys.path.append(str(ROOT / "tests"))
+from sysfs import Machine
 
 FIGURES = core.FIGURES | daemon.FIGURES
 
@@ -71,7 +73,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)  # so that what was started is stopped
 
-    bench = Bench(arguments.directory, XXX)
+    sysfs = Machine(sockets=2, cores=16, threads=2, split=True).write(arguments.directory / "sysfs")
+    bench = Bench(arguments.directory, sysfs)
     here = machine()
     figures, failed = [], False
     for name in arguments.names or FIGURES:

@@ -3,13 +3,12 @@
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import posix_ipc
 from cffi import FFI
-from measure import ROOT, Bench, Figure, Measure, figure, pinned, take_turns
 
+from measure import ROOT, Bench, Figure, Measure, Run, figure, pinned, take_turns
 from mtlshm import CpuSet, Host, Instance
 
 ROUNDS = 21
@@ -61,7 +60,7 @@ def semaphore_pairs(semaphore: posix_ipc.Semaphore, n: int) -> None:
         semaphore.release()
 
 
-def from_python(bench: Bench, name: str, baseline: str, other: Callable[[int], None]) -> Figure:
+def from_python(bench: Bench, name: str, baseline: str, other: Run) -> Figure:
     with (
         pinned(0),
         Host(bench.segment, sysfs=bench.sysfs) as host,

@@ -42,6 +42,7 @@ class Bench:
 
 
 Measure = Callable[[Bench, str], Figure]  # the second is the figure's name
+Run = Callable[[int], None]  # does something so many times
 
 
 def figure(
@@ -54,10 +55,10 @@ def figure(
     return Figure(name, value, unit, p99, baseline, baseline_value, value / baseline_value)
 
 
-def take_turns(rounds: int, n: int, subject: Callable[[int], None], other: Callable[[int], None]) -> list[tuple[float, float]]:
+def take_turns(rounds: int, n: int, subject: Run, other: Run) -> list[tuple[float, float]]:
     """Time in ns for one of `n`, a pair a round."""
 
-    def one(run: Callable[[int], None]) -> float:
+    def one(run: Run) -> float:
         run(n // 10)  # the other one has had the caches
         start = perf_counter_ns()
         run(n)
