@@ -215,7 +215,8 @@ struct mtlshm_identity {
 	/* The CPUs this instance may claim. NULL: those in the caller's affinity mask, which the kernel
 	 * keeps inside the cpuset and free of offline CPUs; looked up at registration, again at every
 	 * mtlshm_claim_many(), and again before a claim is refused because of it. Threads have masks of
-	 * their own: register from one that is not pinned, or give the set here. */
+	 * their own: register from one that is not pinned, or give the set here. A set given is taken at
+	 * its word: a CPU in it that is offline, or no CPU at all, can be claimed one by one. */
 	const struct mtlshm_cpuset *cpus;
 };
 
@@ -307,8 +308,10 @@ struct mtlshm_want {
 
 /* Claim `want->count` lcores or none, and write their numbers, ascending, to lcores[].
  *
- * Runs under the semaphore, so that two such claims cannot each take half. Lcores of dead instances are
- * collected before the claim is refused for lack of them. Single claims by others go on meanwhile.
+ * The topology is read at the first call of this kind and kept with the host handle: CPUs that come online
+ * later are found by a new handle. Runs under the semaphore, so that two such claims cannot each take half.
+ * Lcores of dead instances are collected before the claim is refused for lack of them. Single claims by
+ * others go on meanwhile.
  *
  * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
  * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
@@ -399,7 +402,7 @@ struct mtlshm_topology {
 	uint32_t reserved;
 	struct mtlshm_cpuset possible;  /* may exist some day; numbers may have holes */
 	struct mtlshm_cpuset online;
-	struct mtlshm_cpuset isolated;  /* isolcpus=, or isolated cpuset partitions */
+	struct mtlshm_cpuset isolated;  /* isolcpus= */
 	struct mtlshm_cpuset nodes;     /* NUMA nodes that have CPUs, by node number */
 	/* For each online CPU n, and 0 for the others: */
 	uint16_t core[1024];            /* its physical core, named by the lowest CPU among its SMT siblings */

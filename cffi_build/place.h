@@ -10,7 +10,7 @@
 #include "mtlshm.h"
 
 /* Choose want->count CPUs, all or none, and write them ascending. Pure: no system call, no allocation,
- * about 16 KiB of stack.
+ * less than 20 KiB of stack.
  *
  * allowed  the CPUs the caller may take
  * busy     the CPUs anybody holds; those outside `allowed` matter too, as siblings

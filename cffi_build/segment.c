@@ -26,7 +26,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,14 +124,32 @@ static int write_header(int fd, const char *sysfs)
 	return pwrite(fd, &header, sizeof(header), 0) == sizeof(header) ? 0 : -errno;
 }
 
+/* By reading group(5): getgrnam(3) loads modules, which crash a static program, and may ask the network. */
+static bool find_group(gid_t *gid)
+{
+	FILE *file = fopen("/etc/group", "re");
+	char *line = NULL, *number;
+	size_t size = 0;
+	bool found = false;
+
+	while (file && !found && getline(&line, &size, file) > 0) {
+		if (strncmp(line, GROUP ":", strlen(GROUP ":")))
+			continue;
+		number = strchr(line + strlen(GROUP ":"), ':');
+		found = number && sscanf(number + 1, "%u:", gid) == 1;
+	}
+	free(line);
+	if (file)
+		fclose(file);
+	return found;
+}
+
 /* Group and mode. A caller that may not give files to the group keeps the segment to its own. */
 static int set_access(int fd)
 {
-	char buffer[4096];
-	struct group group, *found = NULL;
+	gid_t group;
 
-	getgrnam_r(GROUP, &group, buffer, sizeof(buffer), &found);
-	if (found && fchown(fd, (uid_t)-1, found->gr_gid) && errno != EPERM)
+	if (find_group(&group) && fchown(fd, (uid_t)-1, group) && errno != EPERM)
 		return -errno;
 	return fchmod(fd, MODE) ? -errno : 0;
 }

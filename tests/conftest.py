@@ -41,20 +41,34 @@ def host64(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def puppet_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """puppet.c, compiled with the core's sources; once for all workers of pytest-xdist."""
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Has something built once for all workers of pytest-xdist; returns where."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    program = shared / "puppet"
-    with (shared / "puppet.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
-            flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
-            sources = [ROOT / "tests/cffi_build/puppet.c", *core]
-            subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
-    return program
+
+    def build(name: str, make: Callable[[Path], None]) -> Path:
+        target = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                make(target)
+        return target
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def puppet_program(build_once: Callable[..., Path]) -> Path:
+    """puppet.c, compiled with the core's sources."""
+
+    def compile(program: Path) -> None:
+        core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
+        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        sources = [ROOT / "tests/cffi_build/puppet.c", *core]
+        subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
+
+    return build_once("puppet", compile)
 
 
 @pytest.fixture

@@ -150,6 +150,12 @@ def test_cpus_from_1024_on_are_left_out(tmp_path: Path) -> None:
     assert topology.online == {1, 1023}
 
 
+def test_what_is_not_possible_is_not_online(tmp_path: Path) -> None:
+    cpu_file(tmp_path, "possible", "0-1\n")
+    cpu_file(tmp_path, "online", "1-3\n")
+    assert Topology.read(tmp_path).online == {1}
+
+
 def test_a_list_may_be_longer_than_a_page(tmp_path: Path) -> None:
     cpu_file(tmp_path, "possible", "0-8191\n")
     cpu_file(tmp_path, "online", ",".join(str(cpu) for cpu in range(0, 8192, 2)) + "\n")

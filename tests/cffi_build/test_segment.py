@@ -87,7 +87,8 @@ def test_a_segment_is_for_its_group_whatever_the_umask(puppet: Start, segment: s
 @needs_root("that a new segment belongs to group mtl")
 def test_a_segment_belongs_to_group_mtl_where_there_is_one(puppet: Start, segment: str, tmp_path: Path) -> None:
     groups = tmp_path / "group"
-    groups.write_text("root:x:0:\nmtl:x:54321:\n")
+    members = ",".join(f"user{n}" for n in range(2000))
+    groups.write_text(f"root:x:0:\nmtlx:x:1:\nmany:x:2:{members}\nmtl:x:54321:{members}\n")
     with_group = 'mount --bind "$1" /etc/group && shift && exec "$@"'
     creator = puppet(prefix=("unshare", "--mount", "sh", "-c", with_group, "sh", str(groups)))
     assert os.stat(segment).st_gid == 54321

@@ -4,9 +4,9 @@
  *
  *     cc worker.c $(pkg-config --cflags --libs mtlshm) -o worker && ./worker 3
  */
+#define _GNU_SOURCE 1 /* CPU_SET() */
 #include <mtlshm.h>
 
-#include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>

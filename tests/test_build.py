@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""meson.build and setup.py: what is installed is what a user needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtlshm._core import lib
+from processes import BIN, DEADLINE, held, look
+
+ROOT = Path(__file__).parent.parent
+HEADER = ROOT / "cffi_build/mtlshm.h"
+STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+
+
+def run(*command: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run it to its end and return what it said; what it said is shown if it fails."""
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(list(map(str, command)), **both, text=True, env=env, cwd=cwd)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_header_is_plain_c11() -> None:
+    run("cc", "-std=c11", *STRICT, "-x", "c", HEADER)
+
+
+def test_the_header_is_cpp_too() -> None:
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler; not tested: the header in C++")
+    run("c++", "-std=c++11", *STRICT, "-x", "c++", HEADER)
+
+
+def test_the_c_sources_need_nothing_but_the_listed_files() -> None:
+    listed = set((ROOT / "cffi_build/sources.txt").read_text().split())
+    assert listed == {path.name for path in (ROOT / "cffi_build").glob("*.c") if path.name != "mtlshm._core.c"}
+
+
+# --- the C library -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def installed(build_once: Callable[..., Path]) -> Path:
+    """The prefix of an installed library, static and shared."""
+
+    def install(prefix: Path) -> None:
+        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        build = prefix.with_name("meson")
+        run("meson", "setup", "--prefix", prefix, "--libdir", "lib", build, ROOT, env=environment)
+        run("meson", "install", "-C", build, env=environment)
+
+    return build_once("installed", install)
+
+
+def symbols_of(library: Path) -> set[str]:
+    lines = run("nm", "-D", "--defined-only", library).splitlines()
+    return {line.split()[-1] for line in lines}
+
+
+@pytest.mark.slow
+def test_what_is_installed_is_all_there(installed: Path) -> None:
+    assert (installed / "include/mtlshm.h").read_bytes() == HEADER.read_bytes()
+    names = {path.name for path in (installed / "lib").iterdir()}
+    assert {"libmtlshm.so", "libmtlshm.so.0", "libmtlshm.a", "pkgconfig"} <= names
+    assert "soname: [libmtlshm.so.0]" in run("readelf", "-d", installed / "lib/libmtlshm.so")
+
+
+@pytest.mark.slow
+def test_only_the_functions_of_the_header_are_visible(installed: Path) -> None:
+    header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    declared = set(re.findall(r"^\w[\w ]* \*?(mtlshm_\w+)\(", header, re.MULTILINE))
+    assert len(declared) > 20
+    assert declared == {name for name in dir(lib) if name.startswith("mtlshm_")}
+    assert symbols_of(installed / "lib/libmtlshm.so") == declared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["shared", "static"])
+def test_a_c_program_is_built_with_pkg_config_and_claims(
+    installed: Path, segment: str, tmp_path: Path, way: str
+) -> None:
+    """The example, built as it says itself."""
+    paths = {"PKG_CONFIG_PATH": str(installed / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(installed / "lib")}
+    environment = os.environ | paths | {"MTLSHM_PATH": segment}
+    static = way == "static"
+    flags = run("pkg-config", "--cflags", "--libs", *["--static"] * static, "mtlshm", env=environment)
+    worker = tmp_path / "worker"
+    run("cc", *["-static"] * static, ROOT / "tools/examples/worker.c", *flags.split(), "-o", worker)
+    assert ("libmtlshm.so.0" in run("readelf", "-d", worker)) == (not static)
+
+    lcore = min(os.sched_getaffinity(0))
+    with subprocess.Popen([worker, str(lcore)], stdout=subprocess.PIPE, env=environment, text=True) as process:
+        try:
+            assert process.stdout
+            assert f"lcore {lcore}" in process.stdout.readline()
+            assert held(segment) == {lcore}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+    assert look(segment).instances == ()
+
+
+# --- the Python package --------------------------------------------------------------------------------
+
+SAYS = """
+import os, sys, mtlshm, mtlshm.daemon.app
+with mtlshm.Host(sys.argv[1]) as host, host.register(cpus=range(128)) as me:
+    me.claim(5)
+    print(os.path.dirname(mtlshm.__file__), *me.lcores)
+"""
+
+
+@pytest.mark.slow
+def test_a_source_distribution_becomes_a_wheel_that_works_in_an_empty_environment(
+    segment: str, tmp_path: Path
+) -> None:
+    """With no network: what is needed for building and running comes from the environment of the tests."""
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    sdist = "import sys, setuptools.build_meta; setuptools.build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", sdist, tmp_path, cwd=tree)
+    (archive,) = tmp_path.glob("mtlshm-*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, archive)
+    (wheel,) = tmp_path.glob("mtlshm-*.whl")
+
+    empty = tmp_path / "empty"
+    run(sys.executable, "-m", "venv", "--without-pip", empty)
+    (site,) = empty.glob("lib/python*/site-packages")
+    run(*pip, "install", "--no-deps", "--target", site, wheel)
+    # The packages it depends on; mtlshm itself is there in a form that does not work by way of a .pth file.
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    python = empty / "bin/python"
+    assert run(python, "-c", SAYS, segment, cwd=tmp_path).split() == [str(site / "mtlshm"), "5"]
+    assert (site / "mtlshm/py.typed").exists()
+    assert "mtlshmd" in run(python, "-c", "import mtlshm.daemon.app as app; app.main()", "--help", cwd=tmp_path)
