@@ -18,8 +18,6 @@ from mtlshm.instance import Instance, LcoreType, Smt
 from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Snapshot
 from mtlshm.topology import Cpu, Topology
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Busy",
     "Cpu",
@@ -38,5 +36,4 @@ __all__ = [
     "Snapshot",
     "TimedOut",
     "Topology",
-    "__version__",
 ]

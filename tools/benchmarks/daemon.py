@@ -13,7 +13,7 @@ from time import perf_counter_ns, sleep
 
 from measure import ROOT, Bench, Figure, Measure, figure, pinned
 
-KILLS = 400
+KILLS = 500
 STARTS = 15
 SETTLE_S = 2
 IDLE_S = 10
