@@ -112,8 +112,10 @@ class Host:
     def unlink(self) -> None:
         """Remove the segment, if no instance lives (Busy otherwise), and close this handle."""
         check(lib.mtlshm_retire(self._open), f"segment {self.path}")
-        segment.unlink(self.path)
-        self.close()
+        try:
+            segment.unlink(self.path)
+        finally:
+            self.close()  # if that failed, the segment is in use again
 
     def close(self) -> None:
         """Unregister the instances made here and unmap the segment. Idempotent."""

@@ -45,7 +45,12 @@ def unlink(path: str) -> None:
         return
     import posix_ipc
 
-    posix_ipc.unlink_shared_memory(name)
+    try:
+        posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
 
 
 def diagnose(path: str, error: int) -> str:
