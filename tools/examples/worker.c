@@ -42,6 +42,8 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	lcore = atoi(argv[1]);
+	signal(SIGTERM, stop);
+	signal(SIGINT, stop);
 
 	check(mtlshm_open(&host, NULL, MTLSHM_CREATE, NULL), "open");
 	check(mtlshm_register(&me, host, &identity), "register");
@@ -52,9 +54,6 @@ int main(int argc, char **argv)
 	sched_setaffinity(0, sizeof(here), &here);
 	printf("worker in C: at work on lcore %d\n", lcore);
 	fflush(stdout);
-
-	signal(SIGTERM, stop);
-	signal(SIGINT, stop);
 	while (!stopped)
 		frames++; /* as a poll-mode driver spins */
 
