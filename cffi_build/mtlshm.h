@@ -199,8 +199,8 @@ int mtlshm_open(struct mtlshm_host **host, const char *path, uint32_t flags, con
 int mtlshm_close(struct mtlshm_host *host);
 
 /* Mark the segment retired, so that nobody can register or open it, and keep others from removing the
- * file until this handle is closed: the caller unlinks the path in between. If it dies before, the next
- * mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
+ * file until this handle is closed: the caller unlinks the path in between. If it does not, closing takes the
+ * mark off. If it dies before, the next mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
  *
  * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS;
  * -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */

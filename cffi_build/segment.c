@@ -236,8 +236,8 @@ static int attach(struct mtlshm_host *host)
 	void *memory;
 	int rc;
 
-	if (fd < 0)
-		return -errno;
+	if (fd < 0) /* a directory, a symbolic link, a socket are no segments */
+		return errno == EISDIR || errno == ELOOP || errno == ENXIO ? -EBADMSG : -errno;
 	rc = check(fd, &host->lcores);
 	if (rc)
 		goto out;
@@ -351,9 +351,12 @@ static char *absolute(const char *path)
 
 static void host_free(struct mtlshm_host *host)
 {
-	detach(host);
-	if (host->burial_process == life_process()) /* a forked child has the handle, not the pin */
+	if (host->burial && host->burial_process == life_process()) { /* a forked child has not the pin */
+		if (still_named(host)) /* could not be removed, or was not */
+			set_state(host, MTLSHM_IN_USE);
 		life_unpin(host->burial);
+	}
+	detach(host);
 	free(host->topology);
 	free(host->sysfs);
 	free(host->path);
@@ -407,6 +410,8 @@ int mtlshm_retire(struct mtlshm_host *host)
 	if (rc)
 		return rc;
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
+	if (!rc && anyone_alive(&life)) /* so as not to turn away newcomers for nothing */
+		rc = -EBUSY;
 	if (!rc) {
 		set_state(host, MTLSHM_RETIRED);
 		rc = anyone_alive(&life) ? -EBUSY : life_pin(&life, &host->burial);

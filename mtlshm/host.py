@@ -44,7 +44,7 @@ class Host:
         code = lib.mtlshm_open(result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs))
         if code:
             raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
-        self._c = result[0]
+        self._c = ffi.gc(result[0], lib.mtlshm_close)
 
     @property
     def _open(self) -> Any:
@@ -65,7 +65,10 @@ class Host:
         identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
         result = ffi.new("struct mtlshm_instance **")
         check(lib.mtlshm_register(result, self._open, identity), f"register in {self.path}")
-        instance = Instance(self, ffi.gc(result[0], lib.mtlshm_instance_free))
+        # A handle is freed when nobody uses it any more, and the mapping after the last handle: so a thread that
+        # closes one does not pull it from under another.
+        c = self._open
+        instance = Instance(self, ffi.gc(result[0], lambda handle, _=c: lib.mtlshm_instance_free(handle)))
         self._instances.add(instance)
         return instance
 
@@ -121,9 +124,7 @@ class Host:
         """Unregister the instances made here and unmap the segment. Idempotent."""
         for instance in list(self._instances):
             instance.close()
-        if self._c is not None:
-            c, self._c = self._c, None
-            lib.mtlshm_close(c)
+        self._c = None
 
     def __enter__(self) -> Host:
         return self
@@ -131,9 +132,6 @@ class Host:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 

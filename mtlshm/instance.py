@@ -52,7 +52,7 @@ class Instance:
     __slots__ = ("__weakref__", "_c", "_host")
 
     def __init__(self, host: Host, c: Any) -> None:
-        self._host = host  # keeps the mapping as long as we are
+        self._host = host
         self._c = c  # NULL once closed: the core answers EBADF
 
     def claim(self, lcore: int, type: int = _APP) -> None:
@@ -119,10 +119,9 @@ class Instance:
             lib.mtlshm_unlock(self._c)
 
     def close(self) -> None:
-        """Unregister. Idempotent."""
-        if self._c != ffi.NULL:
-            c, self._c = self._c, ffi.NULL
-            ffi.release(c)
+        """Unregister. Idempotent. A call that another thread has under way keeps the handle until it returns."""
+        c, self._c = self._c, ffi.NULL
+        lib.mtlshm_unregister(c)
 
     def __enter__(self) -> Instance:
         return self

@@ -87,12 +87,12 @@ def _who_may(path: str) -> str:
 def _what_it_is(path: str) -> str:
     header = ffi.new("struct mtlshm_header *")
     try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # asked first: to open a FIFO can take for ever
+            return "not a regular file, so no mtlshm segment: name another path"
         fd = open_for_reading(path)
     except OSError:
         return ""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "not a regular file, so no mtlshm segment: name another path"
         size = os.fstat(fd).st_size
         ffi.memmove(header, (data := os.pread(fd, ffi.sizeof(header[0]), 0)), len(data))
     finally:

@@ -127,14 +127,13 @@ def test_a_parents_death_is_noticed_while_its_child_lives(puppet: Start, tmp_pat
     assert other.claim(5) == 0
 
 
-def test_a_parents_death_is_noticed_whenever_another_thread_forked(puppet: Start, tmp_path: Path) -> None:
+def test_a_parents_death_is_noticed_whenever_another_thread_forked(puppet: Start) -> None:
     """A hundred instances, registered while a thread forked without pause; its children live on."""
     parent, other = puppet(), puppet()
-    with waiting_room(tmp_path / "children"):
-        instances = parent.fork_storm(tmp_path / "children", 200)
-        assert other.snapshot() == instances + 1
-        parent.kill()
-        assert other.sweep() == instances
+    instances = parent.fork_storm(200)
+    assert other.snapshot() == instances + 1
+    parent.kill()
+    assert other.sweep() == instances
 
 
 def test_daemonizing_and_then_registering_is_the_way(puppet: Start, tmp_path: Path) -> None:

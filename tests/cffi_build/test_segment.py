@@ -209,8 +209,8 @@ def test_what_is_no_file_is_refused(puppet: Start, segment: str, tmp_path: Path)
     (tmp_path / "link").symlink_to(segment)
     for name in "directory", "fifo", "link":
         visitor = puppet(path=str(tmp_path / name), ready=False)
-        assert visitor.open(CREATE) < 0
-        assert visitor.open(READ_ONLY) < 0
+        assert visitor.open(CREATE) == -EBADMSG
+        assert visitor.open(READ_ONLY) == -EBADMSG
 
 
 def test_a_file_system_without_ofd_locks_is_refused_with_a_word_for_it(puppet: Start, segment: str) -> None:
@@ -221,6 +221,11 @@ def test_a_file_system_without_ofd_locks_is_refused_with_a_word_for_it(puppet: S
         assert visitor.forget_ofd_locks() == 0
         assert visitor.open(flags) == -EOPNOTSUPP
     assert not os.path.exists(segment + "-new")
+
+
+@needs_root("a file system without O_TMPFILE")
+def test_a_file_system_without_unnamed_files_is_refused_with_a_word_for_it(puppet: Start) -> None:
+    assert puppet(path="/proc/mtlshm", ready=False).open(CREATE) == -EOPNOTSUPP
 
 
 def test_a_full_file_system_gets_no_half_segment_and_a_whole_one_when_there_is_room(
@@ -307,6 +312,37 @@ def test_a_segment_cannot_be_retired_while_an_instance_lives_and_stays_in_use(pu
     assert remover.retire() == -EBUSY
     assert living.claim(1) == 0
     assert puppet().claim(2) == 0
+
+
+def test_an_attempt_to_retire_that_is_refused_disturbs_nobody(puppet: Start) -> None:
+    living, remover, newcomer = puppet(), puppet(ready=False), puppet(ready=False)
+    remover.open(CREATE)
+    for _ in range(5000):
+        remover.tell("retire")
+    for _ in range(300):
+        assert newcomer.open(0) == 0
+        assert newcomer.register() == 0
+        newcomer.unregister()
+    assert {remover.answer() for _ in range(5000)} == {-EBUSY}
+    assert living.claim(1) == 0
+
+
+@needs_root("who may write the segment but not remove it")
+def test_retired_by_one_who_cannot_remove_it_a_segment_is_in_use_again_when_he_gives_up(
+    puppet: Start, segment: str
+) -> None:
+    """A member of the group in a sticky directory."""
+    creator, member, other = (puppet(ready=False) for _ in range(3))
+    creator.become(UNPRIVILEGED, 54321)
+    assert creator.open(CREATE) == 0
+    for each, uid in (member, 12345), (other, 12346):
+        each.become(uid, uid, 54321)
+        assert each.open(CREATE) == 0
+    assert member.retire() == 0
+    assert other.register() == -ESTALE
+    assert member.close() == 0
+    assert other.register() == 0
+    assert other.claim(1) == 0
 
 
 def test_nobody_registers_in_a_retired_segment(puppet: Start, segment: str) -> None:

@@ -169,6 +169,22 @@ def test_after_unlink_others_are_told_and_a_new_segment_can_be_made(segment: str
             assert os.path.exists(path)
 
 
+@needs_root("who may write the segment but not remove it")
+def test_who_may_not_remove_the_segment_does_not_break_it(segment: str) -> None:
+    code = """
+import sys
+with mtlshm.Host(sys.argv[1]) as host:
+    try:
+        host.unlink()
+    except PermissionError as error:
+        print(error)
+"""
+    run_python("import sys; mtlshm.Host(sys.argv[1])", segment, user=(UNPRIVILEGED, 54321, []))
+    assert run_python(code, segment, user=(12345, 12345, [54321]))
+    with Host(segment, create=False) as host:
+        host.register()
+
+
 # --- what is wrong is said -----------------------------------------------------------------------------
 
 
@@ -217,9 +233,17 @@ def test_a_truncated_segment_is_described(segment: str) -> None:
         Host(segment)
 
 
-def test_a_directory_is_described(tmp_path: Path) -> None:
-    with pytest.raises(MtlshmError, match=str(tmp_path)):
-        Host(tmp_path)
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(MtlshmError, match="not a regular file"):
-        Host(tmp_path / "fifo")
+@pytest.mark.parametrize("place", ["shm", "elsewhere"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
+def test_what_is_no_file_is_described(
+    segment: str, tmp_path: Path, place: str, make: Callable[[str], None]
+) -> None:
+    path = segment if place == "shm" else str(tmp_path / "segment")
+    make(path)
+    try:
+        for read_only in False, True:
+            with pytest.raises(MtlshmError, match="not a regular file"):
+                Host(path, read_only=read_only)
+    finally:
+        if make is os.mkdir:
+            os.rmdir(path)
