@@ -29,15 +29,6 @@ static inline void cpuset_remove(struct mtlshm_cpuset *set, uint32_t cpu)
 		set->bits[cpu / 64] &= ~(UINT64_C(1) << (cpu % 64));
 }
 
-static inline uint32_t cpuset_count(const struct mtlshm_cpuset *set)
-{
-	uint32_t count = 0;
-
-	for (int i = 0; i < CPUSET_WORDS; i++)
-		count += (uint32_t)__builtin_popcountll(set->bits[i]);
-	return count;
-}
-
 static inline bool cpuset_empty(const struct mtlshm_cpuset *set)
 {
 	for (int i = 0; i < CPUSET_WORDS; i++)

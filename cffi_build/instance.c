@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,12 +19,21 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cpuset.h"
 #include "lease.h"
 #include "life.h"
 #include "segment.h"
 
 /* Rounds over all records before giving up on a place that others always get first. */
 #define REGISTER_TRIES 100
+
+int instance_cpus(const struct mtlshm_instance *instance, struct mtlshm_cpuset *cpus)
+{
+	if (!instance->cpus_given)
+		return mtlshm_affinity(cpus);
+	*cpus = instance->cpus;
+	return 0;
+}
 
 int instance_refresh(struct mtlshm_instance *instance)
 {
@@ -35,7 +43,7 @@ int instance_refresh(struct mtlshm_instance *instance)
 	if (instance->cpus_given)
 		return 0;
 	rc = mtlshm_affinity(&now);
-	for (size_t i = 0; !rc && i < sizeof(now.bits) / sizeof(now.bits[0]); i++)
+	for (int i = 0; !rc && i < CPUSET_WORDS; i++)
 		__atomic_store_n(&instance->cpus.bits[i], now.bits[i], __ATOMIC_RELAXED);
 	return rc;
 }
@@ -77,8 +85,10 @@ static void fill_record(struct mtlshm_record *record, struct mtlshm_host *host,
 	struct timespec now;
 	const char *label;
 
-	if (host->self.pid != getpid())
+	if (host->self_process != life_adopt()) {
 		read_self(&host->self);
+		host->self_process = life_adopt();
+	}
 	label = identity->label ? identity->label : host->self.comm;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	record->registered_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
@@ -140,17 +150,14 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 			}
 			if (rc != -EAGAIN && rc != -EBUSY)
 				return rc;
-			/* Two newcomers that met once would meet at every record if both went on in step. The
-			 * pid is no help: both may be PID 1. */
-			if (rc == -EBUSY) {
-				contended = true;
-				clock_gettime(CLOCK_MONOTONIC, &now);
-				start += (uint32_t)now.tv_nsec % MTLSHM_INSTANCES;
-			}
+			contended |= rc == -EBUSY;
 		}
 		if (!contended)
 			return -EUSERS;
-		sched_yield();
+		/* Two newcomers that met once would meet at every record if both went on in step. The pid is
+		 * no help: both may be PID 1. */
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		start = (uint32_t)now.tv_nsec % MTLSHM_INSTANCES;
 	}
 	return -EUSERS;
 }

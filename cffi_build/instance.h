@@ -13,7 +13,7 @@ struct mtlshm_instance {
 	uint64_t process;          /* life_process() of the registrant */
 	struct mtlshm_host *host;
 	bool cpus_given;
-	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
+	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic unless they were given */
 	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */
 	void *pin;
 };
@@ -30,7 +30,10 @@ static inline uint64_t instance_owner(const struct mtlshm_instance *instance, in
 	return owner;
 }
 
-/* Look up the affinity mask again, unless the CPUs were given. Returns 0 or a negative errno. */
+/* What the caller may claim by policy: the CPUs given, or the calling thread's affinity mask. */
+int instance_cpus(const struct mtlshm_instance *instance, struct mtlshm_cpuset *cpus);
+
+/* For single claims: look up the affinity mask again, unless the CPUs were given. Returns 0 or a negative errno. */
 int instance_refresh(struct mtlshm_instance *instance);
 
 #endif

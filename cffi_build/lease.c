@@ -20,12 +20,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <time.h>
 
 #include "cpuset.h"
 #include "instance.h"
 #include "life.h"
+#include "machine.h"
 #include "place.h"
 #include "segment.h"
 #include "topology.h"
@@ -165,7 +165,7 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	}
 	life_leave(&life);
 	for (uint32_t i = 0; i < host->lcores; i++) {
-		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_RELAXED);
+		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
 
 		if (token && !segment_knows(host, owner_of(token)) && swap(slot(host, i), &token, 0))
 			cleared++;
@@ -196,12 +196,13 @@ static int take_from(struct mtlshm_host *host, struct mtlshm_lcore *lcore, uint6
 /* The instance may not claim this lcore, by what it knows: look again before saying so. */
 static int look_again(struct mtlshm_instance *me, uint32_t lcore)
 {
+	struct mtlshm_cpuset online;
 	int rc = instance_refresh(me);
 
 	if (rc || cpuset_has(&me->cpus, lcore))
 		return rc;
-	rc = topology_online(me->host->sysfs, lcore);
-	return rc < 0 ? rc : rc ? -EDOM : -ENODEV;
+	rc = topology_online(me->host->sysfs, &online);
+	return rc ? rc : cpuset_has(&online, lcore) ? -EDOM : -ENODEV;
 }
 
 /* Everything but the claim that just succeeds; apart from it, so that it costs that no stack frame. */
@@ -286,30 +287,6 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 	return 0;
 }
 
-/* The host's topology, read at the first claim by policy and kept. */
-static int topology(struct mtlshm_host *host, const struct mtlshm_topology **result)
-{
-	struct mtlshm_topology *known = __atomic_load_n(&host->topology, __ATOMIC_ACQUIRE), *mine;
-	int rc;
-
-	*result = known;
-	if (known)
-		return 0;
-	mine = malloc(sizeof(*mine));
-	if (!mine)
-		return -ENOMEM;
-	rc = mtlshm_topology_read(mine, host->sysfs);
-	/* Of two threads that read it at once, one keeps its copy. */
-	if (!rc && __atomic_compare_exchange_n(&host->topology, &known, mine, false, __ATOMIC_ACQ_REL,
-					       __ATOMIC_ACQUIRE)) {
-		*result = mine;
-		return 0;
-	}
-	free(mine);
-	*result = known;
-	return rc;
-}
-
 static void find_busy(const struct mtlshm_host *host, struct mtlshm_cpuset *busy)
 {
 	*busy = (struct mtlshm_cpuset){0};
@@ -340,7 +317,7 @@ static int take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t c
 	return 0;
 }
 
-static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topology *machine,
+static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topology *topology,
 			   const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed, uint64_t token,
 			   uint16_t *lcores)
 {
@@ -350,7 +327,7 @@ static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topolog
 
 	for (int i = 0; i < CHOICE_TRIES; i++) {
 		find_busy(host, &busy);
-		rc = place(machine, want, allowed, &busy, lcores);
+		rc = place(topology, want, allowed, &busy, lcores);
 		if (!rc) {
 			rc = take_all(host, lcores, want->count, token);
 			if (rc != -EAGAIN)
@@ -370,7 +347,7 @@ static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topolog
 int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
 {
 	struct mtlshm_host *host;
-	const struct mtlshm_topology *machine;
+	const struct mtlshm_topology *topology;
 	struct mtlshm_cpuset allowed;
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
@@ -380,19 +357,18 @@ int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want
 	host = me->host;
 	if (want->type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
-	rc = topology(host, &machine);
+	rc = machine_topology(host, &topology);
 	if (!rc)
-		rc = instance_refresh(me);
+		rc = instance_cpus(me, &allowed);
 	if (rc)
 		return rc;
-	allowed = me->cpus;
-	for (uint32_t i = host->lcores; i < machine->cpus; i++)
+	for (uint32_t i = host->lcores; i < topology->cpus; i++)
 		cpuset_remove(&allowed, i);
 	rc = mtlshm_lock(me, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
 	if (rc < 0)
 		return rc;
 	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
-	rc = choose_and_take(host, machine, want, &allowed, owner | want->type, lcores);
+	rc = choose_and_take(host, topology, want, &allowed, owner | want->type, lcores);
 	mtlshm_unlock(me);
 	return rc;
 }

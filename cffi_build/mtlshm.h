@@ -16,18 +16,24 @@
  *
  * This header is the public interface, and the only place where the segment's layout is written down.
  *
- * Conventions. Functions return 0 or a count on success and a negative errno on failure;
- * mtlshm_strerror() says what each means here and what to do about it. Every function may be called from
- * any thread at any time unless its comment says otherwise; none is a cancellation point, none may be
- * called from a signal handler. An lcore is named by its CPU number in the kernel (sysfs cpuN). Times in
- * nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
+ * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_strerror()
+ * says what each means here and what to do about it. Of being killed inside, functions that only look say
+ * nothing, since it leaves nothing. Every function may be called from any thread at any time unless its
+ * comment says otherwise; none is a cancellation point, none may be called from a signal handler (nor
+ * fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
+ * (sysfs cpuN). Times in nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
+ *
+ * Trust. Whoever may write the segment's file can do anything to it. Whoever may read it can keep newcomers
+ * out, by holding read locks on their bytes; neither can be told from a living owner.
  *
  * Processes. No file descriptor is kept, so closefrom() after opening or registering harms nothing. An
- * instance belongs to the process that registered it: a child made by fork() inherits the mapped table
- * but no identity, gets -ECHILD for its parent's instance, and registers for itself. exec() ends an
- * instance as death does, since what keeps it alive is the process's address space; so hold cores in a
- * process that stays. Daemonize first, then register. The same process may open a segment several times
- * and register several instances; they are as separate as two processes.
+ * instance belongs to the process that registered it: a child made by fork() inherits the mapped table but
+ * no identity, gets -ECHILD for its parent's instance, and registers for itself. exec() ends an instance as
+ * death does, since what keeps it alive is the process's address space; so hold cores in a process that
+ * stays. Daemonize first, then register. To ask whether an owner lives, the file is opened anew, by its
+ * path: after a chroot, in another mount namespace or with fewer privileges that fails, and claims of
+ * lcores that are held fail with -ESTALE or -EACCES; those of free ones go on. The same process may open a
+ * segment several times and register several instances; they are as separate as two processes.
  *
  * Needs Linux 3.15 (open-file-description locks) and O_TMPFILE on the file system of the segment, both of
  * which every tmpfs has; x86-64, arm64 or any little-endian machine with lock-free 64-bit atomics.
@@ -212,11 +218,12 @@ int mtlshm_retire(struct mtlshm_host *host);
 struct mtlshm_identity {
 	const char *label;  /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
 	uint32_t kind;      /* enum mtlshm_kind */
-	/* The CPUs this instance may claim. NULL: those in the caller's affinity mask, which the kernel
-	 * keeps inside the cpuset and free of offline CPUs; looked up at registration, again at every
-	 * mtlshm_claim_many(), and again before a claim is refused because of it. Threads have masks of
-	 * their own: register from one that is not pinned, or give the set here. A set given is taken at
-	 * its word: a CPU in it that is offline, or no CPU at all, can be claimed one by one. */
+	/* The CPUs this instance may claim. NULL: those in the affinity mask, which the kernel keeps inside
+	 * the cpuset and free of offline CPUs. Threads have masks of their own. mtlshm_claim_many() goes by
+	 * that of its caller, at the time. mtlshm_claim() goes by the one that was looked up last, at
+	 * registration or by any thread just before a claim would have been refused: a system call would
+	 * cost ten times the claim. So register from a thread that is not pinned, or give the set here; it is
+	 * then taken at its word, except that mtlshm_claim_many() never takes CPUs that are offline. */
 	const struct mtlshm_cpuset *cpus;
 };
 
@@ -283,7 +290,8 @@ int mtlshm_claim(struct mtlshm_instance *instance, uint32_t lcore, uint32_t type
  * -EBADF, -ECHILD. Killed inside: released, or collected later. */
 int mtlshm_release(struct mtlshm_instance *instance, uint32_t lcore);
 
-/* Release every lcore of the instance; returns how many. Errors: -EBADF, -ECHILD. */
+/* Release every lcore of the instance; returns how many. Errors: -EBADF, -ECHILD. Killed inside: those not
+ * yet released belong to a dead instance. */
 int mtlshm_release_all(struct mtlshm_instance *instance);
 
 enum mtlshm_smt {
@@ -308,10 +316,9 @@ struct mtlshm_want {
 
 /* Claim `want->count` lcores or none, and write their numbers, ascending, to lcores[].
  *
- * The topology is read at the first call of this kind and kept with the host handle: CPUs that come online
- * later are found by a new handle. Runs under the semaphore, so that two such claims cannot each take half.
- * Lcores of dead instances are collected before the claim is refused for lack of them. Single claims by
- * others go on meanwhile.
+ * Which CPUs are online is looked up at most once a second. Runs under the semaphore, so that two such
+ * claims cannot each take half. Lcores of dead instances are collected before the claim is refused for lack
+ * of them. Single claims by others go on meanwhile.
  *
  * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
  * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
@@ -322,8 +329,8 @@ struct mtlshm_want {
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
 
 /* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
- * it). A living owner is not told: this is for operators. Errors: -ESRCH it is held by somebody else, or
- * nobody; -ERANGE; -EROFS. */
+ * it). A living owner is not told: this is for operators. Killed inside: taken, or not. Errors: -ESRCH it
+ * is held by somebody else, or nobody; -ERANGE; -EROFS. */
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -418,7 +425,8 @@ struct mtlshm_topology {
  * writes; -EACCES, -EMFILE. */
 int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
 
-/* The CPUs in the calling thread's affinity mask, those from 1,024 on left out. */
+/* The CPUs in the calling thread's affinity mask, those from 1,024 on left out. Errors: of
+ * sched_getaffinity(2). */
 int mtlshm_affinity(struct mtlshm_cpuset *cpus);
 
 /* The sentence for a negative errno returned by this library: what is wrong and what to do next. Never

@@ -32,7 +32,8 @@
 
 #include "cpuset.h"
 
-/* For every CPU of a set, ascending; the CPU in hand may be removed. break leaves only the word. */
+/* For every CPU of a set, ascending; the CPU in hand may be removed. break leaves only the word. It does not
+ * look beyond the CPUs the machine has, as cpuset_for_each() would: that halves the time of a claim. */
 #define for_each_cpu(cpu, set, cpus)                                                            \
 	for (uint32_t word_ = 0; word_ * 64 < (cpus); word_++)                                  \
 		for (uint64_t bits_ = (set)->bits[word_];                                       \

@@ -32,10 +32,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "life.h"
+#include "machine.h"
 #include "topology.h"
 
 #define DEFAULT_PATH "/dev/shm/mtlshm"
@@ -51,7 +53,8 @@
 
 static const char magic[8] = "MTLSHM\r\n";
 
-/* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes. */
+/* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes.
+ * */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "mtlshm needs a little-endian machine");
 _Static_assert(__GCC_ATOMIC_LLONG_LOCK_FREE == 2, "mtlshm needs lock-free 64-bit atomics");
 _Static_assert(sizeof(struct mtlshm_header) == 256, "whole cache lines");
@@ -65,9 +68,9 @@ _Static_assert(MTLSHM_LCORE_TYPES <= 1 << MTLSHM_TYPE_BITS, "a type fits a token
 static uint64_t fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
-	const size_t layout[] = {
+	const uint64_t layout[] = {
 		MTLSHM_LAYOUT_VERSION, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
-		MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
+		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
 		AT(mtlshm_segment, header), AT(mtlshm_segment, instances), AT(mtlshm_segment, lcores),
 		sizeof(struct mtlshm_header), AT(mtlshm_header, magic), AT(mtlshm_header, version),
 		AT(mtlshm_header, lcores), AT(mtlshm_header, fingerprint), AT(mtlshm_header, size),
@@ -157,23 +160,24 @@ static int set_access(int fd)
 /* Make the file and give it its name. -EEXIST: somebody else was faster. */
 static int create(const char *path, const char *sysfs)
 {
-	const char *slash = strrchr(path, '/');
 	char directory[PATH_MAX], self[64];
-	struct life unused = {0};
+	struct life query = {0};
 	int fd, rc;
 
-	snprintf(directory, sizeof(directory), "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(path, '/') - path) + 1, path);
 	fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (fd < 0) /* EISDIR: open(2) on a kernel or file system that does not know O_TMPFILE */
 		return errno == EISDIR ? -EOPNOTSUPP : -errno;
-	unused.fd = fd;
-	rc = life_held(&unused, MTLSHM_LIFE_BASE, 1);
+	query.fd = fd;
+	rc = life_held(&query, MTLSHM_LIFE_BASE, 1);
 	if (rc < 0) {
 		rc = -EOPNOTSUPP;
 		goto out;
 	}
 	/* Every page is allocated now, so that no access can fail for lack of room (SIGBUS) later. */
-	rc = -posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
+	do
+		rc = -posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
+	while (rc == -EINTR); /* tmpfs may give up for any signal */
 	if (!rc)
 		rc = write_header(fd, sysfs);
 	if (!rc)
@@ -277,11 +281,18 @@ static int anyone_alive(const struct life *life)
 	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
-/* Somebody retired this segment. Remove it if he died over it. 0: the mark is off, or the file is; see
- * anew. */
+/* nanosleep(3) is a cancellation point; the system call is not. */
+static void nap(void)
+{
+	const struct timespec duration = {.tv_nsec = BURIAL_NAP_NS};
+
+	syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &duration, NULL);
+}
+
+/* Somebody retired this segment. Remove it if he died over it; or take the mark off if somebody lives, or if
+ * we may not remove it (another user's file in a sticky directory). 0: see anew. */
 static int bury(struct mtlshm_host *host)
 {
-	const struct timespec nap = {.tv_nsec = BURIAL_NAP_NS};
 	struct life life;
 	int rc = life_enter(&life, host, O_RDWR);
 
@@ -290,14 +301,12 @@ static int bury(struct mtlshm_host *host)
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
 	if (!rc && still_named(host)) {
 		rc = anyone_alive(&life);
-		if (rc > 0)
+		if (rc > 0 || (!rc && unlink(host->path)))
 			set_state(host, MTLSHM_IN_USE);
-		else if (!rc && unlink(host->path)) /* EPERM: another user's, in a sticky directory */
-			rc = errno == EPERM ? -EACCES : -errno;
 	}
 	life_leave(&life);
 	if (rc == -EAGAIN)
-		nanosleep(&nap, NULL); /* he lives; it is his to remove */
+		nap(); /* he lives; it is his to remove */
 	return rc < 0 && rc != -EAGAIN ? rc : 0;
 }
 
@@ -338,15 +347,17 @@ const char *mtlshm_default_path(void)
 }
 
 /* The process may change its directory later. */
-static char *absolute(const char *path)
+static int absolute(const char *path, char **result)
 {
-	char directory[PATH_MAX], *result = NULL;
+	char directory[PATH_MAX];
 
 	if (path[0] == '/')
-		return strdup(path);
-	if (!getcwd(directory, sizeof(directory)) || asprintf(&result, "%s/%s", directory, path) < 0)
-		return NULL;
-	return result;
+		*result = strdup(path);
+	else if (!getcwd(directory, sizeof(directory)))
+		return -errno;
+	else if (asprintf(result, "%s/%s", directory, path) < 0)
+		*result = NULL;
+	return *result ? 0 : -ENOMEM;
 }
 
 static void host_free(struct mtlshm_host *host)
@@ -357,7 +368,7 @@ static void host_free(struct mtlshm_host *host)
 		life_unpin(host->burial);
 	}
 	detach(host);
-	free(host->topology);
+	machine_forget(host);
 	free(host->sysfs);
 	free(host->path);
 	free(host);
@@ -379,9 +390,13 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 	if (!host)
 		return -ENOMEM;
 	host->read_only = flags & MTLSHM_READ_ONLY;
-	host->path = absolute(path);
-	host->sysfs = sysfs ? strdup(sysfs) : NULL;
-	rc = host->path && (host->sysfs || !sysfs) ? attach_or_create(host, may_create) : -ENOMEM;
+	rc = absolute(path, &host->path);
+	if (!rc && sysfs) {
+		host->sysfs = strdup(sysfs);
+		rc = host->sysfs ? 0 : -ENOMEM;
+	}
+	if (!rc)
+		rc = attach_or_create(host, may_create);
 	if (rc)
 		host_free(host);
 	else
@@ -404,7 +419,7 @@ int mtlshm_retire(struct mtlshm_host *host)
 
 	if (host->read_only)
 		return -EROFS;
-	if (host->burial)
+	if (host->burial && host->burial_process == life_process())
 		return 0;
 	rc = life_enter(&life, host, O_RDWR);
 	if (rc)

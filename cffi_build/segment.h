@@ -28,8 +28,9 @@ struct mtlshm_host {
 	unsigned int instances;           /* handles not yet freed; atomic */
 	void *burial;                     /* pin of the burial lock, if this handle retired the segment, */
 	uint64_t burial_process;          /* and life_process() of who did */
-	struct mtlshm_topology *topology; /* NULL until the first claim by policy; atomic */
-	struct self self;                 /* under the guard of life.h */
+	struct machine *machine;          /* see machine.h; atomic */
+	struct self self;                 /* under the guard of life.h; */
+	uint64_t self_process;            /* of which life_process() */
 };
 
 /* The record of an owner found in the segment, or NULL if no record can have that index. */

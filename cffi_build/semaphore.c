@@ -69,6 +69,8 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 
 	spin(word, held);
 	for (;;) {
+		int alive;
+
 		held = __atomic_load_n(word, __ATOMIC_RELAXED);
 		/* We may have slept, and others may still: whoever gives back next shall wake one. */
 		if (!owner_of(held)) {
@@ -76,7 +78,8 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 				return 0;
 			continue;
 		}
-		if (mtlshm_alive(host, owner_of(held)) == 0) {
+		alive = mtlshm_alive(host, owner_of(held));
+		if (alive == 0) {
 			if (!swap(word, &held, owner | WAITERS))
 				continue;
 			segment_count(&host->segment->header.takeovers, 1);
@@ -84,7 +87,7 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 		}
 		left = deadline - now_ns();
 		if (left <= 0)
-			return -ETIMEDOUT;
+			return alive < 0 ? alive : -ETIMEDOUT;
 		if (!(held & WAITERS) && !swap(word, &held, held | WAITERS))
 			continue;
 		sleep_on(word, held | WAITERS, left < sleep_ns ? left : sleep_ns);

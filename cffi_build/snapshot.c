@@ -55,7 +55,9 @@ static int read_record(const struct mtlshm_host *host, const struct life *life, 
 		memcpy(info->hostname, copy.hostname, sizeof(info->hostname) - 1);
 		memcpy(info->label, copy.label, sizeof(info->label) - 1);
 		info->alive = life_held(life, life_byte(info->owner), 1);
-		return 0;
+		/* The lock seen may be that of the record's next owner. */
+		if (__atomic_load_n(&record->control, __ATOMIC_ACQUIRE) == control)
+			return 0;
 	}
 	return -ESRCH;
 }

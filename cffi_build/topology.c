@@ -426,15 +426,11 @@ int topology_possible(const char *sysfs, uint32_t *cpus)
 	return root < 0 ? root : root_leave(root, cancel_state, read_possible(root, &possible, cpus));
 }
 
-int topology_online(const char *sysfs, uint32_t cpu)
+int topology_online(const char *sysfs, struct mtlshm_cpuset *online)
 {
-	struct mtlshm_cpuset online;
-	int cancel_state, rc, root = root_enter(sysfs, &cancel_state);
+	int cancel_state, root = root_enter(sysfs, &cancel_state);
 
-	if (root < 0)
-		return root;
-	rc = read_list(root, ONLINE, &online);
-	return root_leave(root, cancel_state, rc ? rc : cpuset_has(&online, cpu));
+	return root < 0 ? root : root_leave(root, cancel_state, read_list(root, ONLINE, online));
 }
 
 /* The kernel keeps a thread's mask inside its cpuset (cpuset(7)) and shows of it only CPUs that are up

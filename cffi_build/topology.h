@@ -8,10 +8,12 @@
 
 #include <stdint.h>
 
+#include "mtlshm.h"
+
 /* The highest possible CPU number + 1, at most MTLSHM_LCORES. */
 int topology_possible(const char *sysfs, uint32_t *cpus);
 
-/* 1 if the CPU is online, 0 if it is offline or absent. */
-int topology_online(const char *sysfs, uint32_t cpu);
+/* The CPUs that are online. */
+int topology_online(const char *sysfs, struct mtlshm_cpuset *online);
 
 #endif

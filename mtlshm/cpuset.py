@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from mtlshm._core import ffi
+from mtlshm._core import ffi, lib
 
 _WORD = 64
 
@@ -26,6 +26,8 @@ class CpuSet(frozenset[int]):
             low, high = int(first), int(last or first)
             if high < low:
                 raise ValueError(f"the range {part!r} runs backwards")
+            if high >= lib.MTLSHM_LCORES:
+                raise ValueError(f"{part!r} is out of range: CPU numbers end at {lib.MTLSHM_LCORES - 1}")
             cpus.update(range(low, high + 1))
         return cls(cpus)
 

@@ -39,6 +39,8 @@ class Host:
         self._instances: WeakSet[Instance] = WeakSet()
         self._sysfs = sysfs
         self.path = os.path.abspath(default_path() if path is None else path)
+        if "\0" in self.path:
+            raise ValueError("a path has no NUL in it")
         flags = lib.MTLSHM_CREATE * (create and not read_only) | lib.MTLSHM_READ_ONLY * read_only
         result = ffi.new("struct mtlshm_host **")
         code = lib.mtlshm_open(result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs))
@@ -60,7 +62,7 @@ class Host:
         `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every
         claim_many(). errno EUSERS if all 256 records are held by living instances.
         """
-        c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode())
+        c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode(errors="surrogateescape"))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
         identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
         result = ffi.new("struct mtlshm_instance **")

@@ -57,13 +57,19 @@ class Instance:
 
     def claim(self, lcore: int, type: int = _APP) -> None:
         """Claim one lcore, from a dead owner too. Busy if a living instance holds it, this one included."""
-        if code := _claim(self._c, lcore, type):
-            raise error(code, f"lcore {lcore}")
+        try:
+            if code := _claim(self._c, lcore, type):
+                raise error(code, f"lcore {lcore}")
+        except OverflowError:  # no number that C knows
+            raise error(-errno.ERANGE, f"lcore {lcore}") from None
 
     def release(self, lcore: int) -> None:
         """Release one lcore."""
-        if code := _release(self._c, lcore):
-            raise error(code, f"lcore {lcore}")
+        try:
+            if code := _release(self._c, lcore):
+                raise error(code, f"lcore {lcore}")
+        except OverflowError:
+            raise error(-errno.ERANGE, f"lcore {lcore}") from None
 
     def claim_many(
         self,
@@ -79,16 +85,18 @@ class Instance:
         Busy if not enough are free; errno ERANGE if there could never be so many. `timeout` in seconds is for
         waiting for other claims of this kind, which take a microsecond.
         """
+        where = "" if node is None else f" on NUMA node {node}"
         if not 0 <= count <= lib.MTLSHM_LCORES:
             raise error(-errno.ERANGE, f"{count} lcores")
+        if node is not None and not 0 <= node < lib.MTLSHM_LCORES:
+            raise error(-errno.ENXIO, f"{count} lcores{where}")
         want = ffi.new("struct mtlshm_want *")
         want.count = count
         want.numa_node = lib.MTLSHM_ANY_NODE if node is None else node
         want.smt = smt
         want.type = type
-        want.timeout_ms = max(1, int(timeout * 1000))
+        want.timeout_ms = max(1, _milliseconds(timeout))
         lcores = ffi.new("uint16_t[]", count)
-        where = "" if node is None else f" on NUMA node {node}"
         check(lib.mtlshm_claim_many(self._c, want, lcores), f"{count} lcores{where}")
         return CpuSet(ffi.unpack(lcores, count))
 
@@ -112,7 +120,7 @@ class Instance:
     @contextmanager
     def semaphore(self, timeout: float = 1.0) -> Iterator[bool]:
         """Hold the host's robust semaphore; yields True if the holder before died in it and left things half done."""
-        taken_over = check(lib.mtlshm_lock(self._c, int(timeout * 1000)), "the semaphore")
+        taken_over = check(lib.mtlshm_lock(self._c, _milliseconds(timeout)), "the semaphore")
         try:
             yield bool(taken_over)
         finally:
@@ -130,3 +138,8 @@ class Instance:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _milliseconds(seconds: float) -> int:
+    """As C takes them: from 0 to the 49 days that fit."""
+    return int(min(max(seconds * 1000, 0), 2**32 - 1))

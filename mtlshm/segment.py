@@ -67,21 +67,25 @@ def _who_may(path: str) -> str:
     import pwd
 
     try:
-        status = os.stat(path)
-    except OSError:
-        return ""
-    try:
-        group = grp.getgrgid(status.st_gid).gr_name
-    except KeyError:
-        group = f"gid {status.st_gid}"
-    try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = f"uid {os.geteuid()}"
-    return (
-        f"not permitted to {user}: it belongs to group {group}, mode {stat.filemode(status.st_mode)}; "
-        f"become a member (sudo usermod -aG {group} {user}) and log in again"
-    )
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{user} may not use the directory {os.path.dirname(path)}: name another path"
+    what = f"{user} may not use it: mode {stat.filemode(status.st_mode)}"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = ""
+    if not group or status.st_gid in (0, os.getegid(), *os.getgroups()):
+        whose = f"group {group}" if group else f"gid {status.st_gid}, which has no name"
+        return (
+            f"{what}, {whose}; make a group for MTL's users (groupadd --system mtl), stop all who use the segment, "
+            "remove the file and start again"
+        )
+    return f"{what}, group {group}; become a member (usermod -aG {group} {user}) and log in again"
 
 
 def _what_it_is(path: str) -> str:

@@ -38,3 +38,6 @@ def main() -> None:
     except MtlshmError as error:
         click.echo(f"mtlshm-ctl: {error.strerror}", err=True)
         sys.exit(next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1))
+    except OSError as error:  # such as no room on the disk that our output goes to
+        click.echo(f"mtlshm-ctl: {error}", err=True)
+        sys.exit(1)

@@ -3,8 +3,9 @@
 
 `run` stays as the parent of its command, since exec() would end the instance: what keeps one alive is the address
 space. The other way round, the command must not outlive the claim, so it is killed if we are (PR_SET_PDEATHSIG,
-prctl(2)). Between our death and its own there are some microseconds in which its lcores are free already. What the
-command itself has started is its own affair: the claim ends with the command.
+prctl(2)). Between our death and its own there are some microseconds in which its lcores are free already. A setuid
+command, sudo say, escapes that: the kernel forgets the wish when it is executed. What the command itself has started is
+its own affair: the claim ends with the command.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import click
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
 
+_NODES = 1023  # the kernel's CONFIG_NODES_SHIFT allows no higher number
 _NOT_STARTED, _NOT_EXECUTABLE, _NOT_FOUND = 125, 126, 127
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SI_KERNEL = 0x80  # asm-generic/siginfo.h
 _PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -36,7 +39,7 @@ def _policy(function: Callable[..., Any]) -> Callable[..., Any]:
             help="any: SMT siblings do not matter. avoid: none whose sibling is held. whole: whole physical "
             "cores, all their siblings count. Default any.",
         ),
-        click.option("--numa", type=click.IntRange(min=0), help="Only from this NUMA node."),
+        click.option("--numa", type=click.IntRange(0, _NODES), help="Only from this NUMA node."),
     ):
         function = option(function)
     return function
@@ -72,6 +75,7 @@ def _supervise(cmd: tuple[str, ...], lcores: CpuSet) -> int:
         os.sched_setaffinity(0, lcores)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, nobody would tell us of the end
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
         child = subprocess.Popen(cmd, env=os.environ | {"MTLSHM_LCORES": str(lcores)}, preexec_fn=prepare)
@@ -81,12 +85,27 @@ def _supervise(cmd: tuple[str, ...], lcores: CpuSet) -> int:
     except subprocess.SubprocessError as error:
         click.echo(f"mtlshm-ctl: {cmd[0]}: could not be prepared on lcores {lcores}: {error}", err=True)
         return _NOT_STARTED
-    while child.poll() is None:
+    while (status := _reap(child.pid)) is None:
         received = signal.sigwaitinfo(waited_for)
-        # One from the terminal (the kernel's, so from no pid) has reached the command as well.
-        if received.si_signo != signal.SIGCHLD and received.si_pid:
-            child.send_signal(received.si_signo)
-    return 128 - child.returncode if child.returncode < 0 else child.returncode
+        # One from the terminal has reached the command as well. (A pid of 0 would not tell: so has a sender in another
+        # PID namespace.)
+        if received.si_signo != signal.SIGCHLD and received.si_code != _SI_KERNEL:
+            os.kill(child.pid, received.si_signo)
+    child.returncode = status
+    return 128 - status if status < 0 else status
+
+
+def _reap(pid: int) -> int | None:
+    """The exit status of that child, as subprocess gives it, if it has ended. Reaps others too: we may be PID 1."""
+    while True:
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return _NOT_STARTED
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+        if not ended:
+            return None
 
 
 @click.command()
@@ -101,6 +120,8 @@ def hold(context: click.Context, count: int | None, numa: int | None, smt: str, 
     """
     if (which is None) == (count is None):
         raise click.UsageError("say either which lcores (such as 2-3) or --lcores N")
+    if which is not None and (numa is not None or smt != "any"):
+        raise click.UsageError("--numa and --smt are for --lcores N")
     try:
         chosen = None if which is None else CpuSet.parse(which)
     except ValueError as error:

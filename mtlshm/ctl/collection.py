@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import errno
+
 import click
 
-from mtlshm import Host
+from mtlshm import Host, MtlshmError
 from mtlshm.ctl.people import describe
 
 
 @click.command()
-@click.option("--force", is_flag=True, help="Needed: nothing that mtlshm-ctl itself holds outlives it.")
+@click.option("--force", is_flag=True, help="Take it from its owner, who may live. Needed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("lcore", type=click.IntRange(min=0))
 @click.pass_context
@@ -22,7 +24,10 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
     if not force:
         raise click.UsageError("lcores are released by who holds them; to take one away, say --force")
     with Host(context.obj, create=False) as host:
-        held = next((held for held in host.snapshot().lcores if held.number == lcore), None)
+        snapshot = host.snapshot()
+        if lcore >= snapshot.size:
+            raise click.BadParameter(f"the table has lcores 0-{snapshot.size - 1}", param_hint="LCORE")
+        held = next((held for held in snapshot.lcores if held.number == lcore), None)
         if held is None:
             click.echo(f"lcore {lcore} is free")
             return
@@ -38,9 +43,18 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
 def gc(context: click.Context) -> None:
     """Collect what dead processes left, as a daemon does by itself and every client where it needs to."""
     with Host(context.obj, create=False) as host:
-        dead = [info for info in host.snapshot().instances if info.alive is False]
-        count = host.sweep()
-        for info in dead:
-            click.echo(f"collected {describe(info)}, lcores {info.lcores or 'none'}")
-        if count == 0 and not dead:
+        collected = 0
+        for info in host.snapshot().instances:
+            if info.alive is False:
+                try:
+                    host.collect(info.owner)
+                except MtlshmError as error:
+                    if error.errno == errno.ESRCH:  # somebody else did, meanwhile
+                        continue
+                    raise
+                click.echo(f"collected {describe(info)}, lcores {info.lcores or 'none'}")
+                collected += 1
+        if late := host.sweep():
+            click.echo(f"collected {late} more that died meanwhile")
+        if not collected + late:
             click.echo("nothing to collect")

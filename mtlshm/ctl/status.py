@@ -27,7 +27,7 @@ _SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interva
     "--watch",
     is_flag=False,
     flag_value=2.0,
-    type=click.FloatRange(min=0.1),
+    type=click.FloatRange(0.1, 86400),
     metavar="[SECONDS]",
     help="Show it again and again, every 2 seconds by default, until interrupted.",
 )
@@ -38,6 +38,8 @@ def status(context: click.Context, as_json: bool, watch: float | None) -> None:
     Needs permission to read the segment only, and changes nothing: what a dead process left is shown as its own until
     somebody collects it. CPU use is that of the core, by whomever.
     """
+    if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
+        raise click.BadParameter("is not a number", param_hint="--watch")
     with Host(context.obj, create=False, read_only=True) as host:
         usage = _CpuUse(host.topology().online)
         if watch is None:
@@ -58,11 +60,15 @@ def _watch(host: Host, usage: _CpuUse, interval: float, as_json: bool) -> None:
             time.sleep(interval)
             click.echo(json.dumps(as_data(host, host.snapshot(), usage)))
 
-    from rich.live import Live
-
     screen = console()
     time.sleep(_SAMPLE)
-    with Live(_as_tables(host, host.snapshot(), usage), console=screen, screen=screen.is_terminal) as live:
+    while not screen.is_terminal:
+        screen.print(_as_tables(host, host.snapshot(), usage))
+        time.sleep(interval)
+
+    from rich.live import Live
+
+    with Live(_as_tables(host, host.snapshot(), usage), console=screen, screen=True) as live:
         while True:
             time.sleep(interval)
             live.update(_as_tables(host, host.snapshot(), usage), refresh=True)
@@ -135,15 +141,15 @@ def _name(value: Any) -> str:
 
 def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
     from rich.console import Group
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     use = usage.take()
     people_columns = ("label", "pid", "comm", "user", "host")
 
-    def cells(info: InstanceInfo) -> list[str]:
+    def cells(info: InstanceInfo) -> list[Text]:  # not markup, whatever somebody calls himself
         return [
-            escape(text) for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
+            Text(text) for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
         ]
 
     def marked(info: InstanceInfo) -> str:
@@ -169,7 +175,7 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
     held = CpuSet(lcore.number for lcore in snapshot.lcores)
     free = CpuSet(use) - held
     daemon = f"daemon: pid {people.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
-    summary = escape(f"{host.path}: held {held or 'none'}, free {free or 'none'}; {daemon}")
+    summary = Text(f"{host.path}: held {held or 'none'}, free {free or 'none'}; {daemon}")
     parts: list[RenderableType] = [summary]
     for table in (lcores, instances):
         if table.row_count:

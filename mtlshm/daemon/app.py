@@ -19,6 +19,7 @@ from mtlshm.daemon.reaper import Reaper
 
 log = logging.getLogger("mtlshmd")
 
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -92,6 +93,7 @@ async def _serve(path: str | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, _reload, path)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     with Host(path) as host, _register(host) as me:
         reaper = Reaper(host, me.owner, stop)
@@ -130,4 +132,5 @@ def _reload(path: str | None) -> None:
 
 def main() -> None:
     """Entry point."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until there is somebody to handle them
     command(prog_name="mtlshmd")

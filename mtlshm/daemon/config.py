@@ -22,6 +22,8 @@ def read(path: Path, known: Collection[str]) -> dict[str, str]:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     if unknown := sorted(settings.keys() - set(known)):
         raise ConfigError(f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     for key, value in settings.items():

@@ -147,6 +147,8 @@ class Reaper:
             alive = self._host.alive(owner)
         except MtlshmError as error:
             self._report(error)
+            if owner in self._watched:  # whether it lives will be asked again
+                self._forget(owner)
             return
         log.debug("watching %s (pid %d%s)", info.label, info.pid, "" if pidfd is not None else ", by its lock only")
         if not alive:

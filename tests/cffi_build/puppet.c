@@ -235,6 +235,11 @@ static long do_become(char **words)
 	return 0;
 }
 
+static long do_chdir(char **words)
+{
+	return chdir(words[1]) ? -errno : 0;
+}
+
 static long do_umask(char **words)
 {
 	return (long)umask((mode_t)number(words[1]));
@@ -636,6 +641,7 @@ static const struct {
 	{"affinity", do_affinity},
 	{"alive", do_alive},
 	{"become", do_become},
+	{"chdir", do_chdir},
 	{"churn", do_churn},
 	{"claim", do_claim},
 	{"claim_many", do_claim_many},

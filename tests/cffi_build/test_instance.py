@@ -12,7 +12,7 @@ import pytest
 
 from mtlshm import Host, Kind
 from mtlshm._core import ffi, lib
-from processes import Puppet, held, look
+from processes import DEADLINE, Puppet, held, look
 
 Start = Callable[..., Puppet]
 
@@ -108,7 +108,9 @@ def test_dead_ones_do_not_count_among_the_256(puppet: Start, segment: str) -> No
     newcomer.open(1)
     assert newcomer.register_many(RECORDS) == 128
     assert newcomer.register() == -EUSERS
-    assert all(info.alive for info in look(segment).instances)
+    snapshot = look(segment)
+    assert all(info.alive for info in snapshot.instances)
+    assert (snapshot.collected, snapshot.recovered) == (128, 1)
     assert newcomer.claim(5) == 0
 
 
@@ -174,7 +176,7 @@ def test_the_doorbell_rings_for_every_newcomer(segment: str) -> None:
         inotify.add_watch(segment, flags.MODIFY)
         for _ in range(3):
             with host.register():
-                assert [event.mask for event in inotify.read()] == [flags.MODIFY]
+                assert [event.mask for event in inotify.read(timeout=DEADLINE * 1000)] == [flags.MODIFY]
 
 
 def test_a_label_is_cut_to_what_fits(segment: str) -> None:

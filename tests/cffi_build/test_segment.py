@@ -119,16 +119,13 @@ def test_flags_and_paths_that_make_no_sense_are_refused(puppet: Start, tmp_path:
     assert puppet(path="x" * 5000, ready=False).open(CREATE) == -EINVAL
 
 
-def test_a_relative_path_means_the_same_file_after_a_change_of_directory(tmp_path: Path) -> None:
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        with Host("segment") as host:
-            os.chdir("/")
-            with host.register() as me:
-                assert host.alive(me.owner)
-    finally:
-        os.chdir(before)
+def test_a_relative_path_means_the_same_file_after_a_change_of_directory(puppet: Start, segment: str) -> None:
+    wanderer = puppet(path=os.path.basename(segment), ready=False)
+    assert wanderer.chdir("/dev/shm") == 0
+    assert wanderer.open(CREATE) == 0
+    assert wanderer.chdir("/") == 0
+    assert wanderer.register() == 0
+    assert os.path.exists(segment)
 
 
 # --- files that are no good ---------------------------------------------------------------------------
@@ -362,6 +359,16 @@ def test_retired_by_two_at_once_only_one_removes(puppet: Start) -> None:
     second.open(CREATE)
     assert first.retire() == 0
     assert second.retire() == -EBUSY
+
+
+def test_while_one_is_about_to_remove_it_nobody_else_does(puppet: Start, segment: str) -> None:
+    """One that is slow could otherwise remove the new segment, whose name is the same."""
+    remover, newcomer = puppet(ready=False), puppet(ready=False)
+    remover.open(CREATE)
+    assert remover.retire() == 0
+    inode = os.stat(segment).st_ino
+    assert newcomer.open(CREATE) == -ESTALE  # has tried for long enough
+    assert os.stat(segment).st_ino == inode
 
 
 def test_a_segment_whose_name_is_anothers_cannot_be_retired(puppet: Start, segment: str) -> None:
