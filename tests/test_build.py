@@ -121,9 +121,7 @@ with mtlshm.Host(sys.argv[1]) as host, host.register(cpus=range(128)) as me:
 
 
 @pytest.mark.slow
-def test_a_source_distribution_becomes_a_wheel_that_works_in_an_empty_environment(
-    segment: str, tmp_path: Path
-) -> None:
+def test_a_source_distribution_becomes_a_wheel_that_works_in_an_empty_environment(segment: str, tmp_path: Path) -> None:
     """With no network: what is needed for building and running comes from the environment of the tests."""
     tree = tmp_path / "tree"
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")

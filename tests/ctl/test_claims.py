@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 from mtlshm import CpuSet, Host
-from processes import BIN, eventually, held, look
+from processes import BIN, DEADLINE, eventually, held, look, namespaces
 
 CTL = str(BIN / "mtlshm-ctl")
 
@@ -161,3 +162,39 @@ def test_an_lcore_that_is_no_cpu_here_is_refused(ctl):
     done = ctl("hold", absent)
     assert done.returncode == 1
     assert "absent or offline" in done.stderr
+
+
+def test_a_signal_from_outside_its_pid_namespace_is_passed_on(environment):
+    # Its sender has no pid there.
+    script = "trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done"
+    command = [*namespaces("pid"), CTL, "run", "--lcores", "1", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert first_line(process) == "up"
+        family = psutil.Process(process.pid).children(recursive=True)
+        next(p for p in family if p.name() == "mtlshm-ctl").terminate()
+        assert process.wait() == 9
+
+
+def test_it_ends_although_it_was_started_with_sigchld_ignored(environment):
+    command = ["env", "--ignore-signal=CHLD", CTL, "run", "--lcores", "1", "--", "true"]
+    assert subprocess.run(command, env=environment, timeout=DEADLINE).returncode == 0
+
+
+def test_an_argument_may_be_any_bytes(environment):
+    done = subprocess.run([CTL, "run", "--lcores", "1", "echo", b"\xff"], env=environment, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, b"\xff\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("hold", "4294967296"),
+        ("hold", "0-999999999"),
+        ("hold", "0", "--numa", "0"),
+        ("run", "--lcores", "1", "--numa", "99999999999", "true"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_wrong_usage(ctl, words):
+    done = ctl(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

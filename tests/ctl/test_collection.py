@@ -66,3 +66,8 @@ def test_with_no_segment_none_is_made(ctl, segment, words):
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert not os.path.exists(segment)
+
+
+def test_release_of_what_is_not_in_the_table_is_wrong_usage(ctl, segment):
+    Host(segment).close()
+    assert ctl("release", "--force", "--yes", 5000).returncode == 2

@@ -99,3 +99,28 @@ def test_others_may_look_if_the_administrator_says_so(segment):
         *lines, status = run_python(code, segment).splitlines()
         assert status == "0"
         assert json.loads("\n".join(lines))["instances"][0]["label"] == "seen"
+
+
+def test_names_cannot_write_on_the_terminal(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("evil\x1b]0;pwn\x07\n9 is held by nobody :smile: [red]") as me:
+        me.claim(own_cpus[0])
+        outputs = ctl("status").stdout, ctl("release", "--force", own_cpus[0], answer="n\n").stdout
+        for output in outputs:
+            assert "\x1b" not in output
+            assert ":smile: [red]" in output
+            assert "\n9 is held" not in output
+
+
+def test_watch_without_a_terminal_prints_each_round(start_ctl, segment):
+    with Host(segment) as host, host.register("watched"):
+        process = start_ctl("status", "--watch", "0.1")
+        assert process.stdout
+        rounds = 0
+        while rounds < 3:
+            rounds += "watched" in process.stdout.readline()
+
+
+@pytest.mark.parametrize("interval", ["nan", "inf", "0", "-1"])
+def test_an_interval_that_cannot_be_is_wrong_usage(ctl, segment, interval):
+    Host(segment).close()
+    assert ctl("status", "--watch", interval).returncode == 2

@@ -138,9 +138,7 @@ def test_who_unregisters_is_not_taken_for_dead(daemon: StartDaemon, puppet: Star
     assert server.log().count("died") == 1
 
 
-def test_a_process_without_proc_is_watched_by_its_lock(
-    daemon: StartDaemon, puppet: StartPuppet, segment: str
-) -> None:
+def test_a_process_without_proc_is_watched_by_its_lock(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     daemon()
     hermit = puppet(prefix=(*namespaces("mount"), "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"))
     hermit.claim(5)

@@ -26,9 +26,7 @@ def test_a_process_gets_its_lcores_in_three_lines(segment: str, host64: Path) ->
     assert look(segment).instances == ()
 
 
-def test_without_a_path_it_is_the_one_that_the_environment_names(
-    segment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_path_it_is_the_one_that_the_environment_names(segment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTLSHM_PATH", segment)
     with Host() as host:
         assert host.path == segment
@@ -235,9 +233,7 @@ def test_a_truncated_segment_is_described(segment: str) -> None:
 
 @pytest.mark.parametrize("place", ["shm", "elsewhere"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
-def test_what_is_no_file_is_described(
-    segment: str, tmp_path: Path, place: str, make: Callable[[str], None]
-) -> None:
+def test_what_is_no_file_is_described(segment: str, tmp_path: Path, place: str, make: Callable[[str], None]) -> None:
     path = segment if place == "shm" else str(tmp_path / "segment")
     make(path)
     try:
