@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from mtlshm import segment
 from mtlshm._core import ffi, lib
@@ -35,7 +35,7 @@ class Host:
         read_only: bool = False,
         sysfs: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._c: Any = None
+        self._mapping: _Mapping | None = None
         self._instances: WeakSet[Instance] = WeakSet()
         self._sysfs = sysfs
         self.path = os.path.abspath(default_path() if path is None else path)
@@ -46,13 +46,16 @@ class Host:
         code = lib.mtlshm_open(result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs))
         if code:
             raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
-        self._c = ffi.gc(result[0], lib.mtlshm_close)
+        self._mapping = _Mapping(result[0])
 
-    @property
-    def _open(self) -> Any:
-        if self._c is None:
+    def _opened(self) -> _Mapping:
+        if self._mapping is None:
             raise ValueError(f"segment {self.path}: this Host is closed")
-        return self._c
+        return self._mapping
+
+    def _call(self, function: Any, *arguments: Any) -> int:
+        mapping = self._opened()  # ours until the call is over, whoever closes the host meanwhile
+        return int(function(mapping.c, *arguments))
 
     def register(
         self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None
@@ -66,24 +69,25 @@ class Host:
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
         identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
         result = ffi.new("struct mtlshm_instance **")
-        check(lib.mtlshm_register(result, self._open, identity), f"register in {self.path}")
-        # A handle is freed when nobody uses it any more, and the mapping after the last handle: so a thread that
-        # closes one does not pull it from under another.
-        c = self._open
-        instance = Instance(self, ffi.gc(result[0], lambda handle, _=c: lib.mtlshm_instance_free(handle)))
+        mapping = self._opened()
+        check(lib.mtlshm_register(result, mapping.c, identity), f"register in {self.path}")
+        instance = Instance(self, result[0])
+        # Freed when nobody uses it any more, and the mapping after the last one: so a thread that closes it does not
+        # pull it from under another. (Not ffi.gc(), which forgets about objects that are in a cycle.)
+        finalize(instance, _free, result[0], mapping)
         self._instances.add(instance)
         return instance
 
     def snapshot(self) -> Snapshot:
         """Everything at a moment, without stopping anyone."""
         c = ffi.new("struct mtlshm_snapshot *")
-        check(lib.mtlshm_snapshot(self._open, c), f"snapshot of {self.path}")
+        check(self._call(lib.mtlshm_snapshot, c), f"snapshot of {self.path}")
         return Snapshot.from_c(c)
 
     def inspect(self, owner: int) -> InstanceInfo | None:
         """One instance; None if it is gone. Its lcores are in a snapshot only."""
         c = ffi.new("struct mtlshm_instance_info *")
-        code = lib.mtlshm_inspect(self._open, owner, c)
+        code = self._call(lib.mtlshm_inspect, owner, c)
         if code == -errno.ESRCH:
             return None
         check(code, f"owner {owner:#x}")
@@ -92,23 +96,23 @@ class Host:
     def owners(self) -> list[int]:
         """The owners of all instances in the table, dead ones not yet collected included. No system call."""
         owners = ffi.new("uint64_t[]", lib.MTLSHM_INSTANCES)
-        return list(ffi.unpack(owners, check(lib.mtlshm_owners(self._open, owners), "owners")))
+        return list(ffi.unpack(owners, check(self._call(lib.mtlshm_owners, owners), "owners")))
 
     def alive(self, owner: int) -> bool:
         """Does the instance live?"""
-        return bool(check(lib.mtlshm_alive(self._open, owner), f"owner {owner:#x}"))
+        return bool(check(self._call(lib.mtlshm_alive, owner), f"owner {owner:#x}"))
 
     def collect(self, owner: int) -> int:
         """Collect one dead instance; returns how many lcores that freed. Busy if it lives."""
-        return check(lib.mtlshm_collect(self._open, owner), f"owner {owner:#x}")
+        return check(self._call(lib.mtlshm_collect, owner), f"owner {owner:#x}")
 
     def sweep(self) -> int:
         """Collect all dead instances; returns how many."""
-        return check(lib.mtlshm_sweep(self._open), f"sweep of {self.path}")
+        return check(self._call(lib.mtlshm_sweep), f"sweep of {self.path}")
 
     def evict(self, lcore: int, owner: int) -> None:
         """Take an lcore away from `owner`, dead or alive. The owner is not told: this is for operators."""
-        check(lib.mtlshm_evict(self._open, lcore, owner), f"lcore {lcore}")
+        check(self._call(lib.mtlshm_evict, lcore, owner), f"lcore {lcore}")
 
     def topology(self) -> Topology:
         """The host's CPUs, read anew."""
@@ -116,7 +120,7 @@ class Host:
 
     def unlink(self) -> None:
         """Remove the segment, if no instance lives (Busy otherwise), and close this handle."""
-        check(lib.mtlshm_retire(self._open), f"segment {self.path}")
+        check(self._call(lib.mtlshm_retire), f"segment {self.path}")
         try:
             segment.unlink(self.path)
         finally:
@@ -126,7 +130,7 @@ class Host:
         """Unregister the instances made here and unmap the segment. Idempotent."""
         for instance in list(self._instances):
             instance.close()
-        self._c = None
+        self._mapping = None
 
     def __enter__(self) -> Host:
         return self
@@ -135,6 +139,20 @@ class Host:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Mapping:
+    """An open `struct mtlshm_host *`, closed when the last who needs it lets go."""
+
+    def __init__(self, c: Any) -> None:
+        self.c = c
+
+    def __del__(self) -> None:
+        lib.mtlshm_close(self.c)
+
+
+def _free(instance: Any, _: _Mapping) -> None:
+    lib.mtlshm_instance_free(instance)
 
 
 def default_path() -> str:

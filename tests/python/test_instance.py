@@ -231,7 +231,7 @@ def test_an_instance_unregisters_when_its_block_ends_with_an_exception(host: Hos
 
 
 def test_closing_does_not_pull_the_handle_from_under_another_thread(segment: str, host64: Path) -> None:
-    """Every call of the other thread either works or is refused; under a sanitizer nothing is used after it is freed."""
+    """Every call of the other thread works or is refused; under a sanitizer nothing is used after it is freed."""
     for _ in range(50):
         host = Host(segment, sysfs=host64)
         me = host.register(cpus=range(64))
