@@ -577,6 +577,7 @@ static long do_churn(char **words)
 /* N: look N times at others churning. Returns in how many snapshots something did not fit. */
 static long do_watch(char **words)
 {
+	static struct mtlshm_instance_info seen[MTLSHM_INSTANCES]; /* by index: what its last owner was shown as */
 	long wrong = 0;
 
 	for (long i = 0; i < number(words[1]); i++) {
@@ -594,10 +595,14 @@ static long do_watch(char **words)
 		}
 		for (uint32_t j = 0; j < snapshot.instance_count; j++) {
 			const struct mtlshm_instance_info *info = &snapshot.instances[j];
+			struct mtlshm_instance_info *before = &seen[info->owner >> MTLSHM_TYPE_BITS & (MTLSHM_INSTANCES - 1)];
 
 			fits &= info->lcores == lcores[j];
 			if (info->label[0] == '0') /* one of those that churn: each has a name that tells its pid */
 				fits &= strlen(info->label) == 63 && strtol(info->label, NULL, 10) == info->pid;
+			if (before->owner == info->owner)
+				fits &= before->registered_ns == info->registered_ns;
+			*before = *info;
 		}
 		wrong += !fits;
 	}

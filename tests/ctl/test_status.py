@@ -104,11 +104,10 @@ def test_others_may_look_if_the_administrator_says_so(segment):
 def test_names_cannot_write_on_the_terminal(ctl, segment, own_cpus):
     with Host(segment) as host, host.register("evil\x1b]0;pwn\x07\n9 is held by nobody :smile: [red]") as me:
         me.claim(own_cpus[0])
-        outputs = ctl("status").stdout, ctl("release", "--force", own_cpus[0], answer="n\n").stdout
-        for output in outputs:
-            assert "\x1b" not in output
-            assert ":smile: [red]" in output
-            assert "\n9 is held" not in output
+        for done in ctl("status"), ctl("release", "--force", own_cpus[0], answer="n\n"):
+            assert "\x1b" not in done.stdout
+            assert ":smile: [red]" in done.stdout, done.stderr
+            assert "\n9 is held" not in done.stdout
 
 
 def test_watch_without_a_terminal_prints_each_round(start_ctl, segment):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import Kind
-from processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, held, look, namespaces, needs_root
+from processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, eventually, held, look, namespaces, needs_root
 
 StartPuppet = Callable[..., Puppet]
 StartDaemon = Callable[..., Daemon]
@@ -168,8 +168,7 @@ def test_bad_flags_are_refused(daemon: StartDaemon, segment: str, arguments: tup
 def test_log_levels_hide_what_is_less(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     quiet = daemon("--log-level", "error", ready=False)
     puppet(ready=False).open(1)
-    while not look(segment).daemon:
-        pass
+    eventually(lambda: look(segment).daemon)
     assert quiet.end(signal.SIGTERM) == 0
     assert quiet.log() == ""
 
@@ -198,11 +197,11 @@ def test_sighup_reads_the_file_again_and_a_bad_one_changes_nothing(
 
 
 def test_sighup_does_not_move_it_to_another_segment(
-    daemon: StartDaemon, puppet: StartPuppet, config: Path, segment: str
+    daemon: StartDaemon, puppet: StartPuppet, config: Path, segment: str, tmp_path: Path
 ) -> None:
     config.write_text(f'segment = "{segment}"\n')
     server = daemon("--config", config, environment={"MTLSHM_PATH": ""})
-    config.write_text(f'segment = "{segment}-other"\n')
+    config.write_text(f'segment = "{tmp_path}/other"\n')
     server.send(signal.SIGHUP)
     server.await_log("at the next start only")
     client = puppet()
@@ -210,4 +209,4 @@ def test_sighup_does_not_move_it_to_another_segment(
     client.kill()
     server.await_log("died")
     assert held(segment) == set()
-    assert not os.path.exists(f"{segment}-other")
+    assert not (tmp_path / "other").exists()
