@@ -425,6 +425,8 @@ int mtlshm_retire(struct mtlshm_host *host)
 	if (rc)
 		return rc;
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
+	if (!rc && !still_named(host)) /* he who had the lock before may have removed it */
+		rc = -ESTALE;
 	if (!rc && anyone_alive(&life)) /* so as not to turn away newcomers for nothing */
 		rc = -EBUSY;
 	if (!rc) {

@@ -412,7 +412,10 @@ def test_a_premature_mark_by_one_who_died_is_taken_off(puppet: Start, segment: s
     assert newcomer.claim(1) == -EBUSY
 
 
-def test_thirty_that_create_and_remove_at_random_never_live_on_two_segments(puppet: Start, segment: str) -> None:
+@pytest.mark.parametrize(("processes", "kills"), [(30, 60), (3, 200)])  # few meet at the same step more often
+def test_those_who_create_and_remove_at_random_never_live_on_two_segments(
+    puppet: Start, segment: str, processes: int, kills: int
+) -> None:
     chance = random.Random(2)
 
     def start(n: int) -> Puppet:
@@ -420,13 +423,13 @@ def test_thirty_that_create_and_remove_at_random_never_live_on_two_segments(pupp
         assert replacer.replace(n) == 0
         return replacer
 
-    replacers = [start(n) for n in range(30)]
-    for n in range(60):
+    replacers = [start(n) for n in range(processes)]
+    for n in range(kills):
         time.sleep(chance.uniform(0, 0.02))
         victim = replacers.pop(0)
         assert victim.running(), "it ended by itself, because something was wrong"
         victim.kill()
-        replacers.append(start(30 + n))
+        replacers.append(start(processes + n))
     for replacer in replacers:
         assert replacer.running(), "it ended by itself, because something was wrong"
         replacer.kill()
