@@ -17,7 +17,15 @@ setup(
     packages=find_packages(include=["mtlshm", "mtlshm.*"]),
     package_data={"mtlshm": ["py.typed", "*.pyi", "ctl/status.schema.json"]},
     cffi_modules=["cffi_build/build_core.py:ffi"],
-    install_requires=["cffi>=1.15", "posix_ipc>=1.1", "click>=8.1", "rich>=13", "psutil>=5.9", "inotify_simple>=1.3"],
+    install_requires=[
+        "cffi>=1.15",
+        "posix_ipc>=1.1",
+        "sysv_ipc>=1.1",
+        "click>=8.1",
+        "rich>=13",
+        "psutil>=5.9",
+        "inotify_simple>=1.3",
+    ],
     extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"]},
     entry_points={
         "console_scripts": [

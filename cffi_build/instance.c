@@ -7,6 +7,9 @@
  *               Died before LIVE: the record is FREE and the lock is gone. After: a dead instance like any.
  *   unregister  owner 0 in our memory, so that our own threads stop; lcores; FREE; unpin.
  *               Died before FREE: a dead instance. After: nothing to collect.
+ *
+ * A proxied instance is made in the same way, but goes PROXIED and keeps no lock. It is nobody's who could
+ * die with it, so it stays until a daemon unregisters it.
  */
 #include "instance.h"
 
@@ -50,14 +53,14 @@ int instance_refresh(struct mtlshm_instance *instance)
 
 /* Pid, comm and start time from proc(5) stat: "pid (comm) state ..."; comm may hold spaces and parentheses.
  * A process without /proc is shown without them. */
-static void read_self(struct self *self)
+static void read_self(struct mtlshm_process *self)
 {
 	char stat_line[1024], *open_paren, *close_paren, *field;
 	struct stat st;
 	ssize_t length = 0;
 	int fd;
 
-	*self = (struct self){.pid = getpid()};
+	*self = (struct mtlshm_process){.pid = getpid()};
 	if (!stat("/proc/self/ns/pid", &st))
 		self->pid_namespace = st.st_ino;
 	fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
@@ -79,30 +82,31 @@ static void read_self(struct self *self)
 		self->start_ticks = strtoull(field, NULL, 10);
 }
 
-static void fill_record(struct mtlshm_record *record, struct mtlshm_host *host,
-			const struct mtlshm_identity *identity)
+/* Who we are, under the guard. What can change from one registration to the next is looked up each time. */
+static const struct mtlshm_process *ourselves(struct mtlshm_host *host, const char *label)
 {
-	struct timespec now;
-	const char *label;
+	struct mtlshm_process *self = &host->self;
 
 	if (host->self_process != life_adopt()) {
-		read_self(&host->self);
+		read_self(self);
 		host->self_process = life_adopt();
 	}
-	label = identity->label ? identity->label : host->self.comm;
+	self->uid = geteuid();
+	memset(self->hostname, 0, sizeof(self->hostname));
+	gethostname(self->hostname, sizeof(self->hostname) - 1);
+	memset(self->label, 0, sizeof(self->label));
+	strncpy(self->label, label ? label : self->comm, sizeof(self->label) - 1);
+	return self;
+}
+
+static void fill_record(struct mtlshm_record *record, uint32_t kind, const struct mtlshm_process *process)
+{
+	struct timespec now;
+
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	record->registered_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-	record->start_ticks = host->self.start_ticks;
-	record->pid_namespace = host->self.pid_namespace;
-	record->pid = host->self.pid;
-	record->uid = geteuid();
-	record->kind = identity->kind;
-	record->reserved = 0;
-	memcpy(record->comm, host->self.comm, sizeof(record->comm));
-	memset(record->hostname, 0, sizeof(record->hostname));
-	gethostname(record->hostname, sizeof(record->hostname) - 1);
-	memset(record->label, 0, sizeof(record->label));
-	strncpy(record->label, label, sizeof(record->label) - 1);
+	record->kind = kind;
+	record->process = *process;
 }
 
 /* Try to make record `index` ours. 0: its write lock is held and it is FREE; -EAGAIN: it is somebody's who
@@ -117,7 +121,11 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 	if (rc)
 		return rc;
 	control = __atomic_load_n(&record->control, __ATOMIC_ACQUIRE);
-	if ((control & CONTROL_STATE_MASK) != MTLSHM_FREE) /* nobody holds the write lock: dead */
+	if (control_proxied(control)) {
+		life_drop(life, byte);
+		return -EAGAIN;
+	}
+	if (!control_free(control)) /* and nobody holds the write lock: dead */
 		lease_collect(host, owner_make(index, control_generation(control)));
 	rc = life_take(life, byte);
 	if (!rc)
@@ -141,7 +149,7 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 				__atomic_load_n(&host->segment->instances[index].control, __ATOMIC_RELAXED);
 			int rc;
 
-			if (i < MTLSHM_INSTANCES && (control & CONTROL_STATE_MASK) != MTLSHM_FREE)
+			if (i < MTLSHM_INSTANCES && !control_free(control))
 				continue;
 			rc = occupy(host, life, index);
 			if (!rc) {
@@ -162,21 +170,17 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 	return -EUSERS;
 }
 
-static int become(struct mtlshm_instance *me, const struct life *life, const struct mtlshm_identity *identity)
+/* Take a record for `process` and make `me` its instance. */
+static int become(struct mtlshm_instance *me, const struct life *life, uint32_t kind,
+		  const struct mtlshm_process *process)
 {
 	struct mtlshm_header *header = &me->host->segment->header;
 	struct mtlshm_record *record;
-	uint64_t generation, owner;
+	uint64_t generation, control;
 	uint32_t index;
-	int rc;
+	int rc = find_record(me->host, life, &index);
 
-	if (identity->kind == MTLSHM_KIND_DAEMON) {
-		rc = life_take(life, MTLSHM_DAEMON_BYTE);
-		if (rc)
-			return rc == -EAGAIN ? -EEXIST : rc;
-	}
-	rc = find_record(me->host, life, &index);
-	if (!rc)
+	if (!rc && !me->proxied)
 		rc = life_pin(life, &me->pin);
 	if (rc)
 		return rc;
@@ -185,24 +189,54 @@ static int become(struct mtlshm_instance *me, const struct life *life, const str
 	generation = control_generation(record->control);
 	if (!generation)
 		generation = 1;
-	owner = owner_make(index, generation);
 	/* A snapshot that still reads the record of the last owner must see that its control word has changed
 	 * when it sees a byte of ours: release here, acquire between its copy and its second look. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
-	fill_record(record, me->host, identity);
-	__atomic_store_n(&record->control, control_live(owner), __ATOMIC_SEQ_CST);
+	fill_record(record, kind, process);
+	control = control_make(generation, me->proxied ? MTLSHM_PROXIED : MTLSHM_LIVE);
+	__atomic_store_n(&record->control, control, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&header->state, __ATOMIC_SEQ_CST) != MTLSHM_IN_USE) {
-		__atomic_store_n(&record->control, control_after(record->control), __ATOMIC_RELEASE);
+		__atomic_store_n(&record->control, control_after(control), __ATOMIC_RELEASE);
 		life_unpin(me->pin);
 		return -ESTALE;
 	}
 	me->process = life_adopt();
-	me->owner = owner;
+	me->owner = owner_make(index, generation);
 	segment_count(&header->registered, 1);
-	/* IN_MODIFY for the daemon; a write through the mapping would make no event. The byte's value means
-	 * nothing, and if it cannot be written the daemon finds us at its next look. */
+	return 0;
+}
+
+/* IN_MODIFY for the daemon; a write through the mapping would make no event. The byte's value means nothing,
+ * and if it cannot be written the daemon finds us at its next look. */
+static void ring(const struct life *life)
+{
 	if (pwrite(life->fd, "", 1, offsetof(struct mtlshm_segment, header.doorbell)) < 0)
-		return 0;
+		return;
+}
+
+static struct mtlshm_instance *new_instance(struct mtlshm_host *host, const struct mtlshm_cpuset *cpus)
+{
+	struct mtlshm_instance *instance = calloc(1, sizeof(*instance));
+
+	if (!instance)
+		return NULL;
+	instance->host = host;
+	instance->usual_type = MTLSHM_LCORE_APP;
+	instance->cpus_given = cpus;
+	if (cpus)
+		instance->cpus = *cpus;
+	return instance;
+}
+
+/* The end of all ways to a handle: hand it out, or free it. */
+static int finish(struct mtlshm_instance **result, struct mtlshm_instance *instance, int rc)
+{
+	if (rc) {
+		free(instance);
+		return rc;
+	}
+	__atomic_add_fetch(&instance->host->instances, 1, __ATOMIC_RELEASE);
+	*result = instance;
 	return 0;
 }
 
@@ -216,38 +250,91 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 
 	if (!identity)
 		identity = &nobody;
-	if (identity->kind >= MTLSHM_KINDS)
+	if (identity->kind != MTLSHM_KIND_SHM && identity->kind != MTLSHM_KIND_DAEMON)
 		return -EINVAL;
 	if (host->read_only)
 		return -EROFS;
-	me = calloc(1, sizeof(*me));
+	me = new_instance(host, identity->cpus);
 	if (!me)
 		return -ENOMEM;
-	me->host = host;
-	me->usual_type = MTLSHM_LCORE_APP;
-	me->cpus_given = identity->cpus;
-	if (identity->cpus)
-		me->cpus = *identity->cpus;
 	rc = instance_refresh(me);
 	if (!rc)
 		rc = life_enter(&life, host, O_RDWR);
 	if (!rc) {
-		rc = become(me, &life, identity);
+		if (identity->kind == MTLSHM_KIND_DAEMON)
+			rc = life_take(&life, MTLSHM_DAEMON_BYTE);
+		if (rc == -EAGAIN)
+			rc = -EEXIST;
+		if (!rc)
+			rc = become(me, &life, identity->kind, ourselves(host, identity->label));
+		if (!rc)
+			ring(&life);
 		life_leave(&life);
 	}
-	if (rc) {
-		free(me);
-		return rc;
+	return finish(result, me, rc);
+}
+
+static struct mtlshm_instance *new_proxy(struct mtlshm_host *host)
+{
+	struct mtlshm_cpuset all;
+	struct mtlshm_instance *proxy;
+
+	memset(&all, 0xff, sizeof(all));
+	proxy = new_instance(host, &all);
+	if (proxy)
+		proxy->proxied = true;
+	return proxy;
+}
+
+int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *host, uint32_t kind,
+			  const struct mtlshm_process *process)
+{
+	struct mtlshm_instance *proxy;
+	struct life life;
+	int rc;
+
+	if (kind <= MTLSHM_KIND_DAEMON || kind >= MTLSHM_KINDS)
+		return -EINVAL;
+	if (host->read_only)
+		return -EROFS;
+	proxy = new_proxy(host);
+	if (!proxy)
+		return -ENOMEM;
+	rc = life_enter(&life, host, O_RDWR); /* a write lock, while the record changes hands */
+	if (!rc) {
+		rc = become(proxy, &life, kind, process);
+		life_leave(&life);
 	}
-	__atomic_add_fetch(&host->instances, 1, __ATOMIC_RELEASE);
-	*result = me;
-	return 0;
+	return finish(result, proxy, rc);
+}
+
+int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint64_t owner)
+{
+	struct mtlshm_instance *proxy;
+
+	if (host->read_only)
+		return -EROFS;
+	if (!segment_proxied(host, owner))
+		return -ESRCH;
+	proxy = new_proxy(host);
+	if (!proxy)
+		return -ENOMEM;
+	proxy->process = life_process();
+	if (!proxy->process) {
+		struct life guard;
+
+		life_guard(&guard);
+		proxy->process = life_adopt();
+		life_leave(&guard);
+	}
+	proxy->owner = owner_of(owner);
+	return finish(result, proxy, 0);
 }
 
 int mtlshm_unregister(struct mtlshm_instance *me)
 {
 	struct mtlshm_record *record;
-	uint64_t owner, live;
+	uint64_t owner, control;
 	int rc = 0;
 
 	if (!instance_owner(me, &rc))
@@ -257,9 +344,10 @@ int mtlshm_unregister(struct mtlshm_instance *me)
 		return -EBADF;
 	lease_clear(me->host, owner);
 	record = segment_record(me->host, owner);
-	live = control_live(owner);
-	__atomic_compare_exchange_n(&record->control, &live, control_after(live), false, __ATOMIC_RELEASE,
-				    __ATOMIC_RELAXED);
+	control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
+	if (control_of(control, owner))
+		__atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
+					    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 	life_unpin(me->pin);
 	return 0;
 }
@@ -268,7 +356,8 @@ void mtlshm_instance_free(struct mtlshm_instance *me)
 {
 	if (!me)
 		return;
-	mtlshm_unregister(me);
+	if (!me->proxied)
+		mtlshm_unregister(me);
 	__atomic_sub_fetch(&me->host->instances, 1, __ATOMIC_RELEASE);
 	free(me);
 }

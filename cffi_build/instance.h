@@ -12,6 +12,7 @@ struct mtlshm_instance {
 	uint64_t owner;            /* 0 once unregistered; atomic */
 	uint64_t process;          /* life_process() of the registrant */
 	struct mtlshm_host *host;
+	bool proxied;
 	bool cpus_given;
 	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic unless they were given */
 	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */

@@ -56,7 +56,7 @@ static bool swap(struct mtlshm_lcore *lcore, uint64_t *expected, uint64_t desire
 /* time(2) is a load in the vDSO; every clock with more digits costs a third of a claim. */
 static void stamp(struct mtlshm_lcore *lcore)
 {
-	__atomic_store_n(&lcore->since, (uint64_t)time(NULL), __ATOMIC_RELAXED);
+	__atomic_store_n(&lcore->note, (uint32_t)time(NULL), __ATOMIC_RELAXED);
 }
 
 uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner)
@@ -79,8 +79,7 @@ uint32_t lease_collect(struct mtlshm_host *host, uint64_t owner)
 	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
 
 	/* Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
-	if (control_generation(control) == owner_generation(owner) &&
-	    (control & CONTROL_STATE_MASK) != MTLSHM_FREE &&
+	if (control_generation(control) == owner_generation(owner) && !control_free(control) &&
 	    __atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
 					__ATOMIC_RELEASE, __ATOMIC_RELAXED))
 		segment_count(&host->segment->header.collected, 1);
@@ -92,8 +91,11 @@ uint32_t lease_collect(struct mtlshm_host *host, uint64_t owner)
 static int collect(struct mtlshm_host *host, const struct life *life, uint64_t owner)
 {
 	off_t byte = life_byte(owner);
-	int rc = life_share(life, byte);
+	int rc;
 
+	if (segment_proxied(host, owner))
+		return -EBUSY;
+	rc = life_share(life, byte);
 	if (rc)
 		return rc == -EAGAIN ? -EBUSY : rc;
 	rc = segment_knows(host, owner) ? (int)lease_collect(host, owner) : -ESRCH;
@@ -118,17 +120,27 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	return rc;
 }
 
-int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners)
+static int list_owners(const struct mtlshm_host *host, enum mtlshm_record_state state, uint64_t *owners)
 {
 	int count = 0;
 
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
 		uint64_t control = __atomic_load_n(&host->segment->instances[i].control, __ATOMIC_ACQUIRE);
 
-		if ((control & CONTROL_STATE_MASK) == MTLSHM_LIVE)
+		if ((control & CONTROL_STATE_MASK) == state)
 			owners[count++] = owner_make(i, control_generation(control));
 	}
 	return count;
+}
+
+int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners)
+{
+	return list_owners(host, MTLSHM_LIVE, owners);
+}
+
+int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners)
+{
+	return list_owners(host, MTLSHM_PROXIED, owners);
 }
 
 int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
@@ -138,6 +150,8 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 
 	if (!segment_knows(host, owner))
 		return 0;
+	if (segment_proxied(host, owner))
+		return 1;
 	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
@@ -284,6 +298,51 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
 	if (!owner || owner_of(token) != owner || !swap(slot(host, lcore), &token, 0))
 		return -ESRCH;
+	return 0;
+}
+
+int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint32_t type)
+{
+	int rc = 0;
+	uint64_t owner = instance_owner(me, &rc), token;
+
+	if (!owner)
+		return rc;
+	if (lcore >= me->host->lcores)
+		return -ERANGE;
+	if (type >= MTLSHM_LCORE_TYPES)
+		return -EINVAL;
+	token = __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_RELAXED);
+	if (!segment_proxied(me->host, from) || owner_of(token) != owner_of(from) ||
+	    !swap(slot(me->host, lcore), &token, owner | type))
+		return -ESRCH;
+	stamp(slot(me->host, lcore));
+	return 0;
+}
+
+int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_t tag)
+{
+	uint64_t note;
+
+	if (host->read_only)
+		return -EROFS;
+	if (lcore >= host->lcores)
+		return -ERANGE;
+	if (!owner || owner_of(__atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_ACQUIRE)) != owner)
+		return -ESRCH;
+	note = __atomic_load_n(&slot(host, lcore)->note, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot(host, lcore)->note, (uint64_t)tag << 32 | (uint32_t)note, __ATOMIC_RELAXED);
+	return 0;
+}
+
+int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag)
+{
+	if (lcore >= host->lcores)
+		return -ERANGE;
+	*owner = owner_of(__atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_ACQUIRE));
+	*tag = (uint32_t)(__atomic_load_n(&slot(host, lcore)->note, __ATOMIC_RELAXED) >> 32);
+	if (!segment_knows(host, *owner))
+		*owner = 0;
 	return 0;
 }
 

@@ -67,14 +67,21 @@ extern "C" {
  * LIFE_BASE + index of this file, which the kernel drops when the process's address space goes. Pid,
  * name and the rest of the record are for people.
  *
+ * A process that does not map the table (a client of the daemon's socket, a legacy process) is represented
+ * by a PROXIED record, which has no life lock. The daemon keeps it, and only a daemon, which has proven by a
+ * pidfd that the process is dead, may collect it; everybody else takes its word. So a daemon's death takes
+ * nothing from those it speaks for, and the next one finds them here.
+ *
  * Who writes what:
  *   lcore.owner       0 -> token by any instance; token -> 0 by its owner, by whoever has proven the owner
- *                     dead, or by an operator; dead token -> own token by whoever has proven it. All by
- *                     compare-and-swap, so that each change happens once.
- *   lcore.since       by the owner just after it claimed: may be one claim behind.
+ *                     dead, or by an operator; dead token -> own token by whoever has proven it; token of one
+ *                     proxied instance -> that of another by a daemon. All by compare-and-swap, so that each
+ *                     change happens once.
+ *   lcore.note        by the owner just after it claimed: may be one claim behind. Its tag later by the daemon.
  *   record.control    FREE -> LIVE by the newcomer that holds the write lock;
- *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock.
- *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE.
+ *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock;
+ *                     FREE -> PROXIED likewise and PROXIED -> FREE, generation + 1, by a daemon.
+ *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE or PROXIED.
  *   header            once, before the file has a name; except state, semaphore, doorbell and counters.
  *
  * Forty-four bits of generation: one record can be registered every 10 microseconds for five years
@@ -110,10 +117,13 @@ enum mtlshm_lcore_type {
 enum mtlshm_kind {
 	MTLSHM_KIND_SHM = 0,    /* registered itself */
 	MTLSHM_KIND_DAEMON = 1, /* is the daemon: at most one lives */
-	MTLSHM_KINDS = 2,
+	MTLSHM_KIND_SOCKET = 2, /* proxied: a client of the daemon's socket */
+	MTLSHM_KIND_LEGACY = 3, /* proxied: a process on libmtl's System V table */
+	MTLSHM_KIND_POOL = 4,   /* proxied: no process, the lcores lent to that table */
+	MTLSHM_KINDS = 5,
 };
 
-enum mtlshm_record_state { MTLSHM_FREE = 0, MTLSHM_LIVE = 1 };
+enum mtlshm_record_state { MTLSHM_FREE = 0, MTLSHM_LIVE = 1, MTLSHM_PROXIED = 2 };
 enum mtlshm_segment_state { MTLSHM_IN_USE = 1, MTLSHM_RETIRED = 2 };
 
 struct mtlshm_header { /* 256 bytes */
@@ -138,23 +148,32 @@ struct mtlshm_header { /* 256 bytes */
 	uint8_t reserved2[32];
 };
 
-struct mtlshm_record { /* 192 bytes */
-	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
-	uint64_t registered_ns;
+/* Who a process is. Of those that registered themselves pid, pid_namespace and uid are as they see
+ * themselves; of a proxied one they are as its daemon sees it. */
+struct mtlshm_process { /* 184 bytes */
 	uint64_t start_ticks;   /* process start, clock ticks since boot: field 22 of proc(5) stat */
 	uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
-	int32_t pid;            /* as the process sees itself */
-	uint32_t uid;           /* effective, in the process's user namespace */
-	uint32_t kind;          /* enum mtlshm_kind */
-	uint32_t reserved;
+	uint64_t pidfd_inode;   /* of a pidfd on it, which Linux gives to no other process (6.9); 0 if unknown */
+	int32_t pid;
+	uint32_t uid;           /* effective */
+	uint32_t reserved[2];
 	char comm[16];          /* NUL-terminated, like the next two */
 	char hostname[64];
 	char label[64];         /* what the process calls itself */
 };
 
+struct mtlshm_record { /* 256 bytes */
+	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
+	uint64_t registered_ns;
+	uint32_t kind;          /* enum mtlshm_kind */
+	uint32_t reserved0[3];
+	struct mtlshm_process process;
+	uint8_t reserved1[40];
+};
+
 struct mtlshm_lcore { /* 16 bytes */
 	uint64_t owner; /* 0 or a token */
-	uint64_t since; /* when it was claimed: time(2), seconds of the epoch */
+	uint64_t note;  /* low half: when it was claimed, time(2) modulo 2^32; high half: see mtlshm_tag() */
 };
 
 struct mtlshm_segment {
@@ -246,14 +265,25 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
  * a dead instance. */
 int mtlshm_unregister(struct mtlshm_instance *instance);
 
-/* Unregister if need be, and free the handle; in a forked child only free it. No other call may use it at
- * the same time or later. NULL is allowed. */
+/* Unregister if need be, and free the handle; in a forked child, and of a proxied instance, only free it. No
+ * other call may use it at the same time or later. NULL is allowed. */
 void mtlshm_instance_free(struct mtlshm_instance *instance);
+
+/* For the daemon: make a proxied instance of a process that is not the caller, or find again the one that
+ * an earlier daemon made. Its lcores are claimed and released like any (it may claim all there are);
+ * mtlshm_unregister() collects it, which is for a caller that has proven the process dead or that its claims
+ * are no longer wanted; mtlshm_instance_free() leaves it as it is.
+ *
+ * Errors: of mtlshm_register(); -EINVAL kind is none of a proxied one; -ESRCH (adopt) `owner` is no proxied
+ * instance. Killed inside: there is no such instance, or one that the next daemon finds. */
+int mtlshm_register_proxy(struct mtlshm_instance **instance, struct mtlshm_host *host, uint32_t kind,
+			  const struct mtlshm_process *process);
+int mtlshm_adopt(struct mtlshm_instance **instance, struct mtlshm_host *host, uint64_t owner);
 
 /* The owner (token without type) of an instance, by which snapshots name it; 0 once it is unregistered. */
 uint64_t mtlshm_owner(const struct mtlshm_instance *instance);
 
-/* Does the owner live? 1 yes, 0 no (dead, or gone and its record in other hands), or a negative errno of
+/* Does the owner live? 1 yes, as a proxied one always does here, 0 no (dead, or gone and its record in other hands), or a negative errno of
  * the kind mtlshm_claim() gives when it cannot ask. One open, one lock query: about 2 microseconds. */
 int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
 
@@ -261,9 +291,12 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
  * system call. */
 int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 
+/* The same for those that say PROXIED. */
+int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
+
 /* Collect one dead instance: free its lcores, then its record. Returns how many lcores became free.
  *
- * Errors: -EBUSY it lives; -ESRCH there is no such instance (any more); -EROFS; -ESTALE, -EACCES, -EMFILE.
+ * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance (any more); -EROFS; -ESTALE, -EACCES, -EMFILE.
  * Killed inside: the next collector does it again from the start; it is idempotent. */
 int mtlshm_collect(struct mtlshm_host *host, uint64_t owner);
 
@@ -333,6 +366,18 @@ int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want
  * is held by somebody else, or nobody; -ERANGE; -EROFS. */
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 
+/* For the daemon: make an lcore of `from`, a proxied instance, one of `instance` without its being free for a moment.
+ * Errors: -ESRCH it is held by somebody else, or nobody, or `from` is no proxied instance; -ERANGE; -EINVAL type;
+ * -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
+int mtlshm_take(struct mtlshm_instance *instance, uint32_t lcore, uint64_t from, uint32_t type);
+
+/* For the daemon: note something with an lcore, if its owner is `owner`; snapshots show it. The next claim of
+ * that lcore clears it, and one that comes at the same moment may leave either. Errors: as mtlshm_evict(). */
+int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_t tag);
+
+/* Who holds an lcore, into *owner (0: nobody). Errors: -ERANGE. No system call. */
+int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag);
+
 /* ---------------------------------------------------------------------------------------------------
  * The robust semaphore
  *
@@ -356,22 +401,17 @@ int mtlshm_unlock(struct mtlshm_instance *instance);
 struct mtlshm_instance_info {
 	uint64_t owner;
 	uint64_t registered_ns;
-	uint64_t start_ticks;
-	uint64_t pid_namespace;
-	int32_t pid;
-	uint32_t uid;
 	uint32_t kind;
 	int32_t alive;     /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
 	uint32_t lcores;   /* how many it holds */
 	uint32_t reserved;
-	char comm[16];
-	char hostname[64];
-	char label[64];
+	struct mtlshm_process process;
 };
 
 struct mtlshm_lcore_info {
 	uint64_t owner;    /* 0 if free */
-	uint64_t since;    /* seconds of the epoch; may be one claim behind */
+	uint32_t since;    /* seconds of the epoch modulo 2^32; may be one claim behind */
+	uint32_t tag;
 	uint32_t type;
 	int32_t instance;  /* position in instances[], -1 if free */
 };

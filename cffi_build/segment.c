@@ -58,7 +58,7 @@ static const char magic[8] = "MTLSHM\r\n";
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "mtlshm needs a little-endian machine");
 _Static_assert(__GCC_ATOMIC_LLONG_LOCK_FREE == 2, "mtlshm needs lock-free 64-bit atomics");
 _Static_assert(sizeof(struct mtlshm_header) == 256, "whole cache lines");
-_Static_assert(sizeof(struct mtlshm_record) == 192, "whole cache lines");
+_Static_assert(sizeof(struct mtlshm_record) == 256, "whole cache lines");
 _Static_assert(sizeof(struct mtlshm_lcore) == 16, "four to a cache line");
 _Static_assert(offsetof(struct mtlshm_header, semaphore) % 64 == 0, "on a line of its own");
 _Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a token");
@@ -78,10 +78,12 @@ static uint64_t fingerprint(void)
 		AT(mtlshm_header, doorbell), AT(mtlshm_header, semaphore), AT(mtlshm_header, registered),
 		AT(mtlshm_header, collected), AT(mtlshm_header, recovered), AT(mtlshm_header, takeovers),
 		sizeof(struct mtlshm_record), AT(mtlshm_record, control), AT(mtlshm_record, registered_ns),
-		AT(mtlshm_record, start_ticks), AT(mtlshm_record, pid_namespace), AT(mtlshm_record, pid),
-		AT(mtlshm_record, uid), AT(mtlshm_record, kind), AT(mtlshm_record, comm),
-		AT(mtlshm_record, hostname), AT(mtlshm_record, label),
-		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, since),
+		AT(mtlshm_record, kind), AT(mtlshm_record, process),
+		sizeof(struct mtlshm_process), AT(mtlshm_process, start_ticks),
+		AT(mtlshm_process, pid_namespace), AT(mtlshm_process, pidfd_inode), AT(mtlshm_process, pid),
+		AT(mtlshm_process, uid), AT(mtlshm_process, comm), AT(mtlshm_process, hostname),
+		AT(mtlshm_process, label),
+		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, note),
 	};
 #undef AT
 	const unsigned char *bytes = (const unsigned char *)layout;
@@ -276,8 +278,12 @@ static void set_state(struct mtlshm_host *host, enum mtlshm_segment_state state)
 	__atomic_store_n(&host->segment->header.state, state, __ATOMIC_SEQ_CST);
 }
 
-static int anyone_alive(const struct life *life)
+/* Somebody with a life lock, or somebody proxied. */
+static int anyone_alive(const struct mtlshm_host *host, const struct life *life)
 {
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
+		if (control_proxied(__atomic_load_n(&host->segment->instances[i].control, __ATOMIC_SEQ_CST)))
+			return 1;
 	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
@@ -300,7 +306,7 @@ static int bury(struct mtlshm_host *host)
 		return rc == -ESTALE ? 0 : rc;
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
 	if (!rc && still_named(host)) {
-		rc = anyone_alive(&life);
+		rc = anyone_alive(host, &life);
 		if (rc > 0 || (!rc && unlink(host->path)))
 			set_state(host, MTLSHM_IN_USE);
 	}
@@ -427,11 +433,11 @@ int mtlshm_retire(struct mtlshm_host *host)
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
 	if (!rc && !still_named(host)) /* he who had the lock before may have removed it */
 		rc = -ESTALE;
-	if (!rc && anyone_alive(&life)) /* so as not to turn away newcomers for nothing */
+	if (!rc && anyone_alive(host, &life)) /* so as not to turn away newcomers for nothing */
 		rc = -EBUSY;
 	if (!rc) {
 		set_state(host, MTLSHM_RETIRED);
-		rc = anyone_alive(&life) ? -EBUSY : life_pin(&life, &host->burial);
+		rc = anyone_alive(host, &life) ? -EBUSY : life_pin(&life, &host->burial);
 		if (rc)
 			set_state(host, MTLSHM_IN_USE);
 		else

@@ -9,14 +9,6 @@
 #include "mtlshm.h"
 #include "token.h"
 
-/* Who this process is, for people; read from /proc once a process. */
-struct self {
-	int32_t pid;
-	uint64_t start_ticks;
-	uint64_t pid_namespace;
-	char comm[16];
-};
-
 struct mtlshm_host {
 	struct mtlshm_segment *segment;
 	uint32_t lcores;  /* header.lcores, checked */
@@ -29,8 +21,8 @@ struct mtlshm_host {
 	void *burial;                     /* pin of the burial lock, if this handle retired the segment, */
 	uint64_t burial_process;          /* and life_process() of who did */
 	struct machine *machine;          /* see machine.h; atomic */
-	struct self self;                 /* under the guard of life.h; */
-	uint64_t self_process;            /* of which life_process() */
+	struct mtlshm_process self;       /* who we are, read from /proc; under the guard of life.h, */
+	uint64_t self_process;            /* and of which life_process() */
 };
 
 /* The record of an owner found in the segment, or NULL if no record can have that index. */
@@ -42,13 +34,20 @@ static inline struct mtlshm_record *segment_record(const struct mtlshm_host *hos
 }
 
 /* Does the table still know this owner? If not, it never will again: generations only rise, and an lcore is
- * given only to an owner whose record has gone LIVE, so the token is a leftover and the lcore is free.
+ * given only to an owner whose record has gone LIVE or PROXIED, so the token is a leftover and the lcore is free.
  * Call it after reading the token: acquire pairs with the release of the change to FREE. */
 static inline bool segment_knows(const struct mtlshm_host *host, uint64_t owner)
 {
 	const struct mtlshm_record *record = segment_record(host, owner);
 
-	return record && __atomic_load_n(&record->control, __ATOMIC_ACQUIRE) == control_live(owner);
+	return record && control_of(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE), owner);
+}
+
+/* Is it a proxied one, of which only a daemon knows whether it lives? */
+static inline bool segment_proxied(const struct mtlshm_host *host, uint64_t owner)
+{
+	return segment_knows(host, owner) &&
+	       control_proxied(__atomic_load_n(&segment_record(host, owner)->control, __ATOMIC_RELAXED));
 }
 
 static inline void segment_count(uint64_t *counter, uint64_t by)

@@ -35,7 +35,7 @@ static int read_record(const struct mtlshm_host *host, const struct life *life, 
 	for (int i = 0; i < TRIES; i++) {
 		uint64_t control = __atomic_load_n(&record->control, __ATOMIC_ACQUIRE);
 
-		if ((control & CONTROL_STATE_MASK) != MTLSHM_LIVE)
+		if (!control_of(control, owner_make(index, control_generation(control))))
 			break;
 		memcpy(&copy, record, sizeof(copy));
 		/* Pairs with the release fence of a newcomer that fills the record. */
@@ -45,16 +45,13 @@ static int read_record(const struct mtlshm_host *host, const struct life *life, 
 		*info = (struct mtlshm_instance_info){
 			.owner = owner_make(index, control_generation(control)),
 			.registered_ns = copy.registered_ns,
-			.start_ticks = copy.start_ticks,
-			.pid_namespace = copy.pid_namespace,
-			.pid = copy.pid,
-			.uid = copy.uid,
 			.kind = copy.kind,
+			.process = copy.process,
 		};
-		memcpy(info->comm, copy.comm, sizeof(info->comm) - 1);
-		memcpy(info->hostname, copy.hostname, sizeof(info->hostname) - 1);
-		memcpy(info->label, copy.label, sizeof(info->label) - 1);
-		info->alive = life_held(life, life_byte(info->owner), 1);
+		info->process.comm[sizeof(info->process.comm) - 1] = '\0';
+		info->process.hostname[sizeof(info->process.hostname) - 1] = '\0';
+		info->process.label[sizeof(info->process.label) - 1] = '\0';
+		info->alive = control_proxied(control) ? 1 : life_held(life, life_byte(info->owner), 1);
 		/* The lock seen may be that of the record's next owner. */
 		if (__atomic_load_n(&record->control, __ATOMIC_ACQUIRE) == control)
 			return 0;
@@ -84,7 +81,7 @@ static void copy_lcore(const struct mtlshm_host *host, const struct life *life, 
 	*info = (struct mtlshm_lcore_info){.instance = -1};
 	for (int i = 0; i < TRIES; i++) {
 		uint64_t token = __atomic_load_n(&slot->owner, __ATOMIC_ACQUIRE), owner = owner_of(token);
-		uint64_t since = __atomic_load_n(&slot->since, __ATOMIC_RELAXED);
+		uint64_t note = __atomic_load_n(&slot->note, __ATOMIC_RELAXED);
 		int16_t position;
 
 		if (!token)
@@ -105,7 +102,8 @@ static void copy_lcore(const struct mtlshm_host *host, const struct life *life, 
 			out->instances[position].lcores++;
 			*info = (struct mtlshm_lcore_info){
 				.owner = owner,
-				.since = since,
+				.since = (uint32_t)note,
+				.tag = (uint32_t)(note >> 32),
 				.type = (uint32_t)(token & TOKEN_TYPE_MASK),
 				.instance = position,
 			};

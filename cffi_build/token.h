@@ -45,10 +45,21 @@ static inline uint64_t control_generation(uint64_t control)
 	return control >> 8 & GENERATION_MASK;
 }
 
-/* What the record of a valid owner says. */
-static inline uint64_t control_live(uint64_t owner)
+static inline bool control_free(uint64_t control)
 {
-	return control_make(owner_generation(owner), MTLSHM_LIVE);
+	return (control & CONTROL_STATE_MASK) == MTLSHM_FREE;
+}
+
+static inline bool control_proxied(uint64_t control)
+{
+	return (control & CONTROL_STATE_MASK) == MTLSHM_PROXIED;
+}
+
+/* Is this what the record of a valid owner says? */
+static inline bool control_of(uint64_t control, uint64_t owner)
+{
+	return control == control_make(owner_generation(owner), MTLSHM_LIVE) ||
+	       control == control_make(owner_generation(owner), MTLSHM_PROXIED);
 }
 
 /* What it says next. The generation after the last is 1 again: 0 would make the owner of record 0 "free". */

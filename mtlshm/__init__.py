@@ -15,7 +15,7 @@ from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, InstanceGone, MtlshmError, NoSegment, NotPermitted, TimedOut
 from mtlshm.host import Host
 from mtlshm.instance import Instance, LcoreType, Smt
-from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Snapshot
+from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Process, Snapshot
 from mtlshm.topology import Cpu, Topology
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MtlshmError",
     "NoSegment",
     "NotPermitted",
+    "Process",
     "Smt",
     "Snapshot",
     "TimedOut",

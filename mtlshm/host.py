@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet, finalize
@@ -16,7 +17,7 @@ from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check, error
 from mtlshm.instance import Instance
-from mtlshm.snapshot import InstanceInfo, Kind, Snapshot
+from mtlshm.snapshot import InstanceInfo, Kind, Process, Snapshot
 from mtlshm.topology import Topology
 
 
@@ -69,14 +70,47 @@ class Host:
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
         identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
         result = ffi.new("struct mtlshm_instance **")
-        mapping = self._opened()
-        check(lib.mtlshm_register(result, mapping.c, identity), f"register in {self.path}")
-        instance = Instance(self, result[0])
+        check(lib.mtlshm_register(result, self._opened().c, identity), f"register in {self.path}")
+        return self._instance(result[0])
+
+    def register_proxy(self, kind: Kind, process: Process) -> Instance:
+        """For the daemon: an instance that stands for a process which does not map the table.
+
+        Closing it leaves it in the table, where the next daemon finds it; Instance.unregister() ends it.
+        """
+        c = ffi.new("struct mtlshm_process *")
+        for name, value in asdict(process).items():
+            text = isinstance(value, str)
+            setattr(
+                c, name, value.encode(errors="surrogateescape")[: ffi.sizeof(getattr(c, name)) - 1] if text else value
+            )
+        result = ffi.new("struct mtlshm_instance **")
+        check(lib.mtlshm_register_proxy(result, self._opened().c, kind, c), f"register {process.label} in {self.path}")
+        return self._instance(result[0], proxied=True)
+
+    def adopt(self, owner: int) -> Instance:
+        """For the daemon: find again what an earlier daemon made by register_proxy()."""
+        result = ffi.new("struct mtlshm_instance **")
+        check(lib.mtlshm_adopt(result, self._opened().c, owner), f"owner {owner:#x}")
+        return self._instance(result[0], proxied=True)
+
+    def _instance(self, c: Any, *, proxied: bool = False) -> Instance:
+        instance = Instance(self, c, proxied)
         # Freed when nobody uses it any more, and the mapping after the last one: so a thread that closes it does not
         # pull it from under another. (Not ffi.gc(), which forgets about objects that are in a cycle.)
-        finalize(instance, _free, result[0], mapping)
+        finalize(instance, _free, c, self._opened())
         self._instances.add(instance)
         return instance
+
+    def holder(self, lcore: int) -> tuple[int, int]:
+        """Who holds an lcore, 0 for nobody, and the daemon's note on it. No system call."""
+        owner, tag = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+        check(self._call(lib.mtlshm_holder, lcore, owner, tag), f"lcore {lcore}")
+        return owner[0], tag[0]
+
+    def tag(self, lcore: int, owner: int, tag: int) -> None:
+        """For the daemon: note something with an lcore of `owner`; its next claim clears it."""
+        check(self._call(lib.mtlshm_tag, lcore, owner, tag), f"lcore {lcore}")
 
     def snapshot(self) -> Snapshot:
         """Everything at a moment, without stopping anyone."""
@@ -94,9 +128,16 @@ class Host:
         return InstanceInfo.from_c(c, time.monotonic_ns())
 
     def owners(self) -> list[int]:
-        """The owners of all instances in the table, dead ones not yet collected included. No system call."""
+        """The owners of all instances that registered themselves, dead ones not yet collected included."""
+        return self._list(lib.mtlshm_owners)
+
+    def proxies(self) -> list[int]:
+        """The owners of all instances that a daemon keeps for others."""
+        return self._list(lib.mtlshm_proxies)
+
+    def _list(self, function: Any) -> list[int]:
         owners = ffi.new("uint64_t[]", lib.MTLSHM_INSTANCES)
-        return list(ffi.unpack(owners, check(self._call(lib.mtlshm_owners, owners), "owners")))
+        return list(ffi.unpack(owners, check(self._call(function, owners), "owners")))
 
     def alive(self, owner: int) -> bool:
         """Does the instance live?"""

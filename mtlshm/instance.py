@@ -49,10 +49,11 @@ class Instance:
     (InstanceGone in the child, which registers for itself). All methods may be called from any thread.
     """
 
-    __slots__ = ("__weakref__", "_c", "_host")
+    __slots__ = ("__weakref__", "_c", "_host", "_proxied")
 
-    def __init__(self, host: Host, c: Any) -> None:
+    def __init__(self, host: Host, c: Any, proxied: bool) -> None:
         self._host = host
+        self._proxied = proxied
         self._c = c  # NULL once closed: the core answers EBADF
 
     def claim(self, lcore: int, type: int = _APP) -> None:
@@ -70,6 +71,10 @@ class Instance:
                 raise error(code, f"lcore {lcore}")
         except OverflowError:
             raise error(-errno.ERANGE, f"lcore {lcore}") from None
+
+    def take(self, lcore: int, owner: int, type: int = _APP) -> None:
+        """For the daemon: take over an lcore of `owner`, a proxied instance; it is not free for a moment."""
+        check(lib.mtlshm_take(self._c, lcore, owner, type), f"lcore {lcore}")
 
     def claim_many(
         self,
@@ -126,10 +131,19 @@ class Instance:
         finally:
             lib.mtlshm_unlock(self._c)
 
+    def unregister(self) -> None:
+        """End the instance, a proxied one too, and close it."""
+        check(lib.mtlshm_unregister(self._c), "unregister")
+        self.close()
+
     def close(self) -> None:
-        """Unregister. Idempotent. A call that another thread has under way keeps the handle until it returns."""
+        """Unregister, unless it is a proxied one, which stays in the table. Idempotent.
+
+        A call that another thread has under way keeps the handle until it returns.
+        """
         c, self._c = self._c, ffi.NULL
-        lib.mtlshm_unregister(c)
+        if not self._proxied:
+            lib.mtlshm_unregister(c)
 
     def __enter__(self) -> Instance:
         return self

@@ -17,6 +17,23 @@ class Kind(IntEnum):
 
     SHM = lib.MTLSHM_KIND_SHM
     DAEMON = lib.MTLSHM_KIND_DAEMON
+    SOCKET = lib.MTLSHM_KIND_SOCKET  # a client of the daemon's socket, which keeps it for the client
+    LEGACY = lib.MTLSHM_KIND_LEGACY  # a process on libmtl's System V table, likewise
+    POOL = lib.MTLSHM_KIND_POOL  # the lcores lent to that table
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Who a process is, as the one who registers it sees it. Texts that are too long are cut."""
+
+    pid: int
+    pid_namespace: int
+    start_ticks: int
+    pidfd_inode: int
+    uid: int
+    comm: str
+    hostname: str
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +46,7 @@ class InstanceInfo:
     pid: int  # as the process sees itself, in pid_namespace
     pid_namespace: int  # inode of its /proc/self/ns/pid, 0 if unknown
     start_ticks: int  # when the process started, in clock ticks since boot
+    pidfd_inode: int  # of a pidfd on it, 0 if unknown; known of those that the daemon keeps for others
     uid: int
     comm: str
     hostname: str
@@ -43,16 +61,26 @@ class InstanceInfo:
             owner=c.owner,
             kind=_member(Kind, c.kind),
             alive=None if c.alive < 0 else bool(c.alive),
-            pid=c.pid,
-            pid_namespace=c.pid_namespace,
-            start_ticks=c.start_ticks,
-            uid=c.uid,
-            comm=_text(c.comm),
-            hostname=_text(c.hostname),
-            label=_text(c.label),
+            pid=c.process.pid,
+            pid_namespace=c.process.pid_namespace,
+            start_ticks=c.process.start_ticks,
+            pidfd_inode=c.process.pidfd_inode,
+            uid=c.process.uid,
+            comm=_text(c.process.comm),
+            hostname=_text(c.process.hostname),
+            label=_text(c.process.label),
             age=_age(now_ns, c.registered_ns),
             lcores=lcores,
         )
+
+
+GRANTED_TO_ITS_LIBMTL = 1 << 31  # in a tag: claimed directly, and granted through the manager socket as well
+_ID_MASK = 0xFFFF  # in a tag: lcore id + 1, or 0
+
+
+def tag_of_id(lcore_id: int) -> int:
+    """The tag for an lcore that its owner knows by another number."""
+    return lcore_id + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +90,13 @@ class Lcore:
     number: int
     type: LcoreType | int
     age: float  # seconds since it was claimed, to the second
+    tag: int  # the daemon's note on it, 0 if none
+
+    @property
+    def id(self) -> int:
+        """By what number its owner knows it; other than the CPU's if the owner's libmtl numbers its lcores itself."""
+        return (self.tag & _ID_MASK) - 1 if self.tag & _ID_MASK else self.number
+
     owner: InstanceInfo
 
 
@@ -104,7 +139,8 @@ class Snapshot:
                 Lcore(
                     number,
                     _member(LcoreType, lcore.type),
-                    min(max(c.taken - lcore.since, 0), instances[lcore.instance].age),
+                    min((c.taken - lcore.since) % 2**32, instances[lcore.instance].age),
+                    lcore.tag,
                     instances[lcore.instance],
                 )
                 for number, lcore in enumerate(lcores)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sysv_ipc
 
 from processes import BIN, Daemon, Puppet, start_puppet
 from sysfs import Machine
@@ -90,8 +92,53 @@ def puppet(puppet_program: Path, segment: str) -> Iterator[Callable[..., Puppet]
         each.clean_up()
 
 
+@pytest.fixture(scope="session")
+def legacy_program(build_once: Callable[..., Path]) -> Path:
+    """legacy_process.c, compiled."""
+
+    def compile(program: Path) -> None:
+        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run(["cc", *flags, "-o", program, ROOT / "tests/daemon/legacy_process.c"], check=True)
+
+    return build_once("legacy_process", compile)
+
+
 @pytest.fixture
-def daemon(segment: str, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+def legacy_place(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The settings for a legacy table of the test's own, which does not exist yet."""
+    key = random.SystemRandom().randrange(1 << 28, 1 << 30)
+    yield {"MTLSHM_LEGACY_KEY": f"{key:#x}", "MTLSHM_LEGACY_LOCK": str(tmp_path / "legacy.lock")}
+    with suppress(sysv_ipc.ExistentialError):
+        sysv_ipc.SharedMemory(key).remove()
+
+
+@pytest.fixture
+def legacy(legacy_program: Path, legacy_place: dict[str, str]) -> Iterator[Callable[..., Puppet]]:
+    """Starts legacy processes: legacy() is attached to the test's legacy table."""
+    started: list[Puppet] = []
+
+    def start(*, prefix: tuple[str, ...] = (), ready: bool = True, program: Path = legacy_program) -> Puppet:
+        key, lock = legacy_place.values()
+        started.append(new := start_puppet(program, key, Path(lock), prefix))
+        if ready:
+            assert new.attach() == 0
+        return new
+
+    yield start
+    for each in started:
+        each.clean_up()
+
+
+@pytest.fixture
+def manager_socket() -> Iterator[Path]:
+    """Where the test's daemon serves libmtl. Not in tmp_path, which may be longer than unix(7) allows."""
+    with tempfile.TemporaryDirectory(prefix="mtlshm-test-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory) / "manager.sock"
+
+
+@pytest.fixture
+def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons; daemon() serves the test's segment and is ready."""
     started: list[Daemon] = []
 
@@ -104,7 +151,12 @@ def daemon(segment: str, tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     ) -> Daemon:
         log = tmp_path / f"mtlshmd-{len(started)}.log"
         # A configuration of the machine's own shall not matter.
-        settings = {"MTLSHM_PATH": segment, "MTLSHMD_CONFIG": "/dev/null"} | (environment or {})
+        settings = {
+            "MTLSHM_PATH": segment,
+            "MTLSHMD_CONFIG": "/dev/null",
+            "MTL_MANAGER_SOCK_PATH": str(manager_socket),
+            "MTLSHMD_LEGACY": "off",
+        } | (environment or {})
         program = command or [str(BIN / "mtlshmd")]
         started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
         if ready:

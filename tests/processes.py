@@ -133,7 +133,9 @@ def _innermost(process: subprocess.Popen[bytes], name: str) -> int:
     def find() -> int | None:
         assert process.poll() is None, f"{process.args} failed"
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        return next((p.pid for p in family if p.name() == name), None)
+        with suppress(psutil.NoSuchProcess):  # what the chain ran before
+            return next((p.pid for p in family if p.name() == name), None)
+        return None
 
     return eventually(find)
 
@@ -149,6 +151,13 @@ class Daemon:
             )
         self._pid = _innermost(self._process, "mtlshmd") if prefix else self._process.pid
 
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def log(self) -> str:
         return self._log.read_text()
 
@@ -163,6 +172,11 @@ class Daemon:
         """After SIGSTOP; nsenter stops itself when what it runs is stopped."""
         for pid in {self._process.pid, self._pid}:
             os.kill(pid, signal.SIGCONT)
+
+    def cpu_seconds(self) -> float:
+        """What it has used so far."""
+        times = psutil.Process(self._pid).cpu_times()
+        return times.user + times.system
 
     def end(self, number: int) -> int:
         """Send it the signal and return its exit status."""

@@ -8,7 +8,7 @@ import sys
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, machine, status
+from mtlshm.ctl import claims, collection, legacy, machine, manager, status
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -27,7 +27,16 @@ def command(context: click.Context, segment: str | None) -> None:
     context.obj = segment
 
 
-for verb in (status.status, claims.run, claims.hold, collection.release, collection.gc, machine.topology):
+for verb in (
+    status.status,
+    claims.run,
+    claims.hold,
+    collection.release,
+    collection.gc,
+    machine.topology,
+    legacy.legacy,
+    manager.ping,
+):
     command.add_command(verb)
 
 

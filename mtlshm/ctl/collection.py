@@ -7,7 +7,7 @@ import errno
 
 import click
 
-from mtlshm import Host, MtlshmError
+from mtlshm import Host, Kind, MtlshmError
 from mtlshm.ctl.people import describe
 
 
@@ -31,6 +31,8 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
         if held is None:
             click.echo(f"lcore {lcore} is free")
             return
+        if held.owner.kind == Kind.POOL:
+            raise click.ClickException(f"it is lent to legacy processes: mtlshm-ctl legacy reclaim {lcore}-{lcore}")
         click.echo(f"lcore {lcore} is held by {describe(held.owner)}")
         if not yes:
             click.confirm("It will not be told, and may go on using it. Release?", abort=True)

@@ -113,6 +113,7 @@ def as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
         "lcores": [
             {
                 "lcore": lcore.number,
+                "id": lcore.id,
                 "type": _name(lcore.type),
                 **_identity(lcore.owner),
                 "age": round(lcore.age, 3),
@@ -159,7 +160,7 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
     for lcore in snapshot.lcores:
         busy = f"{use[lcore.number]:.0f}" if lcore.number in use else "-"
         lcores.add_row(
-            str(lcore.number),
+            str(lcore.number) if lcore.id == lcore.number else f"{lcore.number} (id {lcore.id})",
             _name(lcore.type),
             *cells(lcore.owner),
             people.duration(lcore.age),

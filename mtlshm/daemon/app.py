@@ -7,20 +7,72 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import signal
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
-from mtlshm import Host, Instance, Kind, MtlshmError
+from mtlshm import CpuSet, Host, Instance, Kind, MtlshmError, lending
 from mtlshm.daemon import config
+from mtlshm.daemon.legacy import Legacy
+from mtlshm.daemon.manager_socket import ManagerSocket, NoInterfaces
 from mtlshm.daemon.reaper import Reaper
+from mtlshm.daemon.service import Service
+from mtlshm.legacy_table import DEFAULT_LOCK, LegacyError, default_key
+from mtlshm.manager import default_socket
 
 log = logging.getLogger("mtlshmd")
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _LEVELS = ("debug", "info", "warning", "error")
+_CHANGES_AT_ONCE = {"log_level"}
+
+
+class _Mode(click.ParamType[int]):
+    """File permissions, octal."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            mode = int(value, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
+            self.fail(f"{value!r} is not a file mode such as 0660", param, ctx)
+        return mode
+
+
+class _Loan(click.ParamType[int | CpuSet | str]):
+    """How many lcores, or which, to lend to legacy processes."""
+
+    name = "count|list|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | CpuSet | str:
+        if value == "off" or not isinstance(value, str):
+            return cast("int | CpuSet | str", value)
+        try:
+            return lending.parse(value)
+        except ValueError as error:
+            self.fail(f"{error}; or off", param, ctx)
+
+
+class _Key(click.ParamType[int]):
+    """A System V key."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a key such as 0x15000004", param, ctx)
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -58,10 +110,51 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     envvar="MTLSHMD_LOG_LEVEL",
     help="What to log, on standard error; default info.  [env: MTLSHMD_LOG_LEVEL]",
 )
+@click.option(
+    "--socket",
+    default=default_socket,
+    envvar="MTL_MANAGER_SOCK_PATH",
+    help="Where unmodified libmtl asks for lcores; empty: nowhere. Default /var/run/imtl/mtl_manager.sock for root, "
+    "else imtl/mtl_manager.sock in $XDG_RUNTIME_DIR.  [env: MTL_MANAGER_SOCK_PATH]",
+)
+@click.option(
+    "--socket-mode",
+    type=_Mode(),
+    default="0660",
+    envvar="MTLSHMD_SOCKET_MODE",
+    help="Of the socket's file, octal; default 0660.  [env: MTLSHMD_SOCKET_MODE]",
+)
+@click.option(
+    "--socket-group",
+    default="mtl",
+    envvar="MTLSHMD_SOCKET_GROUP",
+    help="Whose members, besides root, are served; default mtl.  [env: MTLSHMD_SOCKET_GROUP]",
+)
+@click.option(
+    "--legacy",
+    type=_Loan(),
+    default="off",
+    envvar="MTLSHMD_LEGACY",
+    help="Lcores to lend to processes on libmtl's System V table: how many there shall be for the taking, or a list "
+    "such as 4-7; 0: only take over what they have; off, the default: leave that table alone.  [env: MTLSHMD_LEGACY]",
+)
+@click.option(
+    "--legacy-key",
+    type=_Key(),
+    default=default_key,
+    envvar="MTLSHM_LEGACY_KEY",
+    help="Of that table; default that of libmtl.  [env: MTLSHM_LEGACY_KEY]",
+)
+@click.option(
+    "--legacy-lock",
+    default=str(DEFAULT_LOCK),
+    envvar="MTLSHM_LEGACY_LOCK",
+    help=f"File that locks it; default {DEFAULT_LOCK}.  [env: MTLSHM_LEGACY_LOCK]",
+)
 @click.version_option(package_name="mtlshm")
 @click.pass_context
-def command(context: click.Context, segment: str | None, log_level: str) -> None:
-    """Collect what dead MTL processes left in the shared table of lcores.
+def command(context: click.Context, /, **settings: Any) -> None:
+    """Collect what dead MTL processes left in the shared table of lcores, and serve libmtl from it.
 
     Settings come from the file, the environment and the flags, the later before the earlier. SIGHUP reads them again,
     SIGTERM and SIGINT stop the daemon; what living processes hold stays theirs. Needs no root, only
@@ -70,16 +163,17 @@ def command(context: click.Context, segment: str | None, log_level: str) -> None
     Exit status: 0 stopped by a signal, 1 cannot serve the segment, 2 wrong options or configuration.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger().setLevel(log_level.upper())
+    logging.getLogger().setLevel(settings["log_level"].upper())
     try:
-        asyncio.run(_serve(segment))
+        asyncio.run(_serve(settings))
     except OSError as error:
         log.error("%s", error.strerror if isinstance(error, MtlshmError) else error)
         context.exit(1)
 
 
-async def _serve(path: str | None) -> None:
+async def _serve(settings: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
+    service = Service()
     stopped: asyncio.Future[None] = loop.create_future()
 
     def stop(error: MtlshmError | None = None) -> None:
@@ -92,20 +186,39 @@ async def _serve(path: str | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, _reload, path)
+    loop.add_signal_handler(signal.SIGHUP, _reload, settings)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
-    with Host(path) as host, _register(host) as me:
-        reaper = Reaper(host, me.owner, stop)
-        try:
-            reaper.start()
-            gc.collect()
-            gc.freeze()  # what is here now stays: later collections need not walk it
-            log.info("ready: %s, %d living instances", host.path, len(reaper))
-            await stopped
-            log.info("stopping; what living instances hold stays theirs")
-        finally:
-            reaper.close()
+    with ExitStack() as duties:
+        host = duties.enter_context(Host(settings["segment"]))
+        me = duties.enter_context(_register(host))
+        reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
+        reaper.start()
+        if settings["legacy"] != "off":
+            key, lock = settings["legacy_key"], Path(settings["legacy_lock"])
+            legacy = Legacy(host, settings["legacy"], key, lock)
+            try:
+                legacy.start()
+                duties.callback(legacy.close)
+            except LegacyError as error:
+                if error.errno not in (errno.EACCES, errno.EEXIST):
+                    raise
+                log.error("legacy processes are not served: %s", error.strerror)
+        if path := settings["socket"]:
+            mode, group = settings["socket_mode"], settings["socket_group"]
+            server = ManagerSocket(host, Path(path), mode, group, NoInterfaces(), service)
+            duties.enter_context(closing(server))
+            try:
+                server.start()
+            except PermissionError as error:
+                log.error("libmtl is not served at %s: %s; name a --socket where uid %d may", path, error, os.geteuid())
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not walk it
+        log.info("ready: %s, %d living instances", host.path, len(reaper))
+        service.notify("READY=1")
+        await stopped
+        service.notify("STOPPING=1")
+        log.info("stopping; what living instances hold stays theirs")
 
 
 def _register(host: Host) -> Instance:
@@ -117,7 +230,7 @@ def _register(host: Host) -> Instance:
         raise
 
 
-def _reload(path: str | None) -> None:
+def _reload(old: dict[str, Any]) -> None:
     """SIGHUP: what can change while we run, changes; what is wrong leaves everything as it was."""
     try:
         settings = command.make_context("mtlshmd", sys.argv[1:]).params
@@ -125,8 +238,8 @@ def _reload(path: str | None) -> None:
         log.error("configuration not reloaded: %s", error.format_message())
         return
     logging.getLogger().setLevel(settings["log_level"].upper())
-    if settings["segment"] != path:
-        log.warning("the segment changes at the next start only; serving the old one")
+    if later := [key for key in settings if settings[key] != old[key] and key not in _CHANGES_AT_ONCE]:
+        log.warning("%s: changes at the next start only", ", ".join(later))
     log.info("configuration reloaded")
 
 

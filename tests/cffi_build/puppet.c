@@ -598,8 +598,9 @@ static long do_watch(char **words)
 			struct mtlshm_instance_info *before = &seen[info->owner >> MTLSHM_TYPE_BITS & (MTLSHM_INSTANCES - 1)];
 
 			fits &= info->lcores == lcores[j];
-			if (info->label[0] == '0') /* one of those that churn: each has a name that tells its pid */
-				fits &= strlen(info->label) == 63 && strtol(info->label, NULL, 10) == info->pid;
+			if (info->process.label[0] == '0') /* one of those that churn: each has a name that tells its pid */
+				fits &= strlen(info->process.label) == 63 &&
+					strtol(info->process.label, NULL, 10) == info->process.pid;
 			if (before->owner == info->owner)
 				fits &= before->registered_ns == info->registered_ns;
 			*before = *info;

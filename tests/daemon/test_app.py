@@ -69,7 +69,7 @@ def test_a_second_one_on_the_same_segment_is_refused_and_the_first_named(daemon:
 
 def test_two_on_two_segments_do_not_mind_each_other(daemon: StartDaemon, tmp_path: Path) -> None:
     daemon()
-    daemon("--segment", tmp_path / "another")
+    daemon("--segment", tmp_path / "another", "--socket", tmp_path / "s")
 
 
 @pytest.mark.parametrize("name", ["mtlshmd", "MtlManager"])
@@ -118,9 +118,10 @@ def test_the_file_yields_to_the_environment_and_that_to_the_flag(
     file, environment, flag = (tmp_path / name for name in ("by-file", "by-environment", "by-flag"))
     config.write_text(f'segment = "{file}"\n')
     none, some = {"MTLSHM_PATH": ""}, {"MTLSHM_PATH": str(environment)}
-    assert f"ready: {file}," in daemon("--config", config, environment=none).log()
-    assert f"ready: {environment}," in daemon("--config", config, environment=some).log()
-    assert f"ready: {flag}," in daemon("--config", config, "--segment", flag, environment=some).log()
+    options = "--socket", "", "--config", config
+    assert f"ready: {file}," in daemon(*options, environment=none).log()
+    assert f"ready: {environment}," in daemon(*options, environment=some).log()
+    assert f"ready: {flag}," in daemon(*options, "--segment", flag, environment=some).log()
 
 
 def test_the_file_can_be_named_in_the_environment(daemon: StartDaemon, tmp_path: Path, config: Path) -> None:

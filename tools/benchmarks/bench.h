@@ -128,4 +128,9 @@ int server_connect(const char *path);
 int server_claim(int fd, uint8_t lcore);
 int server_release(int fd, uint8_t lcore);
 
+/* client.c: libmtl's side of the manager socket. What is refused ends the program. */
+int manager_connect(const char *path); /* and REGISTER */
+void manager_get(int fd, uint16_t lcore);
+void manager_put(int fd, uint16_t lcore);
+
 #endif

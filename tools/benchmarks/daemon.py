@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The figures of the daemon, and of deaths with and without one."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,9 @@ asyncio.run(main())
 
 
 def mtlshmd(bench: Bench) -> list[str]:
-    return [str(ROOT / ".venv/bin/mtlshmd"), "--segment", str(bench.segment)]
+    # The machine's own configuration, socket and legacy table are not for us.
+    options = ["--config", os.devnull, "--segment", str(bench.segment), "--legacy", "off"]
+    return [str(ROOT / ".venv/bin/mtlshmd"), *options, "--socket", str(bench.directory / "manager.sock")]
 
 
 @contextmanager
@@ -71,12 +74,12 @@ def status_field(path: Path, field: str) -> int:
     return int(match[1])
 
 
-def death(instances: int) -> Measure:
+def death(kind: str, instances: int) -> Measure:
     def measure(bench: Bench, name: str) -> Figure:
         with ExitStack() as stack:
             with pinned(1):  # the observer has the first CPU: see death.c
                 stack.enter_context(running(mtlshmd(bench)))
-            turns = bench.turns("death", "free", instances, KILLS)
+            turns = bench.turns("death", kind, instances, KILLS)
         return figure(name, "µs", "SIGKILL seen through a pidfd by a C process", turns, scale=1e-3, events=True)
 
     return measure
@@ -123,9 +126,9 @@ def daemon_wakeups(bench: Bench, name: str) -> Figure:
 
 
 FIGURES: dict[str, Measure] = {
-    "death_1": death(1),
-    "death_64": death(64),
-    "death_250": death(250),
+    "death_1": death("free", 1),
+    "death_64": death("free", 64),
+    "death_250": death("free", 250),
     "death_grant": death_grant,
     "daemon_start": daemon_start,
     "daemon_rss": daemon_rss,

@@ -4,6 +4,7 @@
  * ns a kill, from just before kill() to what the observer sees.
  *
  *     death DIRECTORY SYSFS free INSTANCES KILLS
+ *     death DIRECTORY SYSFS socket 1 KILLS      the same, of a client of the daemon's socket
  *     death DIRECTORY SYSFS grant 1 KILLS
  *
  * The baseline of `free` is a C process that has the victim's pidfd in its epoll set: what it takes the kernel to end
@@ -26,10 +27,10 @@
 
 enum { LCORES = 64, VICTIM_LCORE = 0, SETTLE_US = 5000, AWAY_NS = 100000, PATIENCE_NS = 2000000000 };
 
-static char segment[256], socket_path[256];
+static char segment[256], socket_path[256], manager_path[256];
 static const char *sysfs;
 
-enum kind { INSTANCE, SOCKET_CLIENT, PLAIN };
+enum kind { INSTANCE, MANAGER_CLIENT, SERVER_CLIENT, PLAIN };
 struct order {
 	enum kind kind;
 	int lcore; /* to claim, or -1 */
@@ -43,7 +44,9 @@ static void live(int report, struct order order)
 		struct mtlshm_instance *me = join(segment, sysfs);
 
 		CHECK(order.lcore < 0 || mtlshm_claim(me, order.lcore, MTLSHM_LCORE_APP) == 0);
-	} else if (order.kind == SOCKET_CLIENT) {
+	} else if (order.kind == MANAGER_CLIENT) {
+		manager_get(manager_connect(manager_path), order.lcore);
+	} else if (order.kind == SERVER_CLIENT) {
 		CHECK(server_claim(server_connect(socket_path), order.lcore) == 0);
 	}
 	CHECK(write(report, &pid, sizeof pid) == sizeof pid);
@@ -174,7 +177,7 @@ static int is_granted_by_server(void *server)
 	return server_claim(*(int *)server, VICTIM_LCORE) == 0;
 }
 
-static void measure_free(int instances, int kills, int nursery, int cpu)
+static void measure_free(enum kind kind, int instances, int kills, int nursery, int cpu)
 {
 	int *dead = mmap(NULL, sizeof *dead, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct mtlshm_segment *table = map_table(segment);
@@ -187,7 +190,7 @@ static void measure_free(int instances, int kills, int nursery, int cpu)
 		make(nursery, INSTANCE, i < LCORES ? i : -1);
 
 	while (kills > 0) {
-		pid = make(nursery, INSTANCE, VICTIM_LCORE);
+		pid = make(nursery, kind, VICTIM_LCORE);
 		start = kill_now(pid);
 		subject = observe(start, is_free, &table->lcores[VICTIM_LCORE].owner);
 
@@ -214,7 +217,7 @@ static void measure_grant(int kills, int nursery)
 		subject = observe(start, is_granted, me);
 		CHECK(mtlshm_release(me, VICTIM_LCORE) == 0);
 
-		pid = make(nursery, SOCKET_CLIENT, VICTIM_LCORE);
+		pid = make(nursery, SERVER_CLIENT, VICTIM_LCORE);
 		CHECK(!is_granted_by_server(&server));
 		start = kill_now(pid);
 		baseline = observe(start, is_granted_by_server, &server);
@@ -231,14 +234,15 @@ int main(int argc, char **argv)
 	CHECK(argc == 6);
 	snprintf(segment, sizeof segment, "%s/segment", argv[1]);
 	snprintf(socket_path, sizeof socket_path, "%s/socket", argv[1]);
+	snprintf(manager_path, sizeof manager_path, "%s/manager.sock", argv[1]);
 	sysfs = argv[2];
 	int instances = atoi(argv[4]), kills = atoi(argv[5]);
 	alone = observer != others;
 
 	int nursery = start_nursery(others);
-	if (!strcmp(argv[3], "free")) {
+	if (strcmp(argv[3], "grant")) {
 		pin(observer);
-		measure_free(instances, kills, nursery, others);
+		measure_free(strcmp(argv[3], "socket") ? INSTANCE : MANAGER_CLIENT, instances, kills, nursery, others);
 	} else {
 		server_start(socket_path, observer); /* better for it than the other CPU, as measured */
 		pin(observer);

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""legacy: libmtl's System V table beside ours, and lcores moved between them.
+
+All is done on the tables themselves, under the legacy lock, and so is right with a daemon and without. A daemon is
+woken by the lock file and sees to the rest. What an operator wants outlasts it: a reclaimed lcore is marked in the
+legacy table, and one lent beyond what the daemon lends is in ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from errno import EBUSY
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
+from mtlshm.ctl.people import describe
+from mtlshm.ctl.terminal import console
+from mtlshm.legacy_table import DEFAULT_LOCK, Entry, LegacyLock, LegacyTable, default_key, owner_among
+from mtlshm.lending import LENT_BY_HAND, bring_home, lend, open_pool, parse
+
+_PATIENCE = 5.0  # seconds to wait for the lock, which libmtl holds for microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Lcore:
+    """One lcore in both tables."""
+
+    number: int
+    entry: Entry | None
+    owner: InstanceInfo | None
+    tag: int
+
+    @property
+    def lent(self) -> bool:
+        return self.owner is not None and self.owner.kind in (Kind.POOL, Kind.LEGACY)
+
+    @property
+    def state(self) -> str:
+        """In the words of mtlshm/lending.py; and what should not be."""
+        if self.entry is None:
+            return "lent" if self.lent else "unprotected"
+        if self.entry.reserved:
+            return "between" if self.lent else "reclaimed" if self.entry.reclaimed else "ours"
+        return "legacy" if self.lent else "clash" if self.owner else "not taken over"
+
+    @property
+    def available(self) -> bool:
+        """To legacy processes: lent, and nobody uses it."""
+        return self.entry is None and self.owner is not None and self.owner.kind == Kind.POOL
+
+    @property
+    def free(self) -> bool:
+        """To us: not lent, and nobody uses it."""
+        return self.entry is not None and self.entry.reserved and self.owner is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    segment: str | None
+    key: int
+    lock: Path
+
+    @contextmanager
+    def table(self) -> Iterator[LegacyTable]:
+        """Under its lock."""
+        lock = LegacyLock(self.lock, create=False)
+        try:
+            with lock.held(_PATIENCE), LegacyTable(self.key, create=False) as table:
+                yield table
+        finally:
+            lock.close()
+
+
+class _Amount(click.ParamType[int | CpuSet]):
+    """How many lcores, or which."""
+
+    name = "count|list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | CpuSet:
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _key(_: click.Context, __: click.Parameter, text: str | None) -> int:
+    try:
+        return default_key() if text is None else int(text, 0)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a key such as 0x15000004") from None
+
+
+@click.group()
+@click.option("--key", callback=_key, envvar="MTLSHM_LEGACY_KEY", help="Of the table.  [env: MTLSHM_LEGACY_KEY]")
+@click.option(
+    "--lock",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_LOCK,
+    envvar="MTLSHM_LEGACY_LOCK",
+    help="File that locks it.  [env: MTLSHM_LEGACY_LOCK]",
+)
+@click.pass_context
+def legacy(context: click.Context, key: int, lock: Path) -> None:
+    """See and change what processes on libmtl's System V table, which know no manager, may have.
+
+    A COUNT is a number, a LIST like 4-7 or 4,6; a list of one is 4-4.
+    """
+    context.obj = _Place(context.obj, key, lock)
+
+
+@legacy.command()
+@click.option("--json", "as_json", is_flag=True, help="One object: key, size, bridged, lcores[].")
+@click.pass_obj
+def info(place: _Place, as_json: bool) -> None:
+    """Show both tables side by side, as far as anything is in them but lcores of ours.
+
+    STATE is: lent (for legacy processes to take), legacy (one has it), reclaimed (not to be lent), ours; between,
+    while it is moved or until the next daemon starts; clash: two owners; and, which the next daemon will put right, not
+    taken over: a legacy process has it and our table does not know, or unprotected: a legacy process could take it any
+    time.
+    """
+    with place.table() as table:
+        lcores = _both(place, table)
+        bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
+    if not bridged:  # then this is just what a legacy table is like
+        lcores = [lcore for lcore in lcores if lcore.state != "unprotected"]
+    if as_json:
+        data = {
+            "key": f"{place.key:#x}",
+            "size": table.size,
+            "bridged": bridged,
+            "lcores": [_as_data(lcore) for lcore in lcores],
+        }
+        click.echo(json.dumps(data, indent=2))
+        return
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows = Table("lcore", "state", "in the legacy table", "in ours", box=None, header_style="bold")
+    for lcore in lcores:
+        if lcore.state == "ours":
+            continue
+        entry = lcore.entry
+        there = f"{entry.comm} (pid {entry.pid}) of {entry.user} on {entry.hostname}" if entry else "-"
+        rows.add_row(
+            *map(str, (lcore.number, lcore.state)),
+            escape("reserved" if entry and entry.reserved else there),
+            escape(describe(lcore.owner) if lcore.owner else "-"),
+        )
+    screen = console()
+    screen.print(f"legacy table {place.key:#x}: {table.size} lcores, {'' if bridged else 'not '}bridged")
+    if rows.row_count:
+        screen.print(rows)
+
+
+def _as_data(lcore: _Lcore) -> dict[str, Any]:
+    entry, owner = lcore.entry, lcore.owner
+    data: dict[str, Any] = {"lcore": lcore.number, "state": lcore.state, "legacy": None, "owner": None}
+    if entry and not entry.reserved:
+        data["legacy"] = asdict(entry)
+    if owner:
+        data["owner"] = {"owner": f"{owner.owner:#x}", "label": owner.label, "pid": owner.pid}
+    return data
+
+
+@legacy.command(name="lend")
+@click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
+@click.pass_obj
+def lend_(place: _Place, amount: int | CpuSet) -> None:
+    """Let legacy processes take free lcores: so many, or these; beyond what the daemon lends of itself.
+
+    Those reclaimed before come first. Without a daemon, too, as long as the table knows that lcores are ours.
+    """
+    with Host(place.segment, create=False) as host, place.table() as table:
+        lcores = _both(place, table)
+        online = host.topology().online
+        chosen = _choose(
+            amount,
+            [lcore for lcore in lcores if lcore.free],
+            lambda lcore: (lcore.state != "reclaimed", lcore.number not in online, -lcore.number),
+            "not free",
+        )
+        pool = open_pool(host)
+        for lcore in chosen:
+            if not lend(pool, table, lcore.number):
+                raise Busy(EBUSY, f"lcore {lcore.number}: somebody has just claimed it")
+            if lcore.state != "reclaimed":
+                host.tag(lcore.number, pool.owner, LENT_BY_HAND)
+    click.echo(f"lent {CpuSet(lcore.number for lcore in chosen)}")
+
+
+@legacy.command()
+@click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
+@click.pass_obj
+def reclaim(place: _Place, amount: int | CpuSet) -> None:
+    """Take back lent lcores that no legacy process uses: so many, or these.
+
+    Those that an operator lent go first. The daemon does not lend the others again, nor others for them, until `lend`.
+    """
+    with Host(place.segment, create=False) as host, place.table() as table:
+        chosen = _choose(
+            amount,
+            [lcore for lcore in _both(place, table) if lcore.available],
+            lambda lcore: (not lcore.tag & LENT_BY_HAND, lcore.number),
+            "not lent, or in use",
+        )
+        for lcore in chosen:
+            assert lcore.owner
+            bring_home(host, table, lcore.number, lcore.owner.owner, reclaimed=not lcore.tag & LENT_BY_HAND)
+    click.echo(f"reclaimed {CpuSet(lcore.number for lcore in chosen)}")
+
+
+@legacy.command()
+@click.pass_obj
+def clean(place: _Place) -> None:
+    """Delete what dead processes left in the legacy table: of any user, in any container of this host.
+
+    Only of those proven dead: whoever lives has the table in its memory. A daemon does this by itself.
+    """
+    with place.table() as table:
+        lcores = _both(place, table)
+        bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
+        attached, complete = table.attached()
+        unsure = 0
+        for lcore in lcores:
+            entry = lcore.entry
+            if entry is None or entry.reserved or owner_among(attached, entry):
+                continue
+            if not complete:
+                unsure += 1
+                continue
+            # What is not lent is reserved again, or it would be free there whoever has it here.
+            if bridged and not lcore.lent:
+                table.reserve(lcore.number)
+            else:
+                table.clear(lcore.number)
+            click.echo(
+                f"lcore {lcore.number}: deleted {entry.comm} (pid {entry.pid}) of {entry.user} on {entry.hostname}"
+            )
+    if unsure:
+        click.echo(f"{unsure} lcores left alone: their processes are not seen from here, but some process is hidden")
+
+
+def _both(place: _Place, table: LegacyTable) -> list[_Lcore]:
+    owners: dict[int, InstanceInfo] = {}
+    tags: dict[int, int] = {}
+    try:
+        with Host(place.segment, create=False, read_only=True) as host:
+            for held in host.snapshot().lcores:
+                owners[held.number], tags[held.number] = held.owner, held.tag
+    except NoSegment:  # a host where only libmtl runs
+        pass
+    return [_Lcore(n, entry, owners.get(n), tags.get(n, 0)) for n, entry in enumerate(table.entries())]
+
+
+def _choose(amount: int | CpuSet, possible: list[_Lcore], order: Any, refusal: str) -> list[_Lcore]:
+    if isinstance(amount, int):
+        if amount > len(possible):
+            raise Busy(EBUSY, f"{amount} lcores: only {len(possible)} are to be had")
+        return sorted(possible, key=order)[:amount]
+    if missing := amount - (lcore.number for lcore in possible):
+        raise Busy(EBUSY, f"lcores {missing}: {refusal}")
+    return [lcore for lcore in possible if lcore.number in amount]

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The legacy bridge: processes on libmtl's System V table draw their lcores from ours.
+
+mtlshm/lending.py says how an lcore gets from one table into the other, and why nothing is lost whenever we are
+killed; mtlshm/legacy_table.py what that table is, and how its owners' lives are known. Here is what makes both agree.
+
+ONE LOOK does everything: it goes through both tables under the legacy lock, and puts right whatever it finds, be it
+from a moment ago or from before our start. It needs no memory but the tables. What it finds of an lcore, and does:
+
+    legacy table     our table                 then
+    reserved         anybody's, or free        nothing
+    reserved         the pool's, a process's   somebody was killed while he moved it: brought home
+    not active       the pool's                it is lent
+    not active       a process's               given back: the pool's again, or brought home
+    not active       anybody's, or free        the table is new, or was zeroed: reserve
+    a process's      that process's            nothing
+    a process's      the pool's, another's     it was taken: the process's
+    a process's      free                      taken with no daemon there: the process's
+    a process's      anybody's                 a CLASH: reported, and both left alone
+    a dead one's     the pool's, a process's   given back
+    a dead one's     anybody's, or free        reserve
+
+WHEN TO LOOK. Each libmtl opens, locks and closes the lock file for whatever it does, and so does mtlshm-ctl: inotify
+tells of the close. As with all files that comes up to half a millisecond before the lock is dropped, so we look again
+2, 20 and 200 ms later if it is held; later not: who holds it longer has yet to close it. A pidfd tells of each death.
+If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are events too. We
+keep the lock file open, or each look would wake us for the next. With no event there is no timer.
+
+A CLASH comes about only where a legacy process started on a fresh table with no daemon there. It ends when either
+side lets go; if it is ours, the lcore is claimed for the process at the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from inotify_simple import INotify, flags, parse_events
+
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, LcoreType, Process
+from mtlshm.daemon import process
+from mtlshm.legacy_table import RESERVATION, Attached, Entry, LegacyError, LegacyLock, LegacyTable, owner_among
+from mtlshm.lending import bring_home, lend, open_pool
+
+log = logging.getLogger(__name__)
+
+_AGAIN = (0.002, 0.020, 0.200)  # seconds, each after the one before
+_CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
+_REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
+_EVENTS_AT_ONCE = 65536  # bytes
+_NO_UID = 2**32 - 1
+
+
+@dataclass(slots=True, eq=False)
+class _Owner:
+    """A legacy process that holds lcores, and its instance."""
+
+    instance: Instance
+    name: str
+    pid: int  # as we see it; of one we do not see, as it sees itself
+    pidfd: int | None  # None: dead, or not seen
+    dead: bool = False
+    elsewhere: bool = False  # on a table that somebody has removed: what is in this one is not its word
+
+
+class Legacy:
+    """Looks after the table `key` from start() to close(), both in the event loop.
+
+    `lent` is which lcores to lend, as far as they are free, or how many shall be there for the taking at any time.
+    """
+
+    def __init__(self, host: Host, lent: int | CpuSet, key: int, lock: Path) -> None:
+        self._host = host
+        self._wish = lent
+        self._key = key
+        self._size = host.snapshot().size
+        if isinstance(lent, CpuSet) and (absent := lent - range(self._size)):
+            log.warning("lcores %s are not in the table, and not lent", absent)
+        self._lock = LegacyLock(lock, create=True)
+        self._loop = asyncio.get_running_loop()
+        self._inotify = INotify(nonblocking=True)
+        self._segment_watch: int | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+        self._table: LegacyTable | None = None
+        self._pool: Instance | None = None
+        self._owners: dict[int, _Owner] = {}  # by the owner of its instance
+        self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
+        self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
+        self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        self._wanting = False  # is there an lcore that we would claim, if it were free?
+
+    def start(self) -> None:
+        """Take over what is there. LegacyError, and it is closed, if that table cannot be used."""
+        self._loop.add_reader(self._inotify.fileno(), self._on_event)
+        try:
+            done = self._try()
+        except LegacyError as error:
+            self.close()
+            error.strerror = f"{error.strerror}; without that table: --legacy off"
+            raise
+        if not done:
+            log.info("legacy table: its lock is held; waiting for it")
+            self._look_later(0)
+
+    def close(self) -> None:
+        """Stop. Reservations and loans stay as they are."""
+        self._loop.remove_reader(self._inotify.fileno())
+        self._inotify.close()
+        if self._next_look:
+            self._next_look.cancel()
+        for owner in self._owners.values():
+            self._drop_pidfd(owner)
+            owner.instance.close()
+        if self._pool and self._lock.try_take():  # else somebody may be about to lend
+            if not self._pool.lcores:
+                self._pool.unregister()
+            self._lock.give()
+        if self._table:
+            self._table.close()
+        self._lock.close()
+
+    # -- when to look
+
+    def _on_event(self) -> None:
+        events = parse_events(os.read(self._inotify.fileno(), _EVENTS_AT_ONCE))
+        if all(event.wd == self._segment_watch for event in events):
+            self._look_later(0)  # not before its lcores can be claimed
+        else:
+            self._look()
+
+    def _died(self, owner: _Owner) -> None:
+        self._drop_pidfd(owner)
+        owner.dead = True
+        self._look()
+
+    def _look(self, step: int = 0) -> None:
+        try:
+            done = self._try()
+        except OSError as error:
+            log.error("cannot look after the legacy table: %s", error.strerror or error)
+            return
+        if not done or self._wanting:
+            self._look_later(step)
+
+    def _look_later(self, step: int) -> None:
+        if self._next_look:
+            self._next_look.cancel()
+            self._next_look = None
+        if step < len(_AGAIN):
+            self._next_look = self._loop.call_later(_AGAIN[step], self._look, step + 1)
+
+    def _try(self) -> bool:
+        """Look, if the lock is to be had."""
+        self._lock.reopen()
+        self._lock.be_the_only_daemon()
+        self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)
+        if not self._lock.try_take():
+            return False
+        try:
+            self._settle(self._attach())
+        finally:
+            self._lock.give()
+        self._watch_segment()
+        return True
+
+    def _watch_segment(self) -> None:
+        if self._wanting and self._segment_watch is None:
+            self._segment_watch = self._inotify.add_watch(self._host.path, flags.CLOSE_WRITE)
+        elif not self._wanting and self._segment_watch is not None:
+            with suppress(OSError):  # gone by itself, with the file
+                self._inotify.rm_watch(self._segment_watch)
+            self._segment_watch = None
+
+    # -- one look
+
+    def _attach(self) -> LegacyTable:
+        """The table, which somebody may have removed since; the first time, whatever an earlier daemon left."""
+        if self._table and not self._table.removed:
+            return self._table
+        first = self._table is None
+        if self._table:
+            log.warning("legacy table: somebody has removed it; making another")
+            self._table.close()
+            self._table = None
+        self._table = LegacyTable(self._key, create=True)
+        if first:
+            self._pool = open_pool(self._host)
+            for owner in self._host.proxies():
+                self._adopt(owner)
+        for each in self._owners.values():
+            each.elsewhere = each.pidfd is not None and not self._table.has(each.pid)
+        self._known.clear()
+        log.info("legacy table %#x: %d lcores", self._key, self._table.size)
+        return self._table
+
+    def _settle(self, table: LegacyTable) -> None:
+        assert self._pool
+        self._attached = None
+        self._wanting = False
+        entries = table.entries()
+        # Where the table is larger than ours, there is nothing to say about most of it.
+        lcores = [n for n, entry in enumerate(entries) if n < self._size or entry is not RESERVATION]
+        for lcore in lcores:  # what nothing else protects comes first
+            if entries[lcore] is None and not self._lent(self._holder(lcore)):
+                table.reserve(lcore)
+                entries[lcore] = RESERVATION
+        available: set[int] = set()
+        given_back: set[int] = set()
+        clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        present: set[_Owner] = set()
+        for lcore in lcores:
+            entry, holder = entries[lcore], self._holder(lcore)
+            if entry and not entry.reserved:
+                try:
+                    who = self._owner_of(table, entry)
+                except OSError as error:  # no record left, or no descriptor; the lcore is in nobody's reach meanwhile
+                    log.error("lcore %d: cannot tell whose it is: %s", lcore, error.strerror)
+                    continue
+                if who:
+                    present.add(who)
+                    if lcore < self._size and not self._pass_to(who, lcore, entry):
+                        clashes.add((lcore, holder, entry.owner))
+                    continue
+            if not self._lent(holder):
+                if entry and not entry.reserved:
+                    table.reserve(lcore)
+                    entries[lcore] = RESERVATION
+            elif entry and entry.reserved:
+                self._host.evict(lcore, holder)
+            elif entry is None and holder == self._pool.owner:
+                available.add(lcore)
+            else:
+                given_back.add(lcore)
+        self._balance(table, entries, available, given_back)
+        for lcore in range(table.size, self._size):  # they were lent to a larger one
+            if self._lent(holder := self._holder(lcore)):
+                self._host.evict(lcore, holder)
+        self._report(clashes)
+        self._forget_all_but(present)
+
+    def _holder(self, lcore: int) -> int:
+        return self._host.holder(lcore)[0] if lcore < self._size else 0
+
+    def _lent(self, holder: int) -> bool:
+        """Does the legacy table decide about the lcore?"""
+        if self._pool and holder == self._pool.owner:
+            return True
+        owner = self._owners.get(holder)
+        return owner is not None and (owner.dead or not owner.elsewhere)
+
+    def _pass_to(self, who: _Owner, lcore: int, entry: Entry) -> bool:
+        """In our table as well; False if it is another's there."""
+        kind = entry.type if entry.type in LcoreType.__members__.values() else LcoreType.APP
+        holder = self._holder(lcore)
+        if holder == who.instance.owner:
+            return True
+        if self._lent(holder):
+            who.instance.take(lcore, holder, kind)
+            return True
+        try:
+            who.instance.claim(lcore, kind)
+        except Busy:
+            return False
+        log.info("%s (pid %d) has lcore %d by the legacy table: taken over", who.name, who.pid, lcore)
+        return True
+
+    def _balance(
+        self, table: LegacyTable, entries: list[Entry | None], available: set[int], given_back: set[int]
+    ) -> None:
+        """Keep what was given back or bring it home, and lend what is missing."""
+        assert self._pool
+        reclaimed = sum(entry.reclaimed for entry in entries if entry and entry is not RESERVATION)
+
+        def wanted(lcore: int) -> bool:
+            if isinstance(self._wish, int):
+                return len(available) < self._wish - reclaimed
+            return lcore in self._wish
+
+        for lcore in sorted(given_back):
+            holder = self._holder(lcore)
+            if wanted(lcore):
+                if holder != self._pool.owner:
+                    self._pool.take(lcore, holder)
+                table.clear(lcore)
+                available.add(lcore)
+            else:
+                bring_home(self._host, table, lcore, holder)
+
+        if isinstance(self._wish, int):
+            if not wanted(-1):
+                return
+            # Claims by policy begin at the other end.
+            candidates = sorted(self._host.topology().online, reverse=True)
+        else:
+            candidates = sorted(self._wish)
+        for lcore in candidates:
+            if lcore >= min(len(entries), self._size) or lcore in available or not wanted(lcore):
+                continue
+            entry = entries[lcore]
+            if entry and entry.reserved and not entry.reclaimed:
+                if lend(self._pool, table, lcore):
+                    available.add(lcore)
+                    log.debug("lcore %d lent to legacy processes", lcore)
+                else:
+                    self._wanting = True
+        self._wanting &= not isinstance(self._wish, int) or wanted(-1)
+
+    def _report(self, clashes: set[tuple[int, int, tuple[str, str, int]]]) -> None:
+        for lcore, holder, (hostname, user, pid) in sorted(clashes - self._clashes):
+            info = self._host.inspect(holder)
+            name = f"{info.label} (pid {info.pid} on {info.hostname})" if info else "somebody"
+            log.warning(
+                "lcore %d has two owners: %s, and by the legacy table pid %d of %s on %s, which started with no daemon "
+                "there; stop one of them",
+                *(lcore, name, pid, user, hostname),
+            )
+        for lcore in {clash[0] for clash in self._clashes} - {clash[0] for clash in clashes}:
+            log.info("lcore %d no longer has two owners", lcore)
+        self._clashes = clashes
+        self._wanting |= bool(clashes)
+
+    # -- who they are
+
+    def _owner_of(self, table: LegacyTable, entry: Entry) -> _Owner | None:
+        """Whose entry it is; None if he is dead. A newcomer with the PID of one whose death we have not heard of yet
+        is taken for him; that costs nobody anything, and once we hear of it we ask again.
+        """
+        known = self._known.get(entry.owner)
+        if known and not known.dead:
+            return known
+        while True:
+            found = table.find(entry)
+            if not found:
+                self._attached = self._attached or table.attached()
+                everyone, complete = self._attached
+                found = owner_among(everyone, entry)
+                if not found:
+                    return None if complete else self._unseen(entry)
+            owner = next((o for o in self._owners.values() if o.pidfd is not None and o.pid == found.pid), None)
+            owner = owner or self._meet(table, found.pid, entry)
+            if owner:
+                self._known[entry.owner] = owner
+                return owner
+            self._attached = None  # it died this moment
+
+    def _meet(self, table: LegacyTable, pid: int, entry: Entry) -> _Owner | None:
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+            pidfd = os.pidfd_open(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        try:
+            if not table.has(pid):
+                os.close(pidfd)
+                return None
+            identity = process.identify(pidfd, pid, uid, entry.hostname)
+            instance = self._host.register_proxy(Kind.LEGACY, identity)
+        except BaseException:
+            os.close(pidfd)
+            raise
+        return self._watch(_Owner(instance, identity.label, pid, pidfd))
+
+    def _unseen(self, entry: Entry) -> _Owner:
+        """Somebody whose process is hidden from us; he lives for as long as he has entries and anybody is hidden."""
+        for owner in self._owners.values():
+            if owner.pidfd is None and not owner.dead and (owner.name, owner.pid) == (_unseen_name(entry), entry.pid):
+                return owner
+        log.warning("legacy table: pid %d of %s on %s is not seen from here", entry.pid, entry.user, entry.hostname)
+        identity = Process(entry.pid, 0, 0, 0, _uid(entry.user), entry.comm, entry.hostname, _unseen_name(entry))
+        instance = self._host.register_proxy(Kind.LEGACY, identity)
+        return self._watch(_Owner(instance, identity.label, entry.pid, None))
+
+    def _adopt(self, owner: int) -> None:
+        """What an earlier daemon knew."""
+        info = self._host.inspect(owner)
+        if info is None or info.kind != Kind.LEGACY:
+            return
+        try:
+            pidfd = process.find(info)
+            dead = pidfd is None
+        except LookupError:
+            pidfd, dead = None, False
+        self._watch(_Owner(self._host.adopt(owner), info.label, info.pid, pidfd, dead))
+
+    def _watch(self, owner: _Owner) -> _Owner:
+        self._owners[owner.instance.owner] = owner
+        if owner.pidfd is not None:
+            self._loop.add_reader(owner.pidfd, self._died, owner)
+        return owner
+
+    def _forget_all_but(self, present: set[_Owner]) -> None:
+        """End the instances of those who have no entry left, and nothing in our table."""
+        holders = {self._holder(lcore) for lcore in range(self._size)}
+        for number, owner in list(self._owners.items()):
+            if owner not in present and number not in holders:
+                log.info("%s (pid %d) %s", owner.name, owner.pid, "died" if owner.dead else "has no lcore left")
+                self._drop_pidfd(owner)
+                owner.instance.unregister()
+                del self._owners[number]
+        self._known = {key: owner for key, owner in self._known.items() if owner.instance.owner in self._owners}
+
+    def _drop_pidfd(self, owner: _Owner) -> None:
+        if owner.pidfd is not None:
+            self._loop.remove_reader(owner.pidfd)
+            os.close(owner.pidfd)
+            owner.pidfd = None
+
+
+def _unseen_name(entry: Entry) -> str:
+    return f"{entry.user}@{entry.hostname}"[:63]
+
+
+def _uid(user: str) -> int:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return _NO_UID

@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The manager socket: unmodified libmtl draws its lcores from the same table.
+
+libmtl blocks in recv() with no time-out, is killed by SIGPIPE when we close on it, and takes the first piece it gets
+for a whole reply. So: every whole record is answered, by one send; nobody waits for anybody else; and a connection is
+closed only if what came is no record, or its process is dead.
+
+WHO IT IS tells the kernel (SO_PEERPIDFD since Linux 6.5, SO_PEERCRED), never REGISTER. REGISTER makes a proxied
+instance for the connection. It ends when the connection is closed, or when the pidfd says that the process is dead,
+whichever is first: a child may hold the socket long after. It does not end when we end. Our successor finds it in the
+table, an orphan with no connection, since libmtl never reconnects; what it holds stays its own until its process dies.
+With a descriptor store (service.py) the connections wait there for our successor, with what was sent meanwhile, and
+clients notice nothing; only half a record that we had read is lost.
+
+WHICH CPU an lcore id means is looked up in the process (eal.py). If id and CPU differ, the id is noted with the lcore
+in the table, in the tag.
+
+AN LCORE THAT THE SAME PROCESS CLAIMED DIRECTLY is granted when its libmtl asks for it, and noted as such in the
+tag; giving it back then undoes the note, not the claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import logging
+import os
+import socket
+import stat
+import struct
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
+from mtlshm.daemon import eal, process
+from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
+from mtlshm.wire import Dialect, Type
+
+log = logging.getLogger(__name__)
+
+_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h, Linux 4.13 and 6.5; not in Python 3.11
+_UCRED = struct.Struct("iII")  # pid, uid, gid
+_GID = struct.Struct("I")
+_READ = 16 * wire.SIZE
+_BACKLOG = 1024
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_LISTENER = "listener"  # in the store
+_ACCEPT_AGAIN = 1.0  # seconds; also as soon as a connection ends
+
+
+class Store(Protocol):
+    """Keeps descriptors for our successor; see service.py."""
+
+    @property
+    def active(self) -> bool: ...
+    @property
+    def stored(self) -> list[tuple[str, int]]: ...
+    def keep(self, name: str, fd: int) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class Interfaces(Protocol):
+    """Whoever serves interfaces, queues, flows and port filters. Each answers 0, an id or a negative errno."""
+
+    def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int: ...
+
+
+class NoInterfaces:
+    """For a daemon that serves lcores only: no interface is known."""
+
+    def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
+        return -errno.EINVAL if kind == Type.IF_DEL_FLOW else -errno.ENODEV
+
+
+# Members of an enumeration take long to look up, and these are needed for every request.
+_GET_LCORE, _RESPONSE, _SCH = int(Type.GET_LCORE), int(Type.RESPONSE), int(LcoreType.SCH)
+
+# Operations before REGISTER are refused in the type of their own reply.
+_REPLY_TYPES: dict[int, Type] = {Type.IF_GET_QUEUE: Type.IF_QUEUE_ID, Type.IF_ADD_FLOW: Type.IF_FLOW_ID}
+
+
+class ManagerSocket:
+    """Serves `path` from start() to close(), in the event loop. Raises OSError if another daemon does."""
+
+    def __init__(self, host: Host, path: Path, mode: int, group: str, interfaces: Interfaces, store: Store) -> None:
+        self.host = host
+        self.interfaces = interfaces
+        self.store = store
+        self.loop = asyncio.get_running_loop()
+        self.null = _open_null()
+        self._spare: int | None = None  # a descriptor kept for the pidfd of the next client
+        self._path, self._mode = path, mode
+        self._gid = _gid(group)
+        self._connections: set[_Connection] = set()
+        self._orphans: dict[int, Instance] = {}  # by pidfd
+        self._retry: asyncio.TimerHandle | None = None
+        self._full = False  # said once, until there is room again
+        self._listener: socket.socket | None = None
+
+    def start(self) -> None:
+        """Adopt what earlier daemons left, then listen."""
+        for name, fd in self.store.stored:
+            self._resume(name, fd)
+        connected = {connection.owner for connection in self._connections}
+        for owner in self.host.proxies():
+            if owner not in connected:
+                self._adopt(owner)
+        if self._listener is None:
+            self._listener = _listen(self._path, self._mode, self._gid)
+            self.store.keep(_LISTENER, self._listener.fileno())
+        self.loop.add_reader(self._listener.fileno(), self._accept)
+        log.info("serving libmtl at %s", self._path)
+
+    def close(self) -> None:
+        """Stop. Instances stay in the table."""
+        if self._retry:
+            self._retry.cancel()
+        if self._listener:
+            self.loop.remove_reader(self._listener.fileno())
+            if not self.store.active:  # else clients may already be waiting for our successor
+                self._path.unlink(missing_ok=True)
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.leave()
+        for pidfd, instance in self._orphans.items():
+            self.loop.remove_reader(pidfd)
+            os.close(pidfd)
+            instance.close()
+        self._orphans.clear()
+        for fd in (self.null, self._spare):
+            if fd is not None:
+                os.close(fd)
+
+    def _resume(self, name: str, fd: int) -> None:
+        """Go on with what our predecessor had stored."""
+        try:
+            stored = socket.socket(fileno=fd)
+        except OSError as error:
+            log.warning("%s, kept by the service manager, is no socket: %s", name, error)
+            os.close(fd)
+            self.store.forget(name)
+            return
+        try:
+            if name == _LISTENER:
+                stored.setblocking(False)
+                self._listener = stored
+                return
+            _, owner, dialect = name.split("-")
+            connection = _Connection(self, stored, self._gid)
+            connection.resume(int(owner, 16), Dialect(dialect))
+        except (ValueError, OSError) as error:
+            log.warning("%s, kept by the service manager, cannot be resumed: %s", name, error)
+            stored.close()
+            self.store.forget(name)
+            return
+        self._connections.add(connection)
+
+    def _adopt(self, owner: int) -> None:
+        info = self.host.inspect(owner)
+        if info is None or info.kind != Kind.SOCKET:
+            return
+        instance = self.host.adopt(owner)
+        try:
+            pidfd = process.find(info)
+        except LookupError as error:
+            log.warning("cannot tell whether %s lives; what it holds stays its own", error)
+            return
+        if pidfd is None:
+            log.info("%s (pid %d) died meanwhile: collected", info.label, info.pid)
+            instance.unregister()
+            return
+        self._orphans[pidfd] = instance
+        self.loop.add_reader(pidfd, self._bury, pidfd, info.label, info.pid)
+
+    def _bury(self, pidfd: int, label: str, pid: int) -> None:
+        self.loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self._orphans.pop(pidfd).unregister()
+        log.info("%s (pid %d) died: collected", label, pid)
+
+    def _accept(self) -> None:
+        assert self._listener
+        try:
+            if self._spare is None:
+                self._spare = _open_null()
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+            # Whoever waits in the backlog is served once there is room; a refusal would kill it.
+            if not self._full:
+                log.error("no room for another client, %d are served: %s", len(self._connections), error.strerror)
+            self._full = True
+            self.loop.remove_reader(self._listener.fileno())
+            self._retry = self.loop.call_later(_ACCEPT_AGAIN, self._accept_again)
+            return
+        self._full = False
+        os.close(self._spare)
+        self._spare = None
+        try:
+            self._connections.add(_Connection(self, client, self._gid))
+        except OSError as error:
+            log.warning("a client left before it was met: %s", error.strerror)
+            client.close()
+
+    def _accept_again(self) -> None:
+        assert self._listener
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+        self.loop.add_reader(self._listener.fileno(), self._accept)
+
+    def gone(self, connection: _Connection) -> None:
+        """A connection has ended."""
+        self._connections.discard(connection)
+        if self._retry:
+            self._accept_again()
+
+
+class _Connection:
+    """One client. See the head of this file for when it ends."""
+
+    def __init__(self, server: ManagerSocket, client: socket.socket, gid: int | None) -> None:
+        self._server = server
+        self._socket = client
+        self._unread = b""
+        self._unsent: deque[bytes] = deque()
+        self._dialect: Dialect | None = None
+        self._instance: Instance | None = None
+        self.owner = 0
+        self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
+        self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
+        client.setblocking(False)
+        self._pid, self._uid, peer_gid = _UCRED.unpack(
+            client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        self._admitted = _may_enter(client, self._uid, peer_gid, gid)
+        self._pidfd = _peer_pidfd(client, self._pid)
+        server.loop.add_reader(client.fileno(), self._read)
+        server.loop.add_reader(self._pidfd, self._died)
+
+    def resume(self, owner: int, dialect: Dialect) -> None:
+        """Be the connection of an instance that is in the table already. OSError if it is not."""
+        try:
+            self._instance = self._server.host.adopt(owner)
+        except MtlshmError:
+            self._unwatch()
+            raise
+        self.owner, self._dialect = owner, dialect
+        for lcore in self._server.host.snapshot().lcores:
+            shared = lcore.tag & GRANTED_TO_ITS_LIBMTL and self._is_us(lcore.owner)
+            if lcore.owner.owner == owner or shared:
+                self._held[lcore.id] = lcore.number
+
+    def leave(self) -> None:
+        """Close the connection; the instance stays in the table."""
+        self._unwatch()
+        self._socket.close()
+        if self._instance:
+            self._instance.close()
+        self._server.gone(self)
+
+    def _unwatch(self) -> None:
+        self._server.loop.remove_reader(self._socket.fileno())
+        self._server.loop.remove_writer(self._socket.fileno())
+        self._server.loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+
+    def _end(self) -> None:
+        """Close the connection and give back all that was granted through it."""
+        for lcore_id in list(self._held):
+            self._put(lcore_id)
+        if self._instance:
+            self._instance.unregister()
+            self._instance = None
+            self._server.store.forget(self._name())
+        self.leave()
+
+    def _name(self) -> str:
+        """In the store; _resume() reads it."""
+        return f"client-{self.owner:x}-{self._dialect.value if self._dialect else ''}"
+
+    def _died(self) -> None:
+        if self._instance:
+            log.info("pid %d died: %d lcores given back", self._pid, len(self._held))
+        self._end()
+
+    # -- bytes
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:  # reset: it closed with our reply unread
+            self._end()
+            return
+        if not data:
+            self._end()
+            return
+        if self._unread:
+            data = self._unread + data
+        whole = len(data) - len(data) % wire.SIZE
+        self._unread = data[whole:]
+        for offset in range(0, whole, wire.SIZE):
+            try:
+                self._answer(data[offset : offset + wire.SIZE])
+            except wire.BadMagic as error:
+                log.warning("pid %d speaks something else (magic %s): closed", self._pid, error)
+                self._end()
+                return
+            except OSError:  # gone, with our reply
+                self._end()
+                return
+
+    def _answer(self, record: bytes) -> None:
+        kind, body = wire.decode(record, self._dialect or Dialect.A)
+        match body:
+            case wire.Lcore(lcore_id):
+                value = self._get(lcore_id) if kind == _GET_LCORE else self._put(lcore_id)
+            case wire.Heartbeat(seq):
+                self._send(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
+                return
+            case wire.Register() | wire.TooManyInterfaces():
+                value = self._register(body)
+            case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
+                self._send(b"\0", self._dialect is Dialect.A)
+                return
+            case wire.Filter() | wire.Interface():
+                value = self._server.interfaces.request(self.owner, kind, body) if self._instance else -errno.EPERM
+            case _:
+                value = -errno.ENOTSUP
+        self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
+
+    def _send(self, reply: bytes, with_descriptor: bool = False) -> None:
+        if not self._unsent:
+            try:
+                if with_descriptor:
+                    # A client of dialect A crashes without one; on what is no BPF map it fails cleanly.
+                    socket.send_fds(self._socket, [reply], [self._server.null])
+                else:
+                    self._socket.send(reply, socket.MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                # It does not read. Nor do we then, so no more than one reading's worth piles up.
+                self._server.loop.remove_reader(self._socket.fileno())
+                self._server.loop.add_writer(self._socket.fileno(), self._flush)
+        self._unsent.append(reply)
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                self._socket.send(self._unsent[0], socket.MSG_NOSIGNAL)
+                self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end()
+            return
+        self._server.loop.remove_writer(self._socket.fileno())
+        self._server.loop.add_reader(self._socket.fileno(), self._read)
+
+    # -- requests
+
+    def _register(self, body: wire.Register | wire.TooManyInterfaces) -> int:
+        if isinstance(body, wire.TooManyInterfaces):
+            return -errno.EINVAL
+        if not self._admitted:
+            log.warning("uid %d (pid %d) is not in the group that may use this socket: refused", self._uid, self._pid)
+            return -errno.EACCES
+        self._dialect = body.dialect
+        if self._instance is None:
+            who = process.identify(self._pidfd, self._pid, self._uid, body.hostname)
+            try:
+                self._instance = self._server.host.register_proxy(Kind.SOCKET, who)
+            except MtlshmError as error:
+                log.error("cannot register pid %d: %s", self._pid, error.strerror)
+                return -(error.errno or errno.EIO)
+            self.owner = self._instance.owner
+            self._server.store.keep(self._name(), self._socket.fileno())
+        return 0
+
+    def _get(self, lcore_id: int) -> int:
+        if self._instance is None:
+            return -errno.EPERM
+        if lcore_id in self._held:
+            return -errno.EBUSY
+        if self._ids is None:
+            self._ids = eal.lcores(self._pid)
+        cpu = self._ids.get(lcore_id, lcore_id)
+        tag = tag_of_id(lcore_id) if cpu != lcore_id else 0
+        try:
+            self._instance.claim(cpu, _SCH)
+            if tag:
+                self._server.host.tag(cpu, self.owner, tag)
+        except Busy:
+            if not self._share(cpu, tag):
+                return -errno.EBUSY
+        except MtlshmError as error:
+            return -errno.EINVAL if error.errno == errno.ERANGE else -(error.errno or errno.EIO)
+        self._held[lcore_id] = cpu
+        return 0
+
+    def _share(self, cpu: int, tag: int) -> bool:
+        """Does the client's own process hold it in the table? Then note that its libmtl has it too."""
+        host = self._server.host
+        owner, noted = host.holder(cpu)
+        info = host.inspect(owner) if owner else None
+        if info is None or noted & GRANTED_TO_ITS_LIBMTL or not self._is_us(info):
+            return False
+        host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
+        return True
+
+    def _is_us(self, info: InstanceInfo) -> bool:
+        """Did the client's process register this one itself? While both live, the PID decides."""
+        here = (info.pid, info.pid_namespace) == (self._pid, process.namespace())
+        return here and info.kind == Kind.SHM and bool(info.alive)
+
+    def _put(self, lcore_id: int) -> int:
+        if self._instance is None:
+            return -errno.EPERM
+        cpu = self._held.pop(lcore_id, None)
+        if cpu is None:
+            return -errno.EINVAL
+        try:
+            self._instance.release(cpu)
+        except MtlshmError:  # claimed directly; or taken by an operator meanwhile
+            owner, tag = self._server.host.holder(cpu)
+            if owner and tag & GRANTED_TO_ITS_LIBMTL:
+                with suppress(MtlshmError):  # its direct owner lets it go this moment
+                    self._server.host.tag(cpu, owner, 0)
+        return 0
+
+
+def _open_null() -> int:
+    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _may_enter(client: socket.socket, uid: int, peer_gid: int, gid: int | None) -> bool:
+    """Root, we ourselves, and members of the group; the socket file's mode says the same at the door."""
+    if uid in (0, os.geteuid()):
+        return True
+    try:
+        supplementary = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)  # Python takes no more: 256 groups
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        supplementary = b""
+    groups = {peer_gid, *(group for (group,) in _GID.iter_unpack(supplementary))}
+    return (os.getegid() if gid is None else gid) in groups
+
+
+def _peer_pidfd(client: socket.socket, pid: int) -> int:
+    try:
+        pidfd = client.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        os.set_inheritable(pidfd, False)
+        return pidfd
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:  # before Linux 6.5; ESRCH, EINVAL: it is dead already
+            raise
+    # The PID may have changed hands between connect() and here, if its process died meanwhile and its child goes on
+    # with the socket. That cannot be told on such a kernel.
+    return os.pidfd_open(pid)
+
+
+def _gid(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
+        return None
+
+
+def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:
+    """A listening socket at `path`; a file that nobody listens at is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if _is_socket(path):
+            if _answers(path):
+                raise OSError(errno.EADDRINUSE, f"{path}: another daemon serves it; stop it first")
+            path.unlink(missing_ok=True)
+        # Nobody else may connect before the mode is set.
+        previous = os.umask(0o777)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(previous)
+        if gid is not None:
+            os.chown(path, -1, gid)
+        os.chmod(path, mode)
+        listener.listen(_BACKLOG)
+        return listener
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:  # its backlog is full
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+    return True

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Processes that do not map the table: who they are, and whether they are the same as before.
+
+A pidfd names a process for ever; a PID is somebody else's one day. So a process is met through a pidfd, and what
+the table keeps of it must suffice to find it again after our own restart: its PID as we see it, our PID namespace, and
+the inode of its pidfd, which Linux gives to no other process until the next boot (pidfs, 6.9). Before that kernel the
+start time has to do; it has a resolution of 10 ms, within which a PID would have to be used twice.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mtlshm import InstanceInfo, Process
+
+
+def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
+    """What there is to know of the process behind a pidfd. `pid` is 0 if it is in no namespace that we see into."""
+    comm, start_ticks = _stat(pid)
+    return Process(
+        pid=pid,
+        pid_namespace=namespace(),
+        start_ticks=start_ticks,
+        pidfd_inode=_inode(pidfd),
+        uid=uid,
+        comm=comm,
+        hostname=hostname,
+        label=comm or "unknown",
+    )
+
+
+def find(info: InstanceInfo) -> int | None:
+    """A pidfd on the process that `info` was registered for, or None if it is dead.
+
+    LookupError if that cannot be told from here: it was registered by a daemon in another PID namespace, or was in one
+    itself that we do not see into.
+    """
+    if info.pid_namespace != namespace() or info.pid <= 0:
+        raise LookupError(f"{info.label}, pid {info.pid} in PID namespace {info.pid_namespace}")
+    try:
+        pidfd = os.pidfd_open(info.pid)
+    except ProcessLookupError:
+        return None
+    inode = _inode(pidfd)
+    same = inode == info.pidfd_inode if inode and info.pidfd_inode else _stat(info.pid)[1] == info.start_ticks
+    if same:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def namespace() -> int:
+    """The inode of our PID namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _inode(pidfd: int) -> int:
+    """0 if it says nothing: before pidfs, pidfds shared one inode with eventfds and others."""
+    event = os.eventfd(0)
+    try:
+        shared = os.fstat(event).st_ino
+    finally:
+        os.close(event)
+    inode = os.fstat(pidfd).st_ino
+    return inode if inode != shared else 0
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """comm and start time of proc(5) stat; comm may hold spaces and parentheses."""
+    try:
+        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+    except OSError:
+        return "", 0
+    return before.partition("(")[2], int(after.split()[22 - 3])

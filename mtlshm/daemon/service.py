@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The service manager, if there is one: sd_notify(3), and its file-descriptor store.
+
+Descriptors in the store outlive us: systemd keeps them while it restarts us, and hands them to the next process
+together with their names (sd_listen_fds(3)). It drops one by itself when the other side of a connection is gone.
+Without a service manager all of this does nothing.
+
+By hand rather than with a package, since those that pass descriptors need libsystemd and its headers to install.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+
+
+class Service:
+    """What the environment says of the service manager."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self.stored: list[tuple[str, int]] = []  # name, descriptor
+        if environment.get("LISTEN_PID") == str(os.getpid()):
+            names = environment.get("LISTEN_FDNAMES", "").split(":")
+            count = int(environment.get("LISTEN_FDS", "0"))
+            for name, fd in zip(names, range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), strict=False):
+                os.set_inheritable(fd, False)
+                self.stored.append((name, fd))
+
+    @property
+    def active(self) -> bool:
+        """Is there one? Whether it stores anything cannot be known."""
+        return bool(self._address)
+
+    def notify(self, state: str) -> None:
+        """Tell it something, such as READY=1."""
+        self._send(state)
+
+    def keep(self, name: str, fd: int) -> None:
+        """Store a descriptor under a name of [A-Za-z0-9-]."""
+        self._send(f"FDSTORE=1\nFDNAME={name}", fd)
+
+    def forget(self, name: str) -> None:
+        """Drop it from the store."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def _send(self, state: str, *descriptors: int) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.connect(address)
+            socket.send_fds(notifier, [state.encode()], list(descriptors))

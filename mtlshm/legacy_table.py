@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""libmtl's legacy table: the System V segment and its lock file, by which MTL processes share lcores with no manager.
+
+Only this module knows their layout and their rules, which are those of every libmtl out there:
+
+  An entry is ACTIVE or not, and an active one names its owner by host name, user and PID, the latter as the owner
+  sees itself. Whoever holds the file lock may write any entry. A process that wants an lcore takes the first that is
+  not active; before it looks at an active one, it clears it if host name and user are its own and kill(pid, 0) fails.
+
+  Who attaches when nobody else is attached zeroes the table; who detaches last removes it. So the table lasts exactly
+  as long as somebody stays attached.
+
+WHAT WE WRITE is a RESERVATION: an active entry that no process takes for its own. Its host name and user are none
+that a host or a user has, and its PID is 0, for which kill() never fails.
+
+WHO LIVES is not to be had from the entry, since PID and host name are those of the owner's container. But an owner is
+attached for as long as it owns, and attached is what has the segment in its memory map. So each PID namespace below
+ours is seen into, and a PID that has been given out again does not deceive. Containers use the same low PIDs; of
+those attached with the right one, a container with another host name is not the owner's (our own host may have been
+renamed, so there the name is not held against anybody). Where the kernel counts more attachments than we find,
+somebody is hidden from us, and then an entry whose owner was not found is not taken for dead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import sysv_ipc
+
+from mtlshm.errors import MtlshmError
+
+DEFAULT_LOCK = Path("/tmp/kahawai_lcore.lock")
+
+# int used; then the entries. Native byte order and alignment, as in any C program on this machine.
+_FIRST = 4
+_ENTRY = struct.Struct("64s32s64s4xii?3x")
+_NAMES = struct.Struct("64s32s64s4xii")  # an entry without `active`
+_ACTIVE = _NAMES.size
+# Enough for every build: a libmtl whose RTE_MAX_LCORE (usually 128) is smaller may attach, one with a larger may not.
+_ENTRIES = 1024
+
+_HOSTNAME, _USER = b"[mtlshm]", b"[mtlshmd]"  # of reservations
+_RESERVED, _RECLAIMED = b"reserved", b"reclaimed"
+_APP_ALLOCATED = 3
+
+_DESTROYED = 0o1000  # SHM_DEST, linux/shm.h: removed, but somebody is attached
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
+_CLONE_NEWUTS = 0x04000000  # linux/sched.h
+_libc = ctypes.CDLL(None)
+_LOCK_RETRY = 0.01  # seconds
+
+
+def default_key() -> int:
+    """As every libmtl computes it."""
+    return int(sysv_ipc.ftok(os.devnull, 21, silence_warning=True))
+
+
+class LegacyError(MtlshmError):
+    """The legacy table cannot be used; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One lcore that is active in the legacy table."""
+
+    hostname: str
+    user: str
+    comm: str
+    pid: int  # as the process sees itself
+    type: int  # LcoreType, if it is sound
+
+    @property
+    def owner(self) -> tuple[str, str, int]:
+        """Names the process among those who hold entries."""
+        return self.hostname, self.user, self.pid
+
+    @property
+    def reserved(self) -> bool:
+        """Is it ours: not to be had by legacy processes?"""
+        return self.hostname == RESERVATION.hostname
+
+    @property
+    def reclaimed(self) -> bool:
+        """Reserved by an operator, who does not want it lent?"""
+        return self.reserved and self.comm == _RECLAIMED.decode()
+
+
+_RESERVATION = _NAMES.pack(_HOSTNAME, _USER, _RESERVED, 0, _APP_ALLOCATED)
+RESERVATION = Entry(_HOSTNAME.decode(), _USER.decode(), _RESERVED.decode(), 0, _APP_ALLOCATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A process that has the table in its memory."""
+
+    pid: int
+    inner_pid: int  # as it sees itself
+    same_host: bool  # in our UTS namespace
+
+
+class LegacyLock:
+    """The lock file, kept open: what each libmtl opens, locks and closes for whatever it does with the table.
+
+    It is found anew whenever somebody has replaced it; made, if it shall be. Never closed and opened in between: who
+    watches the file would be woken by himself.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.path = path
+        self._create = create
+        self._fd = -1
+
+    def reopen(self) -> bool:
+        """Open what is at the path now; returns whether it is another file than before."""
+        try:
+            while self._fd < 0 or not self._current():
+                fd = self._open()
+                self.close()
+                self._fd = fd
+                if self._current():
+                    return True
+        except OSError as error:
+            raise LegacyError(error.errno or errno.EIO, f"lock file {self.path}: {error.strerror}") from error
+        return False
+
+    def _current(self) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        return False
+
+    def _open(self) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        while True:
+            # Without O_CREAT first: fs.protected_regular forbids that for a file of another user's.
+            with suppress(FileNotFoundError):
+                try:
+                    return os.open(self.path, flags | os.O_RDWR)
+                except PermissionError:  # made with a mode that a umask had trimmed; flock() needs no more than this
+                    return os.open(self.path, flags | os.O_RDONLY)
+            if not self._create:
+                raise FileNotFoundError(errno.ENOENT, "there is none, so no legacy process or daemon has run")
+            with suppress(FileExistsError):
+                fd = os.open(self.path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                os.fchmod(fd, 0o666)  # the umask trims
+                return fd
+
+    def try_take(self) -> bool:
+        """Take the lock, unless somebody has it."""
+        while True:
+            self.reopen()
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if self._current():
+                return True
+
+    def be_the_only_daemon(self) -> None:
+        """Of all those that lend lcores to the table; until the file is closed."""
+        lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                text = f"lock file {self.path}: a daemon of another segment lends lcores to this legacy table"
+                raise LegacyError(errno.EEXIST, text) from None
+            if error.errno != errno.EBADF:  # a file that we may only read: another user's, who has to know
+                raise
+
+    def give(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    @contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """For a block, waiting for it up to `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self.try_take():
+            if time.monotonic() >= deadline:
+                raise LegacyError(errno.EBUSY, f"lock file {self.path}: held by a process that does not let go")
+            time.sleep(_LOCK_RETRY)
+        try:
+            yield
+        finally:
+            self.give()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class LegacyTable:
+    """The segment, attached. Everything but close() is for who holds the lock. `create` makes one if there is none."""
+
+    def __init__(self, key: int, *, create: bool) -> None:
+        self.key = key
+        try:
+            self._memory = _attach(key, create)
+        except sysv_ipc.ExistentialError:
+            raise LegacyError(errno.ENOENT, f"legacy table {key:#x}: there is none") from None
+        except sysv_ipc.PermissionsError:
+            raise LegacyError(errno.EACCES, f"legacy table {key:#x}: not permitted to uid {os.geteuid()}") from None
+        except (sysv_ipc.Error, OSError) as error:
+            raise LegacyError(errno.EIO, f"legacy table {key:#x}: {error}") from error
+        self.size, odd = divmod(self._memory.size - _FIRST, _ENTRY.size)
+        if odd or self.size <= 0:
+            size = self._memory.size
+            self.close()
+            raise LegacyError(errno.EPROTO, f"legacy table {key:#x}: {size} bytes is no table of libmtl's")
+
+    @property
+    def id(self) -> int:
+        return int(self._memory.id)
+
+    @property
+    def removed(self) -> bool:
+        """Has somebody removed it, so that newcomers make another?"""
+        return bool(self._memory.mode & _DESTROYED)
+
+    def entries(self) -> list[Entry | None]:
+        """Each lcore's; None where it is not active."""
+        with memoryview(self._memory) as view:
+            data = bytes(view[_FIRST : _FIRST + self.size * _ENTRY.size])
+        # Most are ours; unpacking each would take milliseconds.
+        return [_entry(data, offset) if data[offset + _ACTIVE] else None for offset in range(0, len(data), _ENTRY.size)]
+
+    # The order of writing is for who is killed in between: what is not active says nothing; what was active in a dead
+    # process's name is, until it is ours, still the dead process's.
+
+    def reserve(self, lcore: int, *, reclaimed: bool = False) -> None:
+        """Keep it from legacy processes."""
+        offset = _FIRST + lcore * _ENTRY.size
+        names = _NAMES.pack(_HOSTNAME, _USER, _RECLAIMED, 0, _APP_ALLOCATED) if reclaimed else _RESERVATION
+        self._memory.write(names, offset)
+        self._memory.write(b"\1", offset + _ACTIVE)
+
+    def clear(self, lcore: int) -> None:
+        """Let legacy processes take it."""
+        self._memory.write(b"\0", _FIRST + lcore * _ENTRY.size + _ACTIVE)
+
+    @cached_property
+    def _map_name(self) -> bytes:
+        return b"/SYSV%08x" % (self.key & 0xFFFFFFFF)
+
+    def attached(self) -> tuple[list[Attached], bool]:
+        """Who is attached, without ourselves; and whether that is all of them."""
+        before = self._memory.number_attached
+        found: list[Attached] = []
+        mappings = 0
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                count, process = self._look_at(int(name))
+                mappings += count
+                if process and process.pid != os.getpid():
+                    found.append(process)
+        return found, mappings == before == self._memory.number_attached
+
+    def find(self, entry: Entry) -> Attached | None:
+        """Its owner, at a glance: if it is in our own PID namespace, which most are."""
+        _, found = self._look_at(entry.pid) if entry.pid > 0 else (0, None)
+        if found and found.same_host and found.inner_pid == entry.pid and entry.hostname == os.uname().nodename:
+            return found
+        return None
+
+    def has(self, pid: int) -> bool:
+        """Is that process attached?"""
+        return self._look_at(pid)[0] > 0
+
+    def _look_at(self, pid: int) -> tuple[int, Attached | None]:
+        """How often the process has the table in its memory, as far as we may see; and who it is."""
+        tasks = [f"/proc/{pid}"]
+        try:
+            for task in tasks:
+                if maps := Path(task, "maps").read_bytes():
+                    lines = [line for line in maps.splitlines() if self._map_name in line]
+                    count = sum(int(line.split()[4]) == self.id for line in lines)
+                    if count and _same_namespace(task, "ipc"):
+                        return count, Attached(pid, _inner_pid(pid), _same_namespace(task, "uts"))
+                    break
+                if len(tasks) == 1:  # the main thread has ended: the others still have the memory
+                    tasks += [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
+        except OSError:  # gone, or not ours to see
+            pass
+        return 0, None
+
+    def close(self) -> None:
+        """Detach. It is not removed: who finds it with nobody attached zeroes it."""
+        if self._memory.attached:
+            self._memory.detach()
+
+    def __enter__(self) -> LegacyTable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def owner_among(attached: list[Attached], entry: Entry) -> Attached | None:
+    """The owner of an entry; if several are possible, one of them: all have to be dead for it to be."""
+    possible: list[Attached] = []
+    for one in attached:
+        if one.inner_pid == entry.pid:
+            hostname = os.uname().nodename if one.same_host else _hostname(one.pid)
+            if hostname == entry.hostname:
+                return one
+            if one.same_host or hostname is None:
+                possible.append(one)
+    return possible[0] if possible else None
+
+
+def _hostname(pid: int) -> str | None:
+    """In its UTS namespace; None if we may not know. A child looks, since whoever enters may have no way back."""
+    readable, writable = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if not child:
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY)
+            if _libc.setns(namespace, _CLONE_NEWUTS) == 0:
+                os.write(writable, os.uname().nodename.encode())
+        finally:
+            os._exit(0)
+    os.close(writable)
+    try:
+        return os.read(readable, 256).decode(errors="replace") or None
+    finally:
+        os.close(readable)
+        os.waitpid(child, 0)
+
+
+def _attach(key: int, create: bool) -> sysv_ipc.SharedMemory:
+    while True:
+        try:
+            return sysv_ipc.SharedMemory(key)
+        except sysv_ipc.ExistentialError:
+            if not create:
+                raise
+        size = _FIRST + _ENTRIES * _ENTRY.size
+        with suppress(sysv_ipc.ExistentialError):  # somebody was quicker
+            mask = os.umask(0)
+            try:
+                return sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREX, mode=0o666, size=size, init_character=b"\0")
+            finally:
+                os.umask(mask)
+
+
+def _entry(data: bytes, offset: int) -> Entry:
+    if data.startswith(_RESERVATION, offset):
+        return RESERVATION
+    hostname, user, comm, pid, kind, _ = _ENTRY.unpack_from(data, offset)
+    return Entry(_text(hostname), _text(user), _text(comm), pid, kind)
+
+
+def _text(chars: bytes) -> str:
+    return chars.partition(b"\0")[0].decode(errors="replace")
+
+
+def _inner_pid(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    return int(next((line.split()[-1] for line in lines if line.startswith("NSpid:")), pid))
+
+
+def _same_namespace(task: str, name: str) -> bool:
+    return os.stat(f"{task}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Lcores moved between the two tables, ours and libmtl's legacy one, so that nobody finds the same lcore free in both.
+
+Claims in our table ask nobody, and legacy processes know only theirs. So an lcore that one side may give away has to
+look taken in the other:
+
+    domain    in the legacy table         in our table
+    ours      reserved                    free, or whoever's
+    lent      not active                  of the pool
+    legacy    a legacy process's          of that process's instance, or for a moment still of the pool's
+    between   reserved                    of the pool or of a legacy process's instance
+
+BETWEEN, nobody can have it, whatever happens. Each move between ours and the rest goes through there and changes one
+table at a time, under the legacy table's lock:
+
+    lend          ours -> between (pool: claim), between -> lent (legacy table: clear)
+    bring home    lent -> between (legacy table: reserve), between -> ours (our table: evict)
+
+All else changes one table only: a legacy process's claim or release in its own, or, in ours, Instance.take(), by
+which an lcore goes from the pool to an instance and back without being free. What a process does with its lcores
+never has to wait for us: if it dies or gives one back, the lcore is in our table still its instance's.
+
+SO WHOEVER MOVES LCORES MAY BE KILLED BEFORE OR AFTER ANY STEP: what is left is one of the four rows, and the kernel
+drops the lock. Nothing else is remembered: the next daemon reads both tables and brings home what is between. Nor is
+the order at a daemon's start a matter: as long as an lcore is not reserved and not lent, reserving it harms nobody.
+
+A killed daemon leaves reservations and loans as they are, and so does one that is told to stop: both sides keep what
+they have, each goes on by itself with what is its own, and only the loans are not renewed. That is the best there is:
+to clear the reservations of free lcores would make them free on both sides. They last as long as some legacy process
+is attached, which is what keeps that table. One that starts with nobody attached, with neither daemon nor older
+brothers, zeroes it, and takes what it likes; no kernel lets anybody keep it attached without a process. The next
+daemon finds such a clash, reports it, and leaves both in peace.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from mtlshm.cpuset import CpuSet
+from mtlshm.errors import Busy
+from mtlshm.host import Host
+from mtlshm.instance import Instance
+from mtlshm.legacy_table import LegacyTable
+from mtlshm.snapshot import Kind, Process
+
+LENT_BY_HAND = 1 << 30  # in the tag of an lcore of the pool: more than the daemon would lend
+
+
+def parse(text: str) -> int | CpuSet:
+    """A number of lcores, or a list such as 4-7 or 4,6; a list of one is 4-4. ValueError says what is wrong."""
+    if text.isdecimal():
+        return int(text)
+    lcores = CpuSet.parse(text)
+    if not lcores:
+        raise ValueError("neither a number of lcores nor a list such as 4-7")
+    return lcores
+
+
+def open_pool(host: Host) -> Instance:
+    """The instance to which lent lcores belong that no legacy process has taken; made if there is none."""
+    for owner in host.proxies():
+        info = host.inspect(owner)
+        if info and info.kind == Kind.POOL:
+            return host.adopt(owner)
+    nobody = Process(0, 0, 0, 0, os.geteuid(), "", os.uname().nodename, "lent to legacy processes")
+    return host.register_proxy(Kind.POOL, nobody)
+
+
+def lend(pool: Instance, table: LegacyTable, lcore: int) -> bool:
+    """Let legacy processes have an lcore that is reserved; False if it is not free."""
+    with suppress(Busy):
+        pool.claim(lcore)
+        table.clear(lcore)
+        return True
+    return False
+
+
+def bring_home(host: Host, table: LegacyTable, lcore: int, holder: int, *, reclaimed: bool = False) -> None:
+    """Take back one that no legacy process uses. `holder` is the pool, or the instance of who used it."""
+    table.reserve(lcore, reclaimed=reclaimed)
+    host.evict(lcore, holder)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A client of the manager socket, as libmtl is one: for tests, for `mtlshm-ctl ping`, and for programs without libmtl.
+
+    with Manager() as manager:
+        manager.register()
+        manager.get_lcore(3)
+
+Lcores got here are the process's until it gives them back, closes the connection or dies. Programs that can map the
+table do better with mtlshm.Host.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import TracebackType
+
+from mtlshm import wire
+from mtlshm.wire import Dialect, Type
+
+
+def default_socket() -> str:
+    """Where the manager's socket is: $MTL_MANAGER_SOCK_PATH, else where libmtl of protocol 1.1 looks for it."""
+    if path := os.environ.get("MTL_MANAGER_SOCK_PATH"):
+        return path
+    if os.geteuid() == 0:
+        return "/var/run/imtl/mtl_manager.sock"
+    directory = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{directory}/imtl/mtl_manager.sock" if directory else f"/tmp/imtl-{os.geteuid()}/mtl_manager.sock"
+
+
+class Manager:
+    """One connection, blocking. Methods raise OSError with the errno that the manager answered."""
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, dialect: Dialect = Dialect.B, timeout: float | None = None
+    ) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._dialect = dialect
+        try:
+            self.socket.settimeout(timeout)
+            self.socket.connect(default_socket() if path is None else os.fspath(path))
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def register(self, interfaces: tuple[int, ...] = ()) -> None:
+        """Say who we are; needed before anything but heartbeat()."""
+        body = wire.Register(os.getpid(), os.getuid(), socket.gethostname(), interfaces, self._dialect)
+        self._call(Type.REGISTER, body, Type.RESPONSE)
+
+    def heartbeat(self, seq: int = 0) -> int:
+        """Ask whether the manager is there; returns the number that was sent."""
+        kind, answer = self.exchange(wire.encode(Type.HEARTBEAT, wire.Heartbeat(seq), self._dialect))
+        if kind != Type.HEARTBEAT_ACK or not isinstance(answer, wire.Response):
+            raise ConnectionError(f"an answer of type {kind} to a heartbeat")
+        return answer.value & 0xFFFFFFFF
+
+    def get_lcore(self, lcore: int) -> None:
+        """Claim one; EBUSY if anybody holds it."""
+        self._call(Type.GET_LCORE, wire.Lcore(lcore), Type.RESPONSE)
+
+    def put_lcore(self, lcore: int) -> None:
+        """Give one back; EINVAL if it was not got here."""
+        self._call(Type.PUT_LCORE, wire.Lcore(lcore), Type.RESPONSE)
+
+    def add_filter(self, ifindex: int, port: int) -> None:
+        """Let UDP packets to the port through to AF_XDP."""
+        self._call(Type.ADD_UDP_DP_FILTER, wire.Filter(ifindex, port), Type.RESPONSE)
+
+    def del_filter(self, ifindex: int, port: int) -> None:
+        self._call(Type.DEL_UDP_DP_FILTER, wire.Filter(ifindex, port), Type.RESPONSE)
+
+    def xsk_map_fd(self, ifindex: int) -> int | None:
+        """The descriptor that the manager hands out, if it does."""
+        self.socket.sendall(wire.encode(Type.IF_XSK_MAP_FD, wire.Interface(ifindex), self._dialect))
+        data, descriptors, _, _ = socket.recv_fds(self.socket, 1, 1)
+        if not data:
+            raise ConnectionError("the manager closed the connection")
+        return descriptors[0] if descriptors else None
+
+    def get_queue(self, ifindex: int) -> int:
+        return self._call(Type.IF_GET_QUEUE, wire.Interface(ifindex), Type.IF_QUEUE_ID)
+
+    def put_queue(self, ifindex: int, queue: int) -> None:
+        self._call(Type.IF_PUT_QUEUE, wire.Interface(ifindex, queue), Type.RESPONSE)
+
+    def add_flow(self, flow: wire.Interface) -> int:
+        """Returns the location of the rule."""
+        return self._call(Type.IF_ADD_FLOW, flow, Type.IF_FLOW_ID)
+
+    def del_flow(self, ifindex: int, flow_id: int) -> None:
+        self._call(Type.IF_DEL_FLOW, wire.Interface(ifindex, flow_id=flow_id), Type.RESPONSE)
+
+    def exchange(self, record: bytes) -> tuple[int, wire.Body]:
+        """Send what may be a record, and return the next one that comes."""
+        self.socket.sendall(record)
+        return self.receive()
+
+    def receive(self) -> tuple[int, wire.Body]:
+        """The next record that comes."""
+        data = b""
+        while len(data) < wire.SIZE:
+            piece = self.socket.recv(wire.SIZE - len(data))
+            if not piece:
+                raise ConnectionError("the manager closed the connection")
+            data += piece
+        return wire.decode(data)
+
+    def _call(self, kind: Type, body: wire.Body, expected: Type) -> int:
+        got, answer = self.exchange(wire.encode(kind, body, self._dialect))
+        if got != expected or not isinstance(answer, wire.Response):
+            raise ConnectionError(f"an answer of type {got} to {kind.name}")
+        if answer.value < 0:
+            raise OSError(-answer.value, f"{kind.name}: {os.strerror(-answer.value)}")
+        return answer.value
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A process without a manager, as far as others see it in libmtl's legacy table: it does to that table what libmtl does,
+ * when a test tells it.
+ *
+ *     legacy_process KEY LOCKFILE
+ *
+ * Commands come on standard input, one a line; each is answered with a number, a negative errno if it failed. See class
+ * Puppet in tests/processes.py.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Seconds after which it ends by itself, should the test be gone. */
+#define LIFETIME 600
+
+#ifndef RTE_MAX_LCORE
+#define RTE_MAX_LCORE 128
+#endif
+
+struct entry {
+	char hostname[64];
+	char user[32];
+	char comm[64];
+	int unused_pid;
+	int pid;
+	int type;
+	bool active;
+};
+
+struct table {
+	int used;
+	struct entry entries[RTE_MAX_LCORE];
+};
+
+_Static_assert(sizeof(struct entry) == 176, "as in every libmtl");
+_Static_assert(RTE_MAX_LCORE != 128 || sizeof(struct table) == 22532, "as in every libmtl");
+
+static key_t key;
+static const char *lock_path;
+static struct table *table;
+static int id = -1;
+static int held_lock = -1;
+static struct entry myself;
+
+static int lock(void)
+{
+	int fd = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+	if (fd < 0 || flock(fd, LOCK_EX))
+		abort();
+	return fd;
+}
+
+/* With the lock dropped by the close, or before it. */
+static void unlock(int fd)
+{
+	if (fd % 2)
+		flock(fd, LOCK_UN);
+	close(fd);
+}
+
+static void look_at_myself(void)
+{
+	struct passwd *user = getpwuid(getuid());
+
+	gethostname(myself.hostname, sizeof(myself.hostname) - 1);
+	snprintf(myself.user, sizeof(myself.user), "%s", user ? user->pw_name : "nobody");
+	snprintf(myself.comm, sizeof(myself.comm), "%s", "legacy_process");
+	myself.pid = getpid();
+}
+
+static long attach(void)
+{
+	struct shmid_ds status;
+
+	look_at_myself();
+	id = shmget(key, sizeof(struct table), IPC_CREAT | 0666);
+	if (id < 0)
+		return -errno;
+	table = shmat(id, NULL, 0);
+	if (table == (void *)-1)
+		return -errno;
+	if (shmctl(id, IPC_STAT, &status))
+		return -errno;
+	if (status.shm_nattch == 1)
+		memset(table, 0, sizeof(*table));
+	return 0;
+}
+
+static long detach(void)
+{
+	struct shmid_ds status;
+
+	if (shmdt(table) || shmctl(id, IPC_STAT, &status))
+		return -errno;
+	if (status.shm_nattch == 0)
+		shmctl(id, IPC_RMID, NULL);
+	return 0;
+}
+
+/* FIRST LAST TYPE: the first lcore that is not active, of those from FIRST to LAST. Returns it. */
+static long claim(long first, long last, long type)
+{
+	for (long i = first; i <= last && i < RTE_MAX_LCORE; i++) {
+		struct entry *entry = &table->entries[i];
+
+		if (entry->active && !strcmp(entry->hostname, myself.hostname) && !strcmp(entry->user, myself.user) &&
+		    kill(entry->pid, 0))
+			entry->active = false;
+		if (entry->active)
+			continue;
+		*entry = myself;
+		entry->type = (int)type;
+		entry->active = true;
+		table->used++;
+		return i;
+	}
+	return -ENOSPC;
+}
+
+static long release(long lcore)
+{
+	if (lcore < 0 || lcore >= RTE_MAX_LCORE)
+		return -EINVAL;
+	if (!table->entries[lcore].active)
+		return -EIO;
+	table->entries[lcore].active = false;
+	table->used--;
+	return 0;
+}
+
+static void *obey(void *unused);
+
+static long run(char *line)
+{
+	char *words[5] = {0}, *rest = line;
+	long numbers[5] = {0}, result;
+	int fd;
+
+	for (int i = 0; i < 5 && (words[i] = strtok_r(rest, " ", &rest)); i++)
+		numbers[i] = strtol(words[i], NULL, 0);
+	if (!strcmp(words[0], "leave_main")) { /* the process goes on in another thread */
+		pthread_t thread;
+
+		if (pthread_create(&thread, NULL, obey, NULL))
+			abort();
+		pthread_exit(NULL);
+	}
+	if (!strcmp(words[0], "take_lock")) {
+		held_lock = lock();
+		return 0;
+	}
+	if (!strcmp(words[0], "give_lock")) {
+		unlock(held_lock);
+		return 0;
+	}
+	if (!strcmp(words[0], "fork_child")) { /* a child that does nothing but be there. Returns its pid */
+		pid_t child = fork();
+
+		if (!child) {
+			close(STDIN_FILENO);
+			close(STDOUT_FILENO);
+			for (;;)
+				pause();
+		}
+		return child;
+	}
+	if (!strcmp(words[0], "next_pid")) { /* in its PID namespace */
+		FILE *file = fopen("/proc/sys/kernel/ns_last_pid", "w");
+
+		if (!file || fprintf(file, "%ld", numbers[1] - 1) < 0 || fclose(file))
+			return -errno;
+		return 0;
+	}
+	if (!strcmp(words[0], "active")) /* LCORE: is it, in the table? */
+		return table->entries[numbers[1]].active;
+	if (!strcmp(words[0], "reserved")) /* LCORE: is it active, and will no process take it for one of its own? */
+		return table->entries[numbers[1]].active && table->entries[numbers[1]].hostname[0] == '[';
+
+	fd = lock();
+	if (!strcmp(words[0], "attach"))
+		result = attach();
+	else if (!strcmp(words[0], "detach"))
+		result = detach();
+	else if (!strcmp(words[0], "claim"))
+		result = claim(numbers[1], words[2] ? numbers[2] : RTE_MAX_LCORE - 1, numbers[3]);
+	else if (!strcmp(words[0], "release"))
+		result = release(numbers[1]);
+	else if (!strcmp(words[0], "wipe")) /* as if nobody had been attached when somebody came */
+		memset(table, 0, sizeof(*table)), result = 0;
+	else if (!strcmp(words[0], "remove")) /* as an administrator does with ipcrm */
+		result = shmctl(id, IPC_RMID, NULL);
+	else
+		abort();
+	unlock(fd);
+	return result;
+}
+
+static void *obey(void *unused)
+{
+	char line[256];
+
+	for (;;) {
+		size_t length = 0;
+
+		/* Byte by byte, so that what was not read yet is there for another thread. */
+		while (length < sizeof(line) - 1 && read(STDIN_FILENO, &line[length], 1) == 1 && line[length] != '\n')
+			length++;
+		if (!length)
+			exit(0);
+		line[length] = '\0';
+		dprintf(STDOUT_FILENO, "%ld\n", run(line));
+	}
+	return unused;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 3)
+		return 2;
+	key = (key_t)strtol(argv[1], NULL, 0);
+	lock_path = argv[2];
+	alarm(LIFETIME);
+	obey(NULL);
+	return 0;
+}

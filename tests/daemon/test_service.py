@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Under a service manager with a descriptor store, clients notice nothing of a restart.
+
+The service manager is a stand-in: it keeps what it is sent, and starts the next daemon with it, as sd_notify(3) and
+sd_listen_fds(3) say. A real systemd is not tested here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mtlshm import Host, wire
+from mtlshm.manager import Manager
+from mtlshm.wire import Dialect, Heartbeat, Response, Type
+from processes import BIN, DEADLINE, eventually, held
+
+
+class ServiceManager:
+    """Starts mtlshmd, and keeps descriptors for it."""
+
+    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+        address = directory / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(address))
+        self._socket.settimeout(DEADLINE)
+        self._environment = environment | {"NOTIFY_SOCKET": str(address)}
+        self.store: dict[str, int] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        names, fds = list(self.store), list(self.store.values())
+        environment = self._environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
+        # The descriptors have to be 3, 4, ...; and only the new process knows its pid.
+        code = (
+            "import fcntl, os, sys\n"
+            "fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[2:]]\n"
+            "for number, fd in enumerate(fds, 3): os.dup2(fd, number, inheritable=True)\n"
+            "for fd in fds: os.close(fd)\n"
+            "os.closerange(3 + len(fds), 100)\n"
+            "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+            "os.execv(sys.argv[1], [sys.argv[1]])\n"
+        )
+        command = [sys.executable, "-c", code, str(BIN / "mtlshmd"), *map(str, fds)]
+        self.process = subprocess.Popen(command, env=environment, pass_fds=fds, stdin=subprocess.DEVNULL)
+        while "READY=1" not in self.hear():
+            pass
+
+    def hear(self) -> str:
+        """Do as the next message says; returns it."""
+        data, descriptors, _, _ = socket.recv_fds(self._socket, 4096, 1)
+        words = dict(line.split("=", 1) for line in data.decode().splitlines())
+        if "FDSTORE" in words:
+            self.store[words["FDNAME"]] = descriptors[0]
+        elif "FDSTOREREMOVE" in words:
+            os.close(self.store.pop(words["FDNAME"]))
+        return data.decode()
+
+    def hear_all(self) -> None:
+        """Do as all messages say that have come so far."""
+        self._socket.setblocking(False)
+        try:
+            while True:
+                self.hear()
+        except BlockingIOError:
+            self._socket.settimeout(DEADLINE)
+
+    def end(self, number: int) -> None:
+        assert self.process
+        self.process.send_signal(number)
+        self.process.wait(DEADLINE)
+        self.hear_all()
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.end(signal.SIGKILL)
+        for fd in self.store.values():
+            os.close(fd)
+        self._socket.close()
+
+
+@pytest.fixture
+def service(segment: str, manager_socket: Path) -> Iterator[ServiceManager]:
+    settings = {
+        "MTLSHM_PATH": segment,
+        "MTLSHMD_CONFIG": "/dev/null",
+        "MTLSHMD_LEGACY": "off",
+        "MTL_MANAGER_SOCK_PATH": str(manager_socket),
+    }
+    manager = ServiceManager(os.environ | settings, manager_socket.parent)
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def connect(service: ServiceManager, manager_socket: Path) -> Iterator[Callable[..., Manager]]:
+    service.start()
+    opened: list[Manager] = []
+
+    def run(dialect: Dialect = Dialect.A) -> Manager:
+        opened.append(new := Manager(manager_socket, dialect=dialect, timeout=DEADLINE))
+        new.register()
+        return new
+
+    yield run
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_clients_notice_nothing_of_a_restart(service, connect, segment, number, dialect):
+    manager = connect(dialect)
+    manager.get_lcore(1)
+    service.end(number)
+    assert held(segment) == {1}
+    # Asked while nobody is there to answer, and answered by the next.
+    manager.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(9)))
+    service.start()
+    assert manager.receive() == (204, Response(9))
+    with pytest.raises(OSError, match="GET_LCORE"):
+        manager.get_lcore(1)
+    manager.put_lcore(1)
+    manager.get_lcore(0)
+    assert held(segment) == {0}
+    descriptor = manager.xsk_map_fd(3)
+    assert (descriptor is not None) == (dialect is Dialect.A)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def test_new_clients_wait_for_the_next_daemon(service, connect, manager_socket):
+    connect()
+    service.end(signal.SIGTERM)
+    with Manager(manager_socket, timeout=DEADLINE) as early:
+        early.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(3)))
+        service.start()
+        assert early.receive() == (204, Response(3))
+
+
+def test_what_was_claimed_directly_and_granted_too_is_still_both(service, connect, segment):
+    cpu = min(os.sched_getaffinity(0))
+    manager = connect()
+    with Host(segment) as host, host.register("direct") as me:
+        me.claim(cpu)
+        manager.get_lcore(cpu)
+        service.end(signal.SIGKILL)
+        service.start()
+        manager.put_lcore(cpu)
+        assert me.lcores == {cpu}
+        manager.get_lcore(cpu)
+
+
+def test_a_connection_that_ends_leaves_the_store(service, connect, segment):
+    manager = connect()
+    manager.get_lcore(1)
+    service.hear_all()
+    assert len(service.store) == 2  # and the listener
+    manager.close()
+    eventually(lambda: held(segment) == set())
+    service.hear()
+    assert list(service.store) == ["listener"]
+
+
+def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager_socket):
+    connect()
+    code = (
+        "import sys\nfrom mtlshm.manager import Manager\n"
+        "manager = Manager(sys.argv[1])\nmanager.register()\nmanager.get_lcore(1)\nprint('up', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(manager_socket)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdout
+        client.stdout.readline()
+        service.end(signal.SIGKILL)
+        client.kill()
+        client.wait()
+    service.start()
+    eventually(lambda: held(segment) == set())
+
+
+def test_what_somebody_else_stored_is_let_go(service, connect, segment):
+    connect()
+    service.end(signal.SIGTERM)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        service.store["client-123-A"] = ours.detach()
+        service.store["client-nonsense"] = os.open(os.devnull, os.O_RDONLY)
+        service.start()
+        assert theirs.recv(1) == b""

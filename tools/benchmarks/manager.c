@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * libmtl's way to an lcore: over the manager socket of a running daemon, against the same number of bytes to and from
+ * the server of server.c.
+ *
+ *     manager DIRECTORY SYSFS round_trip CLIENTS TURNS   ns, a line for each of some round trips of all clients
+ *     manager DIRECTORY SYSFS throughput CLIENTS TURNS   requests/s of all clients together
+ *     manager DIRECTORY SYSFS register 1 TURNS           ns from nothing to a client that may ask for lcores
+ *
+ * The clients are processes, for the daemon tells them apart by process. Each has an lcore of its own, which it gets
+ * and gives back without end. Where they run is up to the caller's affinity mask.
+ */
+#include <sys/wait.h>
+
+#include "bench.h"
+
+enum {
+	MAX_CLIENTS = 16,
+	SAMPLES = 3200, /* a turn, of all clients: the last of each */
+	TURN_US = 300000,
+	REST_US = 20000, /* until all have seen that the turn is over; and what the one server has to do the other does not pay */
+};
+
+static char manager_path[256], server_path[256];
+
+/* Even: rest; 1 + 4n: the subject's turn; 3 + 4n: the baseline's. */
+struct control {
+	int ready;
+	int phase;
+	struct {
+		_Alignas(64) uint64_t requests;
+		uint32_t ns[2][SAMPLES]; /* subject's, baseline's */
+	} client[MAX_CLIENTS];
+};
+
+static void work(struct control *control, int number, int samples)
+{
+	int manager = manager_connect(manager_path), server = server_connect(server_path);
+
+	__atomic_add_fetch(&control->ready, 1, __ATOMIC_SEQ_CST);
+	for (;;) {
+		int phase = __atomic_load_n(&control->phase, __ATOMIC_ACQUIRE), baseline = phase % 4 == 3;
+		uint64_t n = 0;
+
+		if (phase % 2 == 0) {
+			usleep(1000);
+			continue;
+		}
+		/* Even at the end: the lcore is given back. */
+		while (n % 2 || __atomic_load_n(&control->phase, __ATOMIC_RELAXED) == phase) {
+			int64_t start = now_ns();
+
+			if (baseline)
+				CHECK((n % 2 ? server_release(server, number) : server_claim(server, number)) == 0);
+			else if (n % 2)
+				manager_put(manager, number);
+			else
+				manager_get(manager, number);
+			control->client[number].ns[baseline][n++ % samples] = now_ns() - start;
+			__atomic_store_n(&control->client[number].requests, n, __ATOMIC_RELAXED);
+		}
+	}
+}
+
+/* Requests per second of one turn; `samples` is how many are wanted of each client at least. */
+static double turn(struct control *control, int clients, int phase, int samples)
+{
+	int64_t start = now_ns();
+	uint64_t requests = 0;
+
+	for (int i = 0; i < clients; i++)
+		control->client[i].requests = 0;
+	__atomic_store_n(&control->phase, phase, __ATOMIC_RELEASE);
+	usleep(TURN_US);
+	for (int i = 0; i < clients; i++)
+		requests += __atomic_load_n(&control->client[i].requests, __ATOMIC_RELAXED);
+	double seconds = (now_ns() - start) / 1e9;
+
+	__atomic_store_n(&control->phase, phase + 1, __ATOMIC_RELEASE);
+	usleep(REST_US);
+	CHECK(waitpid(-1, NULL, WNOHANG) == 0);
+	for (int i = 0; i < clients; i++)
+		CHECK(control->client[i].requests >= (uint64_t)samples);
+	return requests / seconds;
+}
+
+static void measure_clients(int clients, int turns, int round_trips)
+{
+	struct control *control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int samples = SAMPLES / clients;
+
+	CHECK(control != MAP_FAILED && clients <= MAX_CLIENTS);
+	for (int i = 0; i < clients; i++)
+		if (fork_bound() == 0)
+			work(control, i, samples);
+	while (__atomic_load_n(&control->ready, __ATOMIC_SEQ_CST) < clients) {
+		CHECK(waitpid(-1, NULL, WNOHANG) == 0); /* one that was refused has said so and ended */
+		usleep(1000);
+	}
+	for (int n = 0; n < turns; n++) {
+		double subject = turn(control, clients, 4 * n + 1, samples);
+		double baseline = turn(control, clients, 4 * n + 3, samples);
+
+		if (!round_trips)
+			printf("%.0f %.0f\n", subject, baseline);
+		for (int i = 0; round_trips && i < clients; i++)
+			for (int k = 0; k < samples; k++)
+				printf("%u %u\n", control->client[i].ns[0][k], control->client[i].ns[1][k]);
+	}
+}
+
+static int64_t enroll(void)
+{
+	int64_t start = now_ns(), end;
+	int fd = manager_connect(manager_path);
+
+	end = now_ns();
+	close(fd);
+	usleep(REST_US / 10);
+	return end - start;
+}
+
+/* The least that is needed: connect, and one request. */
+static int64_t enroll_at_server(void)
+{
+	int64_t start = now_ns(), end;
+	int fd = server_connect(server_path);
+
+	CHECK(server_claim(fd, 0) == 0);
+	end = now_ns();
+	close(fd);
+	usleep(REST_US / 10);
+	return end - start;
+}
+
+int main(int argc, char **argv)
+{
+	CHECK(argc == 6);
+	snprintf(manager_path, sizeof manager_path, "%s/manager.sock", argv[1]);
+	snprintf(server_path, sizeof server_path, "%s/socket", argv[1]);
+	int clients = atoi(argv[4]), turns = atoi(argv[5]);
+
+	server_start(server_path, -1);
+	if (strcmp(argv[3], "register")) {
+		measure_clients(clients, turns, !strcmp(argv[3], "round_trip"));
+		return 0; /* the clients go with us */
+	}
+	for (int n = 0; n < turns; n++) {
+		int64_t subject = enroll();
+
+		printf("%ld %ld\n", (long)subject, (long)enroll_at_server());
+	}
+	return 0;
+}
