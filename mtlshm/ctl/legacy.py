@@ -176,15 +176,19 @@ def _as_data(lcore: _Lcore) -> dict[str, Any]:
 def lend_(place: _Place, amount: int | CpuSet) -> None:
     """Let legacy processes take free lcores: so many, or these; beyond what the daemon lends of itself.
 
-    Those reclaimed before come first. Without a daemon, too, as long as the table knows that lcores are ours.
+    Those reclaimed before come first. Others that a COUNT takes are online. Without a daemon, too, as long as the table
+    knows that lcores are ours.
     """
     with Host(place.segment, create=False) as host, place.table() as table:
-        lcores = _both(place, table)
-        online = host.topology().online
+        # The legacy table may have more entries than ours, and ours more than there are CPUs.
+        free = [lcore for lcore in _both(place, table) if lcore.free and lcore.number < host.snapshot().size]
+        if isinstance(amount, int):
+            online = host.topology().online
+            free = [lcore for lcore in free if lcore.number in online or lcore.state == "reclaimed"]
         chosen = _choose(
             amount,
-            [lcore for lcore in lcores if lcore.free],
-            lambda lcore: (lcore.state != "reclaimed", lcore.number not in online, -lcore.number),
+            free,
+            lambda lcore: (lcore.state != "reclaimed", -lcore.number),
             "not free",
         )
         pool = open_pool(host)

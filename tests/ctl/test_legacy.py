@@ -169,6 +169,19 @@ def test_what_is_not_to_be_had_is_refused_and_nothing_changed(ctl, bridge, legac
     assert states(ctl) == before
 
 
+def test_a_number_is_of_cpus_that_the_machine_has(ctl, bridge, legacy, segment):
+    """The legacy table has room for more."""
+    legacy()
+    bridge(0)
+    cpus = len(os.sched_getaffinity(0))
+    if cpus != os.cpu_count():
+        pytest.skip("not all CPUs are ours")
+    assert ctl("legacy", "lend", cpus + 1).returncode == 4
+    assert ctl("legacy", "lend", cpus).returncode == 0
+    assert lent(segment) == os.sched_getaffinity(0)
+    assert ctl("legacy", "lend", "1023-1023").returncode == 4
+
+
 @pytest.mark.parametrize("amount", ["some", "", "5-"])
 def test_what_is_no_amount_is_refused(ctl, bridge, amount):
     bridge("5-7")
