@@ -22,9 +22,13 @@ from a moment ago or from before our start. It needs no memory but the tables. W
 
 WHEN TO LOOK. Each libmtl opens, locks and closes the lock file for whatever it does, and so does mtlshm-ctl: inotify
 tells of the close. As with all files that comes up to half a millisecond before the lock is dropped, so we look again
-2, 20 and 200 ms later if it is held; later not: who holds it longer has yet to close it. A pidfd tells of each death.
-If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are events too. We
-keep the lock file open, or each look would wake us for the next. With no event there is no timer.
+2, 20, 200 ms and more later if it is held; not for ever: who holds it longer has yet to close it. A pidfd tells of
+each death. If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are
+events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer.
+
+WHO IS DYING has no memory map any more, while the kernel still counts its attachment: for milliseconds, with many huge
+pages for seconds. Then nobody can say whose entry it is, and an owner that we do not see is made up for it; the end
+of the attachment is no event. So while there is such an owner, each event is followed by looks up to 20 s later.
 
 A CLASH comes about only where a legacy process started on a fresh table with no daemon there. It ends when either
 side lets go; if it is ours, the lcore is claimed for the process at the next look.
@@ -49,7 +53,7 @@ from mtlshm.lending import bring_home, lend, open_pool
 
 log = logging.getLogger(__name__)
 
-_AGAIN = (0.002, 0.020, 0.200)  # seconds, each after the one before
+_AGAIN = (0.002, 0.020, 0.200, 2.0, 20.0)  # seconds, each after the one before
 _CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
 _REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _EVENTS_AT_ONCE = 65536  # bytes
@@ -92,19 +96,21 @@ class Legacy:
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
         self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
 
     def start(self) -> None:
         """Take over what is there. LegacyError, and it is closed, if that table cannot be used."""
         self._loop.add_reader(self._inotify.fileno(), self._on_event)
         try:
-            done = self._try()
+            self._try()
         except LegacyError as error:
             self.close()
             error.strerror = f"{error.strerror}; without that table: --legacy off"
             raise
-        if not done:
+        if self._shut_out:
             log.info("legacy table: its lock is held; waiting for it")
+        if self._unsettled():
             self._look_later(0)
 
     def close(self) -> None:
@@ -140,12 +146,17 @@ class Legacy:
 
     def _look(self, step: int = 0) -> None:
         try:
-            done = self._try()
+            self._try()
         except OSError as error:
             log.error("cannot look after the legacy table: %s", error.strerror or error)
             return
-        if not done or self._wanting:
+        if self._unsettled():
             self._look_later(step)
+
+    def _unsettled(self) -> bool:
+        """May another look find something new, though nothing tells us of it?"""
+        unseen = any(owner.pidfd is None and not owner.dead for owner in self._owners.values())
+        return self._shut_out or self._wanting or unseen
 
     def _look_later(self, step: int) -> None:
         if self._next_look:
@@ -154,19 +165,19 @@ class Legacy:
         if step < len(_AGAIN):
             self._next_look = self._loop.call_later(_AGAIN[step], self._look, step + 1)
 
-    def _try(self) -> bool:
+    def _try(self) -> None:
         """Look, if the lock is to be had."""
         self._lock.reopen()
         self._lock.be_the_only_daemon()
         self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)
-        if not self._lock.try_take():
-            return False
+        self._shut_out = not self._lock.try_take()
+        if self._shut_out:
+            return
         try:
             self._settle(self._attach())
         finally:
             self._lock.give()
         self._watch_segment()
-        return True
 
     def _watch_segment(self) -> None:
         if self._wanting and self._segment_watch is None:

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -144,6 +145,18 @@ static long release(long lcore)
 
 static void *obey(void *unused);
 
+static int linger(void *unused)
+{
+	close(STDIN_FILENO);
+	close(STDOUT_FILENO);
+	alarm(LIFETIME);
+	if (unshare(CLONE_NEWIPC))
+		return 1;
+	for (;;)
+		pause();
+	return unused != NULL;
+}
+
 static long run(char *line)
 {
 	char *words[5] = {0}, *rest = line;
@@ -177,6 +190,12 @@ static long run(char *line)
 				pause();
 		}
 		return child;
+	}
+	if (!strcmp(words[0], "keep_memory")) {
+		/* Our memory outlasts us, as that of a large process does for a while. Returns the pid of who keeps it. */
+		static char stack[65536] __attribute__((aligned(16)));
+
+		return clone(linger, stack + sizeof(stack), CLONE_VM, NULL);
 	}
 	if (!strcmp(words[0], "next_pid")) { /* in its PID namespace */
 		FILE *file = fopen("/proc/sys/kernel/ns_last_pid", "w");

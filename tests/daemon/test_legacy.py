@@ -479,6 +479,26 @@ def test_who_is_hidden_from_the_daemon_is_not_taken_for_dead(
     eventually(lambda: lent(segment) == {5, 6, 7})
 
 
+@needs_root("an IPC namespace for the one who keeps the memory")
+def test_who_takes_long_to_die_leaves_nothing_in_the_end(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str
+) -> None:
+    """The process is gone, but the kernel still counts its memory as attached, and tells nobody when it stops."""
+    server = bridge("5-6")
+    process = legacy()
+    claim_all(process)
+    eventually(lambda: len(of_legacy(segment)) == 2)
+    keeper = psutil.Process(process.keep_memory())
+    try:
+        process.kill()
+        server.await_log("not seen from here")
+        assert len(of_legacy(segment)) == 2
+    finally:
+        keeper.kill()
+    eventually(lambda: lent(segment) == {5, 6})
+    eventually(lambda: all(i.kind in (Kind.DAEMON, Kind.POOL) for i in look(segment).instances))
+
+
 # --- restarts --------------------------------------------------------------------------------------------
 
 
