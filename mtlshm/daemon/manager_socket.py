@@ -229,7 +229,7 @@ class _Connection:
         self._server = server
         self._socket = client
         self._unread = b""
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._dialect: Dialect | None = None
         self._instance: Instance | None = None
         self.owner = 0
@@ -303,33 +303,37 @@ class _Connection:
         if not data:
             self._end()
             return
-        if self._unread:
+        try:
+            if len(data) == wire.SIZE and not self._unread:
+                self._answer(data)
+                return
             data = self._unread + data
-        whole = len(data) - len(data) % wire.SIZE
-        self._unread = data[whole:]
-        for offset in range(0, whole, wire.SIZE):
-            try:
+            whole = len(data) - len(data) % wire.SIZE
+            self._unread = data[whole:]
+            for offset in range(0, whole, wire.SIZE):
                 self._answer(data[offset : offset + wire.SIZE])
-            except wire.BadMagic as error:
-                log.warning("pid %d speaks something else (magic %s): closed", self._pid, error)
-                self._end()
-                return
-            except OSError:  # gone, with our reply
-                self._end()
-                return
+        except wire.BadMagic as error:
+            log.warning("pid %d speaks something else (magic %s): closed", self._pid, error)
+            self._end()
+        except OSError:  # gone, with our reply
+            self._end()
 
     def _answer(self, record: bytes) -> None:
+        if request := wire.lcore_request(record):
+            kind, lcore_id = request
+            value = self._get(lcore_id) if kind == _GET_LCORE else self._put(lcore_id)
+            self._send(wire.reply(_RESPONSE, value))
+            return
         kind, body = wire.decode(record, self._dialect or Dialect.A)
         match body:
-            case wire.Lcore(lcore_id):
-                value = self._get(lcore_id) if kind == _GET_LCORE else self._put(lcore_id)
             case wire.Heartbeat(seq):
                 self._send(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
                 return
             case wire.Register() | wire.TooManyInterfaces():
                 value = self._register(body)
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
-                self._send(b"\0", self._dialect is Dialect.A)
+                # A client of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.
+                self._send(b"\0", self._server.null if self._dialect is Dialect.A else None)
                 return
             case wire.Filter() | wire.Interface():
                 value = self._server.interfaces.request(self.owner, kind, body) if self._instance else -errno.EPERM
@@ -337,25 +341,27 @@ class _Connection:
                 value = -errno.ENOTSUP
         self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
 
-    def _send(self, reply: bytes, with_descriptor: bool = False) -> None:
+    def _send(self, reply: bytes, descriptor: int | None = None) -> None:
         if not self._unsent:
             try:
-                if with_descriptor:
-                    # A client of dialect A crashes without one; on what is no BPF map it fails cleanly.
-                    socket.send_fds(self._socket, [reply], [self._server.null])
-                else:
-                    self._socket.send(reply, socket.MSG_NOSIGNAL)
+                self._transmit(reply, descriptor)
                 return
             except BlockingIOError:
                 # It does not read. Nor do we then, so no more than one reading's worth piles up.
                 self._server.loop.remove_reader(self._socket.fileno())
                 self._server.loop.add_writer(self._socket.fileno(), self._flush)
-        self._unsent.append(reply)
+        self._unsent.append((reply, descriptor))
+
+    def _transmit(self, reply: bytes, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._socket.send(reply, socket.MSG_NOSIGNAL)
+        else:
+            socket.send_fds(self._socket, [reply], [descriptor], socket.MSG_NOSIGNAL)
 
     def _flush(self) -> None:
         try:
             while self._unsent:
-                self._socket.send(self._unsent[0], socket.MSG_NOSIGNAL)
+                self._transmit(*self._unsent[0])
                 self._unsent.popleft()
         except BlockingIOError:
             return

@@ -51,6 +51,20 @@ def connect(daemon, manager_socket):
         each.close()
 
 
+def send_without_reading(manager: Manager, record: bytes) -> int:
+    """As often as there is room for; returns how often."""
+    manager.socket.setblocking(False)
+    sent = 0
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        try:
+            sent += manager.socket.send(record * 10)
+        except BlockingIOError:
+            break
+    manager.socket.settimeout(DEADLINE)
+    return sent // wire.SIZE
+
+
 def refusal(call, *arguments) -> int:
     with pytest.raises(OSError, match=r".") as refused:
         call(*arguments)
@@ -234,21 +248,19 @@ def test_requests_before_a_shutdown_are_answered_and_the_lcores_given_back(conne
 
 def test_one_that_never_reads_stops_nobody_and_is_answered_when_it_does(connect):
     silent, other = connect(), connect()
-    silent.socket.setblocking(False)
-    sent = 0
-    beat = wire.encode(Type.HEARTBEAT, Heartbeat(1))
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        try:
-            sent += silent.socket.send(beat * 10)
-        except BlockingIOError:
-            break
+    sent = send_without_reading(silent, wire.encode(Type.HEARTBEAT, Heartbeat(1)))
     for _ in range(100):
         other.heartbeat()
-    silent.socket.setblocking(True)
-    silent.socket.settimeout(DEADLINE)
-    for _ in range(sent // wire.SIZE):
+    for _ in range(sent):
         assert silent.receive() == (204, Response(1))
+
+
+def test_descriptors_that_had_to_wait_come_with_their_replies(connect):
+    silent = connect()
+    for _ in range(send_without_reading(silent, wire.encode(Type.IF_XSK_MAP_FD, Interface(3)))):
+        data, descriptors, _, _ = socket.recv_fds(silent.socket, 1, 1)
+        assert (data, len(descriptors)) == (b"\0", 1)
+        os.close(descriptors[0])
 
 
 def test_half_a_record_for_ever_stops_nobody(connect):

@@ -59,6 +59,13 @@ def test_what_libmtl_sends_is_understood(hexadecimal, kind, body):
 
 
 @pytest.mark.parametrize(("hexadecimal", "kind", "body"), SEEN)
+def test_the_short_way_to_an_lcore_leads_to_the_same(hexadecimal, kind, body):
+    record = padded(hexadecimal)
+    assert wire.lcore_request(record) == ((kind, body.lcore) if isinstance(body, Lcore) else None)
+    assert wire.lcore_request(b"X" + record[1:]) is None
+
+
+@pytest.mark.parametrize(("hexadecimal", "kind", "body"), SEEN)
 def test_we_send_what_libmtl_sends(hexadecimal, kind, body):
     assert wire.encode(kind, body, Dialect.A) == padded(hexadecimal)
 
