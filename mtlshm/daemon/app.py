@@ -133,10 +133,11 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option(
     "--legacy",
     type=_Loan(),
-    default="off",
+    default=lambda: max(1, (os.cpu_count() or 1) // 16),
     envvar="MTLSHMD_LEGACY",
     help="Lcores to lend to processes on libmtl's System V table: how many there shall be for the taking, or a list "
-    "such as 4-7; 0: only take over what they have; off, the default: leave that table alone.  [env: MTLSHMD_LEGACY]",
+    "such as 4-7; 0: only take over what they have; off: leave that table alone. Default one for every 16 CPUs, at "
+    "least one.  [env: MTLSHMD_LEGACY]",
 )
 @click.option(
     "--legacy-key",

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from random import SystemRandom
 from threading import Thread
 from time import perf_counter_ns, sleep
+
+import sysv_ipc
 
 from measure import ROOT, Bench, Figure, Measure, figure, pinned
 
@@ -33,10 +36,21 @@ asyncio.run(main())
 ]
 
 
-def mtlshmd(bench: Bench) -> list[str]:
+def mtlshmd(bench: Bench, *options: str) -> list[str]:
     # The machine's own configuration, socket and legacy table are not for us.
-    options = ["--config", os.devnull, "--segment", str(bench.segment), "--legacy", "off"]
-    return [str(ROOT / ".venv/bin/mtlshmd"), *options, "--socket", str(bench.directory / "manager.sock")]
+    ours = ["--config", os.devnull, "--segment", str(bench.segment), "--socket", str(bench.directory / "manager.sock")]
+    return [str(ROOT / ".venv/bin/mtlshmd"), *ours, *(options or ("--legacy", "off"))]
+
+
+@contextmanager
+def with_all_duties(bench: Bench) -> Iterator[list[str]]:
+    """A daemon with a legacy table too."""
+    key = SystemRandom().randrange(1 << 28, 1 << 30)
+    try:
+        yield mtlshmd(bench, "--legacy-key", str(key), "--legacy-lock", str(bench.directory / "legacy.lock"))
+    finally:
+        with suppress(sysv_ipc.ExistentialError):
+            sysv_ipc.SharedMemory(key).remove()
 
 
 @contextmanager
@@ -96,7 +110,8 @@ def daemon_start(bench: Bench, name: str) -> Figure:
         with running(command) as (_, ns):
             return ns
 
-    turns = [(once(mtlshmd(bench)), once(EMPTY_ASYNCIO)) for _ in range(STARTS)]
+    with with_all_duties(bench) as command:
+        turns = [(once(command), once(EMPTY_ASYNCIO)) for _ in range(STARTS)]
     return figure(name, "ms", "an empty asyncio program", turns, scale=1e-6)
 
 
@@ -106,12 +121,13 @@ def daemon_rss(bench: Bench, name: str) -> Figure:
             sleep(SETTLE_S)
             return status_field(Path(f"/proc/{process.pid}/status"), "VmRSS") * 1024
 
-    turns = [(once(mtlshmd(bench)), once(EMPTY_ASYNCIO)) for _ in range(3)]
+    with with_all_duties(bench) as command:
+        turns = [(once(command), once(EMPTY_ASYNCIO)) for _ in range(3)]
     return figure(name, "MB", "an empty asyncio program", turns, scale=1e-6)
 
 
 def daemon_wakeups(bench: Bench, name: str) -> Figure:
-    with running(mtlshmd(bench)) as (process, _):
+    with with_all_duties(bench) as command, running(command) as (process, _):
 
         def switches() -> int:
             return sum(
