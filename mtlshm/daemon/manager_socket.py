@@ -12,6 +12,10 @@ table, an orphan with no connection, since libmtl never reconnects; what it hold
 With a descriptor store (service.py) the connections wait there for our successor, with what was sent meanwhile, and
 clients notice nothing; only half a record that we had read is lost.
 
+WHAT TAKES ITS TIME, which is whatever concerns an interface, is done by a task, and nothing is read from that
+connection until it is done: replies come in the order of the requests. If the client ends meanwhile, the task goes on,
+and what it got is given back after that.
+
 WHICH CPU an lcore id means is looked up in the process (eal.py). If id and CPU differ, the id is noted with the lcore
 in the table, in the tag.
 
@@ -30,11 +34,13 @@ import socket
 import stat
 import struct
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
+from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
 from mtlshm.daemon import eal, process
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
 from mtlshm.wire import Dialect, Type
@@ -63,16 +69,35 @@ class Store(Protocol):
 
 
 class Interfaces(Protocol):
-    """Whoever serves interfaces, queues, flows and port filters. Each answers 0, an id or a negative errno."""
+    """Whoever serves interfaces, queues, flows and port filters. `owner` is a client's instance."""
 
-    def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int: ...
+    async def register(self, owner: int, who: Process, interfaces: tuple[int, ...]) -> None:
+        """A client will use these. What cannot be served is said when it asks for something there."""
+
+    async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
+        """0, an id, or OSError."""
+
+    def map_of(self, ifindex: int) -> int | None:
+        """The descriptor of the interface's xsks_map, which stays ours."""
+
+    def gone(self, owner: int) -> None:
+        """Nobody asks for this owner any more; what it had is free."""
 
 
 class NoInterfaces:
     """For a daemon that serves lcores only: no interface is known."""
 
-    def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
-        return -errno.EINVAL if kind == Type.IF_DEL_FLOW else -errno.ENODEV
+    async def register(self, owner: int, who: Process, interfaces: tuple[int, ...]) -> None:
+        pass
+
+    async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
+        raise OSError(errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV, "interfaces are not served")
+
+    def map_of(self, ifindex: int) -> int | None:
+        return None
+
+    def gone(self, owner: int) -> None:
+        pass
 
 
 # Members of an enumeration take long to look up, and these are needed for every request.
@@ -230,6 +255,9 @@ class _Connection:
         self._socket = client
         self._unread = b""
         self._unsent: deque[tuple[bytes, int | None]] = deque()
+        self._work: asyncio.Task[int] | None = None  # on the last request that was read
+        self._ended = False
+        self._said = ""  # of it in the log, last; nobody fills that by asking again and again
         self._dialect: Dialect | None = None
         self._instance: Instance | None = None
         self.owner = 0
@@ -260,6 +288,7 @@ class _Connection:
     def leave(self) -> None:
         """Close the connection; the instance stays in the table."""
         self._unwatch()
+        self._ended = True
         self._socket.close()
         if self._instance:
             self._instance.close()
@@ -276,6 +305,7 @@ class _Connection:
         for lcore_id in list(self._held):
             self._put(lcore_id)
         if self._instance:
+            self._server.interfaces.gone(self.owner)
             self._instance.unregister()
             self._instance = None
             self._server.store.forget(self._name())
@@ -306,17 +336,22 @@ class _Connection:
         try:
             if len(data) == wire.SIZE and not self._unread:
                 self._answer(data)
-                return
-            data = self._unread + data
-            whole = len(data) - len(data) % wire.SIZE
-            self._unread = data[whole:]
-            for offset in range(0, whole, wire.SIZE):
-                self._answer(data[offset : offset + wire.SIZE])
-        except wire.BadMagic as error:
+            else:
+                self._unread += data
+                self._answer_all()
+        except (wire.BadMagic, OSError) as error:
+            self._give_up(error)
+
+    def _answer_all(self) -> None:
+        """What was read, up to a request that takes its time."""
+        while self._work is None and len(self._unread) >= wire.SIZE:
+            record, self._unread = self._unread[: wire.SIZE], self._unread[wire.SIZE :]
+            self._answer(record)
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, wire.BadMagic):
             log.warning("pid %d speaks something else (magic %s): closed", self._pid, error)
-            self._end()
-        except OSError:  # gone, with our reply
-            self._end()
+        self._end()  # else: it is gone, with our reply
 
     def _answer(self, record: bytes) -> None:
         if request := wire.lcore_request(record):
@@ -331,15 +366,51 @@ class _Connection:
                 return
             case wire.Register() | wire.TooManyInterfaces():
                 value = self._register(body)
+                if value == 0 and isinstance(body, wire.Register) and body.interfaces:
+                    self._begin(kind, self._name_interfaces(body.interfaces))
+                    return
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
-                # A client of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.
-                self._send(b"\0", self._server.null if self._dialect is Dialect.A else None)
+                self._send(b"\0", self._map_of(body.ifindex))
+                return
+            case wire.Filter() | wire.Interface() if self._instance:
+                self._begin(kind, self._server.interfaces.request(self.owner, kind, body))
                 return
             case wire.Filter() | wire.Interface():
-                value = self._server.interfaces.request(self.owner, kind, body) if self._instance else -errno.EPERM
+                value = -errno.EPERM
             case _:
                 value = -errno.ENOTSUP
         self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
+
+    def _begin(self, kind: int, work: Coroutine[Any, Any, int]) -> None:
+        """Answer a request of this kind once the work is done."""
+        self._server.loop.remove_reader(self._socket.fileno())
+        self._work = self._server.loop.create_task(work)
+        self._work.add_done_callback(partial(self._done, kind))
+
+    def _done(self, kind: int, work: asyncio.Task[int]) -> None:
+        self._work = None
+        if work.cancelled():  # we are stopping
+            return
+        error = work.exception()
+        if error and not isinstance(error, OSError):
+            log.error("pid %d, request %d: %r", self._pid, kind, error, exc_info=error)
+        if self._ended:
+            return
+        value = -(getattr(error, "errno", None) or errno.EIO) if error else work.result()
+        if isinstance(error, OSError) and str(error) != self._said:
+            self._said = str(error)
+            log.warning("pid %d, %s: %s", self._pid, Type(kind).name, error.strerror or error)
+        try:
+            self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
+            self._answer_all()
+        except (wire.BadMagic, OSError) as failure:
+            self._give_up(failure)
+            return
+        self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        if not self._unsent and self._work is None:
+            self._server.loop.add_reader(self._socket.fileno(), self._read)
 
     def _send(self, reply: bytes, descriptor: int | None = None) -> None:
         if not self._unsent:
@@ -369,7 +440,7 @@ class _Connection:
             self._end()
             return
         self._server.loop.remove_writer(self._socket.fileno())
-        self._server.loop.add_reader(self._socket.fileno(), self._read)
+        self._go_on_reading()
 
     # -- requests
 
@@ -390,6 +461,19 @@ class _Connection:
             self.owner = self._instance.owner
             self._server.store.keep(self._name(), self._socket.fileno())
         return 0
+
+    async def _name_interfaces(self, interfaces: tuple[int, ...]) -> int:
+        who = process.identify(self._pidfd, self._pid, self._uid, "")
+        await self._server.interfaces.register(self.owner, who, interfaces)
+        return 0
+
+    def _map_of(self, ifindex: int) -> int | None:
+        """What to hand out instead of a map, if there is none or it is not for this client, depends on the client."""
+        known = self._server.interfaces.map_of(ifindex) if self._admitted else None
+        if known is not None:
+            return known
+        # One of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.
+        return self._server.null if self._dialect is Dialect.A else None
 
     def _get(self, lcore_id: int) -> int:
         if self._instance is None:
