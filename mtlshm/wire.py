@@ -5,6 +5,8 @@ Two dialects are spoken. Every released libmtl speaks A, in which the header's b
 REGISTER and PUT_LCORE, and IP addresses arrive with their bytes reversed; clients of protocol 1.1 speak B, which has
 neither peculiarity. REGISTER's body length tells them apart. The length is never used as one.
 
+Types from 1001 on are ours, and no libmtl's: a manager that does not know them answers -ENOTSUP, as to any other.
+
 What is unused in a request is whatever was on the client's stack, and is not looked at; in a reply it is zero.
 """
 
@@ -14,7 +16,6 @@ import struct
 import sys
 from collections.abc import Callable
 from enum import Enum, IntEnum
-from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ _I32 = struct.Struct(">i")
 _LCORE = struct.Struct(">H")
 _FILTER = struct.Struct(">IH")
 _INTERFACE = struct.Struct(">IHIIIIHH")
+_OPEN_XSK = struct.Struct(">I16s6I")
 _LCORE_RECORD = struct.Struct(">II4xH")  # magic, type, the lcore
 
 
@@ -50,6 +52,8 @@ class Type(IntEnum):
     IF_QUEUE_ID = 202
     IF_FLOW_ID = 203
     HEARTBEAT_ACK = 204
+    OPEN_XSK = 1001
+    XSK = 1201
 
 
 class Dialect(Enum):
@@ -105,17 +109,40 @@ class Interface(NamedTuple):
     destination_port: int = 0
 
 
+class OpenXsk(NamedTuple):
+    """A request for an AF_XDP socket on a queue that becomes the asker's. Answered by XSK: the queue or a negative
+    errno, and with the former two descriptors, the socket and a memfd which is its UMEM.
+    """
+
+    ifindex: int  # as the manager sees it; 0: see the name
+    name: str
+    frame_size: int  # bytes
+    frames: int
+    fill: int  # entries, as for the other rings
+    completion: int
+    rx: int
+    tx: int
+
+
 class Response(NamedTuple):
     """What a server answers: 0, an id, or a negative errno; for HEARTBEAT_ACK the sequence number."""
 
     value: int
 
 
-Body = Register | TooManyInterfaces | Heartbeat | Lcore | Filter | Interface | Response | None
+Body = Register | TooManyInterfaces | Heartbeat | Lcore | Filter | Interface | OpenXsk | Response | None
 
 _LCORE_TYPES = {int(Type.GET_LCORE), int(Type.PUT_LCORE)}
 _IN_HOST_ORDER = {Type.REGISTER, Type.PUT_LCORE}  # body length, in dialect A
-_BODY_LENGTHS = {Register: _REGISTER.size, Heartbeat: 4, Lcore: 2, Filter: 6, Interface: 26, Response: 4}
+_BODY_LENGTHS = {
+    Register: _REGISTER.size,
+    Heartbeat: 4,
+    Lcore: 2,
+    Filter: 6,
+    Interface: 26,
+    OpenXsk: _OPEN_XSK.size,
+    Response: 4,
+}
 
 
 def decode(record: bytes, dialect: Dialect = Dialect.A) -> tuple[int, Body]:
@@ -136,12 +163,6 @@ def lcore_request(record: bytes) -> tuple[int, int] | None:
     """
     magic, kind, lcore = _LCORE_RECORD.unpack_from(record)
     return (kind, lcore) if magic == _MAGIC and kind in _LCORE_TYPES else None
-
-
-@lru_cache(maxsize=1024)
-def reply(kind: int, value: int) -> bytes:
-    """The record that a server answers with. Few values make up nearly all answers."""
-    return encode(kind, Response(value))
 
 
 def encode(kind: int, body: Body, dialect: Dialect = Dialect.B) -> bytes:
@@ -167,6 +188,8 @@ def encode(kind: int, body: Body, dialect: Dialect = Dialect.B) -> bytes:
                 body.source_port,
                 body.destination_port,
             )
+        case OpenXsk():
+            data = _OPEN_XSK.pack(body.ifindex, body.name.encode()[:15], *body[2:])
         case Response(value):
             data = _I32.pack(value)
         case _:
@@ -210,6 +233,11 @@ def _decode_interface(record: bytes, _length: int, dialect: Dialect) -> Interfac
     return Interface(ifindex, queue, flow_id, flow_type, source, destination, source_port, destination_port)
 
 
+def _decode_open_xsk(record: bytes, _length: int, _: Dialect) -> OpenXsk:
+    ifindex, name, *layout = _OPEN_XSK.unpack_from(record, _HEADER.size)
+    return OpenXsk(ifindex, name.partition(b"\0")[0].decode(errors="replace"), *layout)
+
+
 def _decode_response(record: bytes, _length: int, _: Dialect) -> Response:
     return Response(*_I32.unpack_from(record, _HEADER.size))
 
@@ -227,4 +255,6 @@ _DECODERS: dict[int, Callable[[bytes, int, Dialect], Body]] = {
     Type.DEL_UDP_DP_FILTER: _decode_filter,
     **dict.fromkeys(range(Type.IF_XSK_MAP_FD, Type.IF_DEL_FLOW + 1), _decode_interface),
     **dict.fromkeys(range(Type.RESPONSE, Type.HEARTBEAT_ACK + 1), _decode_response),
+    Type.OPEN_XSK: _decode_open_xsk,
+    Type.XSK: _decode_response,
 }

@@ -36,14 +36,17 @@ import struct
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
 from mtlshm.daemon import eal, process
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
 from mtlshm.wire import Dialect, Type
+
+if TYPE_CHECKING:
+    from mtlshm.net.xsk import XskSocket
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,9 @@ class Interfaces(Protocol):
     async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
         """0, an id, or OSError."""
 
+    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[int, XskSocket]:
+        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
+
     def map_of(self, ifindex: int) -> int | None:
         """The descriptor of the interface's xsks_map, which stays ours."""
 
@@ -93,6 +99,9 @@ class NoInterfaces:
     async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
         raise OSError(errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV, "interfaces are not served")
 
+    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[int, XskSocket]:
+        raise OSError(errno.ENODEV, "interfaces are not served")
+
     def map_of(self, ifindex: int) -> int | None:
         return None
 
@@ -103,8 +112,14 @@ class NoInterfaces:
 # Members of an enumeration take long to look up, and these are needed for every request.
 _GET_LCORE, _RESPONSE, _SCH = int(Type.GET_LCORE), int(Type.RESPONSE), int(LcoreType.SCH)
 
+_Result: TypeAlias = "int | tuple[int, XskSocket]"
+
 # Operations before REGISTER are refused in the type of their own reply.
-_REPLY_TYPES: dict[int, Type] = {Type.IF_GET_QUEUE: Type.IF_QUEUE_ID, Type.IF_ADD_FLOW: Type.IF_FLOW_ID}
+_REPLY_TYPES: dict[int, Type] = {
+    Type.IF_GET_QUEUE: Type.IF_QUEUE_ID,
+    Type.IF_ADD_FLOW: Type.IF_FLOW_ID,
+    Type.OPEN_XSK: Type.XSK,
+}
 
 
 class ManagerSocket:
@@ -247,6 +262,20 @@ class ManagerSocket:
             self._accept_again()
 
 
+class _Reply(NamedTuple):
+    """What one send() takes."""
+
+    record: bytes
+    descriptor: int | None = None  # ours, and stays so
+    xsk: XskSocket | None = None  # the client's, once it is sent
+
+
+@lru_cache(maxsize=1024)
+def _reply(kind: int, value: int) -> _Reply:
+    """Few values make up nearly all answers."""
+    return _Reply(wire.encode(kind, wire.Response(value)))
+
+
 class _Connection:
     """One client. See the head of this file for when it ends."""
 
@@ -254,8 +283,8 @@ class _Connection:
         self._server = server
         self._socket = client
         self._unread = b""
-        self._unsent: deque[tuple[bytes, int | None]] = deque()
-        self._work: asyncio.Task[int] | None = None  # on the last request that was read
+        self._unsent: deque[_Reply] = deque()
+        self._work: asyncio.Task[_Result] | None = None  # on the last request that was read
         self._ended = False
         self._said = ""  # of it in the log, last; nobody fills that by asking again and again
         self._dialect: Dialect | None = None
@@ -290,6 +319,10 @@ class _Connection:
         self._unwatch()
         self._ended = True
         self._socket.close()
+        for reply in self._unsent:
+            if reply.xsk:
+                reply.xsk.close()
+        self._unsent.clear()
         if self._instance:
             self._instance.close()
         self._server.gone(self)
@@ -357,12 +390,12 @@ class _Connection:
         if request := wire.lcore_request(record):
             kind, lcore_id = request
             value = self._get(lcore_id) if kind == _GET_LCORE else self._put(lcore_id)
-            self._send(wire.reply(_RESPONSE, value))
+            self._send(_reply(_RESPONSE, value))
             return
         kind, body = wire.decode(record, self._dialect or Dialect.A)
         match body:
             case wire.Heartbeat(seq):
-                self._send(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
+                self._send(_Reply(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq))))
                 return
             case wire.Register() | wire.TooManyInterfaces():
                 value = self._register(body)
@@ -370,69 +403,88 @@ class _Connection:
                     self._begin(kind, self._name_interfaces(body.interfaces))
                     return
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
-                self._send(b"\0", self._map_of(body.ifindex))
+                self._send(_Reply(b"\0", self._map_of(body.ifindex)))
                 return
             case wire.Filter() | wire.Interface() if self._instance:
                 self._begin(kind, self._server.interfaces.request(self.owner, kind, body))
                 return
-            case wire.Filter() | wire.Interface():
+            case wire.OpenXsk() if self._instance:
+                self._begin(kind, self._server.interfaces.open_xsk(self.owner, body))
+                return
+            case wire.Filter() | wire.Interface() | wire.OpenXsk():
                 value = -errno.EPERM
             case _:
                 value = -errno.ENOTSUP
-        self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
+        self._send(_reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
 
-    def _begin(self, kind: int, work: Coroutine[Any, Any, int]) -> None:
+    def _begin(self, kind: int, work: Coroutine[Any, Any, _Result]) -> None:
         """Answer a request of this kind once the work is done."""
         self._server.loop.remove_reader(self._socket.fileno())
         self._work = self._server.loop.create_task(work)
         self._work.add_done_callback(partial(self._done, kind))
 
-    def _done(self, kind: int, work: asyncio.Task[int]) -> None:
+    def _done(self, kind: int, work: asyncio.Task[_Result]) -> None:
         self._work = None
         if work.cancelled():  # we are stopping
             return
-        error = work.exception()
-        if error and not isinstance(error, OSError):
-            log.error("pid %d, request %d: %r", self._pid, kind, error, exc_info=error)
+        value, xsk = self._outcome(kind, work)
         if self._ended:
+            if xsk:
+                xsk.close()
             return
-        value = -(getattr(error, "errno", None) or errno.EIO) if error else work.result()
-        if isinstance(error, OSError) and str(error) != self._said:
-            self._said = str(error)
-            log.warning("pid %d, %s: %s", self._pid, Type(kind).name, error.strerror or error)
         try:
-            self._send(wire.reply(_REPLY_TYPES.get(kind, _RESPONSE), value))
+            self._send(_reply(_REPLY_TYPES.get(kind, _RESPONSE), value)._replace(xsk=xsk))
             self._answer_all()
         except (wire.BadMagic, OSError) as failure:
             self._give_up(failure)
             return
         self._go_on_reading()
 
+    def _outcome(self, kind: int, work: asyncio.Task[_Result]) -> tuple[int, XskSocket | None]:
+        error = work.exception()
+        if error is None:
+            result = work.result()
+            return result if isinstance(result, tuple) else (result, None)
+        if not isinstance(error, OSError):
+            log.error("pid %d, request %d: %r", self._pid, kind, error, exc_info=error)
+            return -errno.EIO, None
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("pid %d, %s: %s", self._pid, Type(kind).name, error.strerror or error)
+        return -(error.errno or errno.EIO), None
+
     def _go_on_reading(self) -> None:
         if not self._unsent and self._work is None:
             self._server.loop.add_reader(self._socket.fileno(), self._read)
 
-    def _send(self, reply: bytes, descriptor: int | None = None) -> None:
-        if not self._unsent:
-            try:
-                self._transmit(reply, descriptor)
-                return
-            except BlockingIOError:
-                # It does not read. Nor do we then, so no more than one reading's worth piles up.
-                self._server.loop.remove_reader(self._socket.fileno())
-                self._server.loop.add_writer(self._socket.fileno(), self._flush)
-        self._unsent.append((reply, descriptor))
+    def _send(self, reply: _Reply) -> None:
+        if self._unsent:
+            self._unsent.append(reply)
+            return
+        try:
+            self._transmit(reply)
+        except BlockingIOError:
+            # It does not read. Nor do we then, so no more than one reading's worth piles up.
+            self._server.loop.remove_reader(self._socket.fileno())
+            self._server.loop.add_writer(self._socket.fileno(), self._flush)
+            self._unsent.append(reply)
+        except OSError:
+            self._unsent.append(reply)  # for leave(), which closes what was not sent
+            raise
 
-    def _transmit(self, reply: bytes, descriptor: int | None) -> None:
-        if descriptor is None:
-            self._socket.send(reply, socket.MSG_NOSIGNAL)
+    def _transmit(self, reply: _Reply) -> None:
+        if reply.xsk:
+            socket.send_fds(self._socket, [reply.record], [reply.xsk.socket, reply.xsk.umem], socket.MSG_NOSIGNAL)
+            reply.xsk.close()
+        elif reply.descriptor is not None:
+            socket.send_fds(self._socket, [reply.record], [reply.descriptor], socket.MSG_NOSIGNAL)
         else:
-            socket.send_fds(self._socket, [reply], [descriptor], socket.MSG_NOSIGNAL)
+            self._socket.send(reply.record, socket.MSG_NOSIGNAL)
 
     def _flush(self) -> None:
         try:
             while self._unsent:
-                self._transmit(*self._unsent[0])
+                self._transmit(self._unsent[0])
                 self._unsent.popleft()
         except BlockingIOError:
             return

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""AF_XDP sockets made for somebody else: bound to a queue, with all their memory, to be handed over.
+
+What needs privilege of an AF_XDP socket (CAP_NET_RAW to make it, memory locked for its UMEM, a write to xsks_map) is
+done by who makes it. Whoever is given the two descriptors, that of the socket and that of a memfd which is its UMEM,
+maps both and receives and sends with no capability, in whatever network namespace: the socket stays in ours.
+
+THE OWNER of the descriptors cannot be made to give them up. A socket that somebody keeps open keeps its queue, so to
+bind another there is EBUSY; so it is for a moment after the death of an owner, as the kernel drops a UMEM late. Whoever
+chooses a queue takes another then.
+
+The UMEM is pinned by the kernel when it is registered, so our own mapping of it need not last; and it is sealed, so
+that its size stays what it was made with. Linux 5.4, for XDP_USE_NEED_WAKEUP.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+AF_XDP = 44  # linux/socket.h; not in Python's socket
+_SOL_XDP = 283
+_RX_RING, _TX_RING, _UMEM_REG, _FILL_RING, _COMPLETION_RING = 2, 3, 4, 5, 6  # linux/if_xdp.h
+_USE_NEED_WAKEUP = 8
+_UMEM = struct.Struct("QQII")  # struct xdp_umem_reg as Linux 4.18 had it: address, length, chunk size, headroom
+_ADDRESS = struct.Struct("HHIII")  # struct sockaddr_xdp: family, flags, ifindex, queue, shared descriptor
+_SIZE = struct.Struct("i")
+_MAX_ENTRIES = 65536
+_FRAME_SIZES = (2048, 4096)  # for aligned chunks: a power of two, at most a page of x86-64
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The memory of a socket: frames of the UMEM, and entries of the four rings, each a power of two, or 0 for none."""
+
+    frame_size: int
+    frames: int
+    fill: int
+    completion: int
+    rx: int
+    tx: int
+
+    @property
+    def size(self) -> int:
+        """Of the UMEM, in bytes."""
+        return self.frame_size * self.frames
+
+    def check(self, limit: int) -> None:
+        """OSError if the kernel would refuse it (EINVAL), or if it is larger than `limit` bytes (E2BIG)."""
+        rings = (self.fill, self.completion, self.rx, self.tx)
+        if self.frame_size not in _FRAME_SIZES or self.frames <= 0:
+            raise OSError(errno.EINVAL, f"a UMEM of {self.frames} frames of {self.frame_size} bytes: use 2048 or 4096")
+        if any(ring > _MAX_ENTRIES or ring & (ring - 1) for ring in rings):
+            raise OSError(errno.EINVAL, f"rings of {rings} entries: each must be a power of two, up to {_MAX_ENTRIES}")
+        if not (self.fill and self.completion and (self.rx or self.tx)):
+            raise OSError(errno.EINVAL, "a socket needs a fill and a completion ring, and one for rx or tx")
+        if self.size > limit:
+            raise OSError(errno.E2BIG, f"a UMEM of {self.size} bytes: mtlshmd allows {limit}; see its --umem-limit")
+
+
+@dataclass(slots=True)
+class XskSocket:
+    """The two descriptors, until close()."""
+
+    socket: int
+    umem: int
+
+    def close(self) -> None:
+        os.close(self.socket)
+        os.close(self.umem)
+
+
+def open_socket(ifindex: int, queue: int, layout: Layout) -> XskSocket:
+    """A socket on the queue. Zero-copy where the driver can, else the kernel copies.
+
+    EBUSY: another socket has the queue. EPERM: no CAP_NET_RAW, or RLIMIT_MEMLOCK (ENOBUFS) is less than the UMEM.
+    """
+    with ExitStack() as undo:
+        umem = os.memfd_create("umem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        undo.callback(os.close, umem)
+        os.ftruncate(umem, layout.size)
+        fcntl.fcntl(umem, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        xsk = socket.socket(AF_XDP, socket.SOCK_RAW)
+        undo.callback(xsk.close)
+        with mmap.mmap(umem, layout.size) as memory:
+            view = ctypes.c_char.from_buffer(memory)
+            registration = _UMEM.pack(ctypes.addressof(view), layout.size, layout.frame_size, 0)
+            try:
+                xsk.setsockopt(_SOL_XDP, _UMEM_REG, registration)
+            finally:
+                del view  # it keeps the mapping from being closed
+        rings = {_FILL_RING: layout.fill, _COMPLETION_RING: layout.completion, _RX_RING: layout.rx, _TX_RING: layout.tx}
+        for option, entries in rings.items():
+            if entries:
+                xsk.setsockopt(_SOL_XDP, option, _SIZE.pack(entries))
+        address = _ADDRESS.pack(AF_XDP, _USE_NEED_WAKEUP, ifindex, queue, 0)
+        if _libc.bind(xsk.fileno(), address, len(address)):
+            number = ctypes.get_errno()
+            raise OSError(number, f"queue {queue} of interface {ifindex}: {os.strerror(number)}")
+        undo.pop_all()
+        return XskSocket(xsk.detach(), umem)
