@@ -11,7 +11,6 @@ table do better with mtlshm.Host.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from types import TracebackType
@@ -93,18 +92,19 @@ class Manager:
     def del_flow(self, ifindex: int, flow_id: int) -> None:
         self._call(Type.IF_DEL_FLOW, wire.Interface(ifindex, flow_id=flow_id), Type.RESPONSE)
 
-    def open_xsk(self, request: wire.OpenXsk) -> tuple[int, int, int]:
+    def open_xsk(self, request: wire.OpenXsk) -> tuple[wire.Xsk, int, int]:
         """A queue, an AF_XDP socket bound to it, and the memfd of its UMEM; the descriptors are the caller's."""
         self.socket.sendall(wire.encode(Type.OPEN_XSK, request, self._dialect))
         data, descriptors, _, _ = socket.recv_fds(self.socket, wire.SIZE, 2)
         kind, answer = wire.decode(data)
-        value = answer.value if isinstance(answer, wire.Response) else -errno.EPROTO
-        if value < 0 or kind != Type.XSK or len(descriptors) != 2:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            number = -value if value < 0 else errno.EPROTO
-            raise OSError(number, f"{Type.OPEN_XSK.name}: {os.strerror(number)}")
-        return value, descriptors[0], descriptors[1]
+        if isinstance(answer, wire.Xsk) and answer.value > 0 and len(descriptors) == 2:
+            return answer, descriptors[0], descriptors[1]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        value = getattr(answer, "value", 0)
+        if value >= 0:
+            raise ConnectionError(f"an answer of type {kind} to {Type.OPEN_XSK.name}")
+        raise OSError(-value, f"{Type.OPEN_XSK.name}: {os.strerror(-value)}")
 
     def exchange(self, record: bytes) -> tuple[int, wire.Body]:
         """Send what may be a record, and return the next one that comes."""

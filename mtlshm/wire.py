@@ -31,6 +31,7 @@ _LCORE = struct.Struct(">H")
 _FILTER = struct.Struct(">IH")
 _INTERFACE = struct.Struct(">IHIIIIHH")
 _OPEN_XSK = struct.Struct(">I16s6I")
+_XSK = struct.Struct(">iI")
 _LCORE_RECORD = struct.Struct(">II4xH")  # magic, type, the lcore
 
 
@@ -110,9 +111,7 @@ class Interface(NamedTuple):
 
 
 class OpenXsk(NamedTuple):
-    """A request for an AF_XDP socket on a queue that becomes the asker's. Answered by XSK: the queue or a negative
-    errno, and with the former two descriptors, the socket and a memfd which is its UMEM.
-    """
+    """A request for an AF_XDP socket on a queue that becomes the asker's."""
 
     ifindex: int  # as the manager sees it; 0: see the name
     name: str
@@ -124,13 +123,20 @@ class OpenXsk(NamedTuple):
     tx: int
 
 
+class Xsk(NamedTuple):
+    """What OPEN_XSK is answered with. With a queue come two descriptors, the socket and a memfd which is its UMEM."""
+
+    value: int  # the queue, or a negative errno
+    ifindex: int = 0
+
+
 class Response(NamedTuple):
     """What a server answers: 0, an id, or a negative errno; for HEARTBEAT_ACK the sequence number."""
 
     value: int
 
 
-Body = Register | TooManyInterfaces | Heartbeat | Lcore | Filter | Interface | OpenXsk | Response | None
+Body = Register | TooManyInterfaces | Heartbeat | Lcore | Filter | Interface | OpenXsk | Xsk | Response | None
 
 _LCORE_TYPES = {int(Type.GET_LCORE), int(Type.PUT_LCORE)}
 _IN_HOST_ORDER = {Type.REGISTER, Type.PUT_LCORE}  # body length, in dialect A
@@ -141,6 +147,7 @@ _BODY_LENGTHS = {
     Filter: 6,
     Interface: 26,
     OpenXsk: _OPEN_XSK.size,
+    Xsk: _XSK.size,
     Response: 4,
 }
 
@@ -190,6 +197,8 @@ def encode(kind: int, body: Body, dialect: Dialect = Dialect.B) -> bytes:
             )
         case OpenXsk():
             data = _OPEN_XSK.pack(body.ifindex, body.name.encode()[:15], *body[2:])
+        case Xsk():
+            data = _XSK.pack(*body)
         case Response(value):
             data = _I32.pack(value)
         case _:
@@ -238,6 +247,10 @@ def _decode_open_xsk(record: bytes, _length: int, _: Dialect) -> OpenXsk:
     return OpenXsk(ifindex, name.partition(b"\0")[0].decode(errors="replace"), *layout)
 
 
+def _decode_xsk(record: bytes, _length: int, _: Dialect) -> Xsk:
+    return Xsk(*_XSK.unpack_from(record, _HEADER.size))
+
+
 def _decode_response(record: bytes, _length: int, _: Dialect) -> Response:
     return Response(*_I32.unpack_from(record, _HEADER.size))
 
@@ -256,5 +269,5 @@ _DECODERS: dict[int, Callable[[bytes, int, Dialect], Body]] = {
     **dict.fromkeys(range(Type.IF_XSK_MAP_FD, Type.IF_DEL_FLOW + 1), _decode_interface),
     **dict.fromkeys(range(Type.RESPONSE, Type.HEARTBEAT_ACK + 1), _decode_response),
     Type.OPEN_XSK: _decode_open_xsk,
-    Type.XSK: _decode_response,
+    Type.XSK: _decode_xsk,
 }

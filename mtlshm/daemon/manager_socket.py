@@ -80,7 +80,7 @@ class Interfaces(Protocol):
     async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
         """0, an id, or OSError."""
 
-    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[int, XskSocket]:
+    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
         """A queue, which becomes the client's, and a socket bound to it; or OSError."""
 
     def map_of(self, ifindex: int) -> int | None:
@@ -99,7 +99,7 @@ class NoInterfaces:
     async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
         raise OSError(errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV, "interfaces are not served")
 
-    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[int, XskSocket]:
+    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
         raise OSError(errno.ENODEV, "interfaces are not served")
 
     def map_of(self, ifindex: int) -> int | None:
@@ -112,7 +112,7 @@ class NoInterfaces:
 # Members of an enumeration take long to look up, and these are needed for every request.
 _GET_LCORE, _RESPONSE, _SCH = int(Type.GET_LCORE), int(Type.RESPONSE), int(LcoreType.SCH)
 
-_Result: TypeAlias = "int | tuple[int, XskSocket]"
+_Result: TypeAlias = "int | tuple[wire.Xsk, XskSocket]"
 
 # Operations before REGISTER are refused in the type of their own reply.
 _REPLY_TYPES: dict[int, Type] = {
@@ -427,31 +427,35 @@ class _Connection:
         self._work = None
         if work.cancelled():  # we are stopping
             return
-        value, xsk = self._outcome(kind, work)
+        reply = self._reply_to(kind, work)
         if self._ended:
-            if xsk:
-                xsk.close()
+            if reply.xsk:
+                reply.xsk.close()
             return
         try:
-            self._send(_reply(_REPLY_TYPES.get(kind, _RESPONSE), value)._replace(xsk=xsk))
+            self._send(reply)
             self._answer_all()
         except (wire.BadMagic, OSError) as failure:
             self._give_up(failure)
             return
         self._go_on_reading()
 
-    def _outcome(self, kind: int, work: asyncio.Task[_Result]) -> tuple[int, XskSocket | None]:
+    def _reply_to(self, kind: int, work: asyncio.Task[_Result]) -> _Reply:
         error = work.exception()
         if error is None:
             result = work.result()
-            return result if isinstance(result, tuple) else (result, None)
+            if isinstance(result, tuple):
+                return _Reply(wire.encode(Type.XSK, result[0]), xsk=result[1])
+            return _reply(_REPLY_TYPES.get(kind, _RESPONSE), result)
+        number = errno.EIO
         if not isinstance(error, OSError):
             log.error("pid %d, request %d: %r", self._pid, kind, error, exc_info=error)
-            return -errno.EIO, None
-        if str(error) != self._said:
-            self._said = str(error)
-            log.warning("pid %d, %s: %s", self._pid, Type(kind).name, error.strerror or error)
-        return -(error.errno or errno.EIO), None
+        else:
+            number = error.errno or number
+            if str(error) != self._said:
+                self._said = str(error)
+                log.warning("pid %d, %s: %s", self._pid, Type(kind).name, error.strerror or error)
+        return _reply(_REPLY_TYPES.get(kind, _RESPONSE), -number)
 
     def _go_on_reading(self) -> None:
         if not self._unsent and self._work is None:
