@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import runpy
 from pathlib import Path
@@ -17,7 +18,10 @@ class StandIn:
 
     def set(self, device: str, **settings: Any) -> None:
         """Give a device that driver; it keeps what is not said."""
-        self._path(device).write_text(json.dumps(self._state(device) | settings))
+        path: Path = self._path(device)
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one that a killed process ran may still be at it
+            path.write_text(json.dumps(self._state(device) | settings))
 
     def rules(self, device: str) -> dict[int, dict[str, str]]:
         """What is in the NIC."""

@@ -33,6 +33,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from mtlshm.snapshot import Process
 _LAYOUT = 1
 _PATIENCE = 0.25  # seconds; the whole daemon waits
 _PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
+_PATIENCE_TO_SERVE = 1.0
 _ERRORS = {
     sqlite3.SQLITE_BUSY: errno.EBUSY,
     sqlite3.SQLITE_LOCKED: errno.EBUSY,
@@ -199,12 +201,20 @@ class Ledger:
         # A file of its own that nobody else can open: closing any descriptor of the ledger's file would drop SQLite's
         # locks, and whoever can open a file can lock it.
         lock = os.open(self.path.with_name("serve.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise OSError(errno.EBUSY, f"another daemon serves with the state in {self.path.parent}") from None
-        self._serving = lock
+        # Tried for a while: if one was killed as it started a program, the child has the lock until it is that program.
+        deadline = time.monotonic() + _PATIENCE_TO_SERVE
+        while self._serving is None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._serving = lock
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(lock)
+                    text = f"another daemon serves with the state in {self.path.parent}"
+                    raise OSError(
+                        errno.EBUSY, f"{text}; see who with: fuser -v {self.path.parent}/serve.lock"
+                    ) from None
+                time.sleep(0.01)
 
     def close(self) -> None:
         """What is entered stays."""

@@ -24,6 +24,7 @@ DRIVER = {
     "ntuple": "on",
     "size": 16,  # locations
     "refuse": None,  # text of the errno with which rules are refused
+    "stuck": False,  # deletes none
     "alter": False,  # keeps another port than it was told
     "delay": 0.0,  # seconds before and after a change
     "rules": {},
@@ -153,6 +154,8 @@ def print_rule(number, rule):
 def change_rules(device, *words):
     if words[0] == "delete":
         error = device.rules_error() or (None if words[1] in device.state["rules"] else "Invalid argument")
+        if device.state and device.state["stuck"]:
+            error = "Device or resource busy"
         if error:
             say(f"rmgr: Cannot delete RX class rule: {error}", "Cannot delete classification rule")
             return 1

@@ -33,7 +33,7 @@ def recorded(name: str, command: str) -> list[str]:
 
 
 @contextmanager
-def refused(number: int, why: str = "") -> Iterator[None]:
+def refused(number: int, why: str = ".") -> Iterator[None]:
     with pytest.raises(OSError, match=why) as caught:
         yield
     assert caught.value.errno == number, caught.value
