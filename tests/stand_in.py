@@ -21,7 +21,9 @@ class StandIn:
         path: Path = self._path(device)
         with path.with_name(f"{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one that a killed process ran may still be at it
-            path.write_text(json.dumps(self._state(device) | settings))
+            new = path.with_name(f"{path.name}.new")
+            new.write_text(json.dumps(self._state(device) | settings))
+            new.rename(path)
 
     def rules(self, device: str) -> dict[int, dict[str, str]]:
         """What is in the NIC."""

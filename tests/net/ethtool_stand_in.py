@@ -26,7 +26,7 @@ DRIVER = {
     "refuse": None,  # text of the errno with which rules are refused
     "stuck": False,  # deletes none
     "alter": False,  # keeps another port than it was told
-    "delay": 0.0,  # seconds before and after a change
+    "delay": 0.0,  # seconds before it does anything, and after a change
     "rules": {},
 }
 TITLES = {
@@ -57,9 +57,14 @@ class Device:
     def __init__(self, name):
         self.name = name
         self.path = path(name)
+        # Not under the lock: a program may be slow before and after the kernel does its work, which is done at once.
+        time.sleep(self.read()["delay"] if self.path.exists() else 0)
         self.lock = os.open(self.path.parent / f"{self.path.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
-        self.state = DRIVER | json.loads(self.path.read_text()) if self.path.exists() else None
+        self.state = self.read() if self.path.exists() else None
+
+    def read(self):
+        return DRIVER | json.loads(self.path.read_text())
 
     def error(self):
         """Why the kernel does nothing for it, if so."""
@@ -79,10 +84,10 @@ class Device:
         return None
 
     def change(self, rules):
-        time.sleep(self.state["delay"])
-        new = self.path.with_suffix(".new")
+        new = self.path.with_name(f"{self.path.name}.new")
         new.write_text(json.dumps(self.state | {"rules": rules}))
         new.rename(self.path)
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
         time.sleep(self.state["delay"])
 
 
