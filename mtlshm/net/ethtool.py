@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""ethtool: how many queues an interface has, and the flow rules in its NIC.
+
+What it says is text, and its exit status cannot be trusted: a rule that the driver refuses is a line on standard error
+and exit 0, and `-N … loc N` overwrites silently what is at N. So a rule is inserted only where the listing showed
+nothing, and the listing tells afterwards whether it is there and is what was asked for. The listing (`-n DEV`) rather
+than one rule (`-n DEV rule N`), as drivers answer with different errors for a rule that is not there.
+
+Between a look and the command that follows, our lock (tool.py) keeps out mtlshmd and mtlshm-ctl. It cannot keep out an
+administrator who types ethtool in these few milliseconds; the kernel has no "insert if nothing is there".
+
+A feature `ntuple-filters: off` does not mean that a driver takes no rules (mlx5's does), so we try, and ask for the
+feature only to say why it was refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import NoReturn
+
+from mtlshm.net.flow import FlowSpec, FlowType
+from mtlshm.net.tool import Change, Result, Tools
+
+_TITLES = {
+    FlowType.TCP4: "TCP over IPv4",
+    FlowType.UDP4: "UDP over IPv4",
+    FlowType.SCTP4: "SCTP over IPv4",
+    FlowType.AH4: "IPSEC AH over IPv4",
+    FlowType.ESP4: "IPSEC ESP over IPv4",
+    FlowType.IP4: "Raw IPv4",
+    FlowType.TCP6: "TCP over IPv6",
+    FlowType.UDP6: "UDP over IPv6",
+    FlowType.SCTP6: "SCTP over IPv6",
+    FlowType.AH6: "IPSEC AH over IPv6",
+    FlowType.ESP6: "IPSEC ESP over IPv6",
+    FlowType.IP6: "Raw IPv6",
+}
+# What the mask of a field looks like if any value will do; printed masks have a bit for what does not matter.
+_ANY = {
+    "TOS": "0xff",
+    "Traffic Class": "0xff",
+    "Protocol": "0xff",
+    "Src port": "0xffff",
+    "Dest port": "0xffff",
+    "SPI": "0xffffffff",
+    "L4 bytes": "0xffffffff",
+    "VLAN EtherType": "0xffff",
+    "VLAN": "0xffff",
+    "User-defined": "0xffffffffffffffff",
+}
+_ANY_ADDRESS = (str(IPv4Address(2**32 - 1)), str(IPv6Address(2**128 - 1)))
+_EXACT = ("0x0", "0.0.0.0", "::")
+_ERRNOS = {os.strerror(number): number for number in errno.errorcode}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A flow rule as ethtool prints it, whoever inserted it. Fields that may have any value are left out."""
+
+    kind: str
+    fields: frozenset[tuple[str, str]]  # name and value; with the mask, if part of the value does not matter
+    action: str
+
+    @classmethod
+    def of(cls, spec: FlowSpec, queue: int) -> Rule:
+        """How one of ours reads."""
+        fields = {
+            "Src IP addr": spec.source,
+            "Dest IP addr": spec.destination,
+            "Src port": spec.source_port or None,
+            "Dest port": spec.destination_port or None,
+        }
+        given = frozenset((name, str(value)) for name, value in fields.items() if value is not None)
+        return cls(_TITLES[spec.type], given, f"Direct to queue {queue}")
+
+    @classmethod
+    def parse(cls, lines: list[str]) -> Rule:
+        """From what stands between one "Filter:" and the next."""
+        kind = action = ""
+        fields = set()
+        for line in filter(str.strip, lines):
+            name, _, text = line.strip().partition(": ")
+            value, masked, mask = text.partition(" mask: ")
+            if name in ("Rule Type", "Flow Type"):
+                kind = text
+            elif name == "Action":
+                action = text
+            elif not masked:
+                fields.add((name, text))
+            elif mask != _ANY.get(name) and mask not in _ANY_ADDRESS:
+                fields.add((name, value if mask in _EXACT else text))
+        return cls(kind, frozenset(fields), action)
+
+
+class Ethtool:
+    """The program. OSError if it cannot do it; EPROTO if it says what we do not understand."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    async def channels(self, device: str) -> int:
+        """How many receive queues it has: combined ones, and those for receiving only."""
+        result = await self._tools.read("ethtool", "-l", device)
+        if result.status:
+            _fail(f"cannot tell how many queues {device} has", result)
+        numbers = channels(result.output)
+        if numbers is None:
+            await self._not_understood("-l", result)
+        return numbers
+
+    async def rules(self, device: str) -> dict[int, Rule]:
+        """All rules in its NIC, by location. EOPNOTSUPP if it can have none."""
+        result = await self._tools.read("ethtool", "-n", device)
+        if result.status:
+            # If a rule went while they were listed, that is all it takes.
+            result = await self._tools.read("ethtool", "-n", device)
+        if result.status:
+            await self._refused(f"{device}: cannot list flow rules", device, result)
+        found = rules(result.output)
+        if found is None:
+            await self._not_understood("-n", result)
+        return found
+
+    async def insert(self, change: Change, device: str, location: int, spec: FlowSpec, queue: int) -> None:
+        """Insert a rule where the last listing showed none, and see that it is there."""
+        words = ["flow-type", spec.type.word]
+        for name, value in (("src-ip", spec.source), ("dst-ip", spec.destination)):
+            words += [name, str(value)] if value is not None else []
+        for name, port in (("src-port", spec.source_port), ("dst-port", spec.destination_port)):
+            words += [name, str(port)] if port else []
+        words += ["action", str(queue), "loc", str(location)]
+        result = await change("ethtool", "-N", device, *words)
+        there = (await self.rules(device)).get(location)
+        if there is None:
+            await self._refused(
+                f"{device} refused the rule {spec} to queue {queue}, location {location}", device, result
+            )
+        if there != Rule.of(spec, queue):
+            text = f"{device}: the rule at {location} is not {spec} to queue {queue}, as was asked for, but {there}"
+            raise OSError(errno.EIO, f"{text}; left there, as it may be somebody else's: ethtool -n {device}")
+
+    async def delete(self, change: Change, device: str, location: int) -> None:
+        """Delete the rule there, and see that it is gone."""
+        result = await change("ethtool", "-N", device, "delete", str(location))
+        if location in await self.rules(device):
+            await self._refused(f"{device} does not delete the rule at {location}", device, result)
+
+    async def _refused(self, what: str, device: str, result: Result) -> NoReturn:
+        """Why a driver takes no rules; whether the feature is off says more than its errno."""
+        features = await self._tools.read("ethtool", "-k", device)
+        state = re.search(r"^ntuple-filters: (off.*|on.*)$", features.output, re.MULTILINE)
+        if state and state[1] == "off":
+            raise OSError(
+                errno.EOPNOTSUPP, f"{what}: ntuple filters are off; turn them on: ethtool -K {device} ntuple on"
+            )
+        number = _number(result)
+        if number == errno.EOPNOTSUPP:
+            driver = await self._tools.read("ethtool", "-i", device)
+            name = re.search(r"^driver: (.*)$", driver.output, re.MULTILINE)
+            has = f"the driver{f' {name[1]}' if name else ''} has no ntuple filters"
+            raise OSError(number, f"{what}: {has}; without them, packets reach the queues that the NIC chooses")
+        _fail(what, result)
+
+    async def _not_understood(self, option: str, result: Result) -> NoReturn:
+        version = (await self._tools.read("ethtool", "--version")).output.strip()
+        raise OSError(errno.EPROTO, f"ethtool {option} ({version}; tried with 6.1) printed {result.output!r}")
+
+
+def channels(output: str) -> int | None:
+    """What `ethtool -l` says of the present; None if it says something else."""
+    _, _, current = output.partition("Current hardware settings:\n")
+    numbers = dict(re.findall(r"^(RX|Combined):\s+(\d+|n/a)$", current, re.MULTILINE))
+    if not numbers.keys() >= {"RX", "Combined"}:
+        return None
+    return sum(int(number) for number in numbers.values() if number != "n/a")
+
+
+def rules(output: str) -> dict[int, Rule] | None:
+    """What `ethtool -n` says; None if it says something else."""
+    head, *parts = re.split(r"^Filter: (\d+)\n", output, flags=re.MULTILINE)
+    total = re.search(r"^Total (\d+) rules$", head, re.MULTILINE)
+    found = {int(number): Rule.parse(text.splitlines()) for number, text in zip(parts[::2], parts[1::2], strict=True)}
+    if total is None or len(found) != int(total[1]):
+        return None
+    return found
+
+
+def _number(result: Result) -> int:
+    """The errno that it names; EIO if it names none."""
+    lines = result.complaint.splitlines()
+    return next((number for line in lines for text, number in _ERRNOS.items() if line.endswith(f": {text}")), errno.EIO)
+
+
+def _fail(what: str, result: Result) -> NoReturn:
+    said = "; ".join(result.complaint.splitlines()) or f"ethtool said nothing, exit status {result.status}"
+    raise OSError(_number(result), f"{what}: {said}")

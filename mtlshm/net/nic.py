@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The NICs' queues and flow rules, for owners: the ledger and ethtool brought together.
+
+Every rule of ours is in the ledger before it is in the NIC, and until it is gone from there (see ledger.py); so
+whatever is killed when, recover() finds it. What it finds decides:
+
+    in the ledger              in the NIC               then
+    complete, owner stays      as inserted              all is well
+    not complete, or leaving   as inserted              it is deleted, then crossed out: nobody was told its number
+    any                        nothing, something else  it is crossed out: an administrator was there
+
+What is in the NIC and not in the ledger is somebody else's, and so is what is in the NIC otherwise than we inserted it.
+Looking and changing happen under the lock of tool.py, which a command that outlives us holds as well: nothing of
+ours is under way when we look.
+
+The queues' entries in xsks_map and the ports' in the filter are cleared by `clear`, which is called without a pause
+between finding out what is to be cleared and crossing it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+
+from mtlshm.net.ethtool import Ethtool, Rule
+from mtlshm.net.flow import FlowSpec
+from mtlshm.net.ledger import Flow, Ledger
+from mtlshm.net.tool import Change, Tools
+
+log = logging.getLogger(__name__)
+
+Clear = Callable[[int, Iterable[int], Iterable[int]], None]
+"""Of an interface, take these ports out of the filter, and what is at these queues out of xsks_map."""
+
+
+class Nics:
+    """All interfaces of this network namespace, by ifindex. ENODEV if there is no such interface."""
+
+    def __init__(self, ledger: Ledger, tools: Tools, clear: Clear) -> None:
+        self._ledger = ledger
+        self._tools = tools
+        self._ethtool = Ethtool(tools)
+        self._clear = clear
+        self._turn = asyncio.Lock()  # so that we do not wait for our own lock, in which there is no order
+
+    async def claim_queue(self, owner: int, ifindex: int) -> int:
+        """A queue that nobody holds, never 0. ENOSPC if there is none."""
+        number = await self._ethtool.channels(_name(ifindex))
+        return self._ledger.claim_queue(owner, ifindex, number)
+
+    def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+        """It is free. EINVAL if it is not the owner's, EBUSY if flow rules lead to it."""
+        self._ledger.check_queue(owner, ifindex, queue)
+        self._clear(ifindex, (), (queue,))
+        self._ledger.put_queue(owner, ifindex, queue)
+
+    async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec) -> int:
+        """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location."""
+        async with self._changing() as change:
+            device = _name(ifindex)
+            number = await self._ethtool.channels(device)
+            if not 0 < queue < number:
+                raise OSError(errno.EINVAL, f"{device} has the queues 1-{number - 1} to steer to, not {queue}")
+            taken = {*await self._ethtool.rules(device), *(flow.location for flow in self._ledger.flows(ifindex))}
+            location = next(location for location in range(1, len(taken) + 2) if location not in taken)
+            self._ledger.intend_flow(owner, ifindex, queue, location, spec)
+            try:
+                await self._ethtool.insert(change, device, location, spec, queue)
+            except OSError:
+                flow = next(flow for flow in self._ledger.flows(ifindex, owner) if flow.location == location)
+                await self._try_to_withdraw(change, flow)
+                raise
+            self._ledger.complete_flow(ifindex, location)
+            return location
+
+    async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
+        """EINVAL if the rule is not the owner's."""
+        async with self._changing() as change:
+            ours = (flow for flow in self._ledger.flows(ifindex, owner) if flow.location == location and flow.complete)
+            if (flow := next(ours, None)) is None:
+                raise OSError(errno.EINVAL, f"interface {ifindex}: there is no rule of yours at {location}")
+            await self._withdraw(change, flow)
+
+    async def drop(self, owner: int) -> bool:
+        """It has ended: take back all that it has. False if a rule could not be deleted; recover() tries again."""
+        self._ledger.leave(owner)
+        if self._ledger.flows(owner=owner):
+            try:
+                async with self._changing() as change:
+                    for flow in self._ledger.flows(owner=owner):
+                        await self._try_to_withdraw(change, flow)
+            except OSError as error:
+                log.error("cannot delete the flow rules of owner %d yet: %s", owner, error)
+        return self._release(owner)
+
+    async def recover(self) -> None:
+        """Finish or undo what was left half done, and forget what is gone. At the start, and whenever it may help."""
+        async with self._changing() as change:
+            state = self._ledger.state()
+            known = {row.ifindex for rows in (state.uses, state.queues, state.flows, state.ports) for row in rows}
+            for ifindex in known:
+                if _name_now(ifindex) is None:
+                    log.info("interface %d is gone", ifindex)
+                    self._ledger.forget_interface(ifindex)
+            leaving = {owner.id for owner in state.owners if owner.leaving}
+            for flow in self._ledger.flows():
+                if flow.owner in leaving or not flow.complete:
+                    await self._try_to_withdraw(change, flow)
+            for ifindex in {flow.ifindex for flow in self._ledger.flows()}:
+                await self._forget_the_gone(ifindex)
+        for owner in leaving:
+            self._release(owner)
+
+    def _release(self, owner: int) -> bool:
+        """All but flow rules, and the queues they lead to."""
+        led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}
+        queues = [
+            (each.ifindex, each.queue)
+            for each in self._ledger.queues(owner=owner)
+            if (each.ifindex, each.queue) not in led_to
+        ]
+        ports = self._ledger.last_references(owner)
+        for ifindex in ports.keys() | {ifindex for ifindex, _ in queues}:
+            self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
+        return self._ledger.settle(owner)
+
+    async def _withdraw(self, change: Change, flow: Flow) -> None:
+        """Delete a rule if it is there and still ours, and cross it out."""
+        device = _name_now(flow.ifindex)  # None: the rule is gone with its interface
+        if device and self._is_there(flow, await self._rules(device)):
+            await self._ethtool.delete(change, device, flow.location)
+        self._ledger.forget_flow(flow.ifindex, flow.location)
+
+    async def _try_to_withdraw(self, change: Change, flow: Flow) -> None:
+        try:
+            await self._withdraw(change, flow)
+        except OSError as error:
+            log.error("the rule at %d of interface %d stays for now: %s", flow.location, flow.ifindex, error)
+
+    async def _forget_the_gone(self, ifindex: int) -> None:
+        try:
+            rules = await self._rules(_name(ifindex))
+        except OSError as error:
+            log.error("cannot tell which rules of interface %d are still there: %s", ifindex, error)
+            return
+        for flow in self._ledger.flows(ifindex):
+            if flow.complete and not self._is_there(flow, rules):
+                self._ledger.forget_flow(ifindex, flow.location)
+
+    async def _rules(self, device: str) -> dict[int, Rule]:
+        try:
+            return await self._ethtool.rules(device)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # switched off since, or another driver's now
+                return {}
+            raise
+
+    def _is_there(self, flow: Flow, rules: dict[int, Rule]) -> bool:
+        there = rules.get(flow.location)
+        if there == Rule.of(flow.spec, flow.queue):
+            return True
+        if flow.complete:
+            what = "was deleted" if there is None else "is somebody else's now, and is left alone"
+            log.warning("the rule at %d of interface %d %s", flow.location, flow.ifindex, what)
+        return False
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Change]:
+        async with self._turn, self._tools.changing() as change:
+            yield change
+
+
+def _name(ifindex: int) -> str:
+    if name := _name_now(ifindex):
+        return name
+    raise OSError(errno.ENODEV, f"there is no interface {ifindex} in this network namespace")
+
+
+def _name_now(ifindex: int) -> str | None:
+    """It may be renamed or gone the next moment."""
+    with suppress(OSError):
+        return socket.if_indextoname(ifindex)
+    return None
