@@ -181,6 +181,15 @@ async def test_a_rule_that_the_driver_refuses_leaves_nothing(
         assert stand_in.rules("lo") == {}
 
 
+async def test_a_full_table_is_told(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in.set("lo", size=3)
+    async with bench(tmp_path) as b:
+        assert [await b.nics.add_flow(b.owner(), LO, 1, SPEC) for _ in range(2)] == [1, 2]
+        with refused(errno.EINVAL, "its table is full"):
+            await b.nics.add_flow(b.owner(), LO, 1, SPEC)
+        assert len(b.ledger.flows()) == 2
+
+
 async def test_what_an_administrator_put_in_the_place_of_ours_is_left_alone(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo")
     async with bench(tmp_path) as b:
@@ -289,8 +298,8 @@ async def test_an_owner_that_dies_while_it_is_served_leaves_nothing(tmp_path: Pa
 
 # -- killed
 
-# Does one thing, and is killed at its step of that number: before each statement of SQL, and before and after each
-# start of a program, which in the latter case goes on without it.
+# Does one thing, and is killed at its step of that number: before each statement of SQL, before anything is cleared,
+# and before and after each start of a program, which in the latter case goes on without it.
 STEP = """
 import asyncio, os, signal, sys
 from ipaddress import IPv4Address
@@ -302,6 +311,7 @@ from mtlshm.net.nic import Nics
 from mtlshm.net.tool import Tools
 
 def clear(ifindex, ports, queues):
+    step()
     if ports or queues:
         print("cleared", flush=True)
 
@@ -312,13 +322,16 @@ owner = ledger.enter(1, Process(1, 1, 1, 1, 0, "", "", ""))
 spec = FlowSpec(FlowType.UDP4, None, IPv4Address("239.1.1.1"), 0, 30002)
 steps = 0
 
-def count(frame, event, function):
+def step():
     global steps
+    steps += 1
+    if steps == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def count(frame, event, function):
     name = getattr(function, "__name__", "")
     if (event, name) in (("c_call", "execute"), ("c_call", "fork_exec"), ("c_return", "fork_exec")):
-        steps += 1
-        if steps == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        step()
 
 async def main():
     queue = await nics.claim_queue(owner, 1)
@@ -357,6 +370,9 @@ async def test_nothing_is_lost_and_nothing_leaks_at_whatever_step_it_is_killed(
             await b.nics.recover()
             check(b, stand_in, theirs)
             assert not b.unfinished()
+            if act == "add" and result.returncode:  # before it was complete, so nobody was told
+                assert not b.ledger.flows()
+                assert len(b.ledger.queues()) <= 1
             if not b.ledger.owners():
                 assert result.stdout == b"cleared\n" or b.cleared.ports == {(LO, 5000)}
             assert await b.nics.drop(b.owner())
