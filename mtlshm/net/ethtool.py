@@ -163,7 +163,9 @@ class Ethtool:
             name = re.search(r"^driver: (.*)$", driver.output, re.MULTILINE)
             has = f"the driver{f' {name[1]}' if name else ''} has no ntuple filters"
             raise OSError(number, f"{what}: {has}; without them, packets reach the queues that the NIC chooses")
-        _fail(what, result)
+        # Drivers say this of a location past the end of their table as well, whose size ethtool does not print.
+        full = "; if it takes such rules otherwise, its table is full" if number == errno.EINVAL else ""
+        _fail(what, result, full)
 
     async def _not_understood(self, option: str, result: Result) -> NoReturn:
         version = (await self._tools.read("ethtool", "--version")).output.strip()
@@ -195,6 +197,6 @@ def _number(result: Result) -> int:
     return next((number for line in lines for text, number in _ERRNOS.items() if line.endswith(f": {text}")), errno.EIO)
 
 
-def _fail(what: str, result: Result) -> NoReturn:
+def _fail(what: str, result: Result, hint: str = "") -> NoReturn:
     said = "; ".join(result.complaint.splitlines()) or f"ethtool said nothing, exit status {result.status}"
-    raise OSError(_number(result), f"{what}: {said}")
+    raise OSError(_number(result), f"{what}: {said}{hint}")

@@ -26,7 +26,7 @@ DRIVER = {
     "refuse": None,  # text of the errno with which rules are refused
     "stuck": False,  # deletes none
     "alter": False,  # keeps another port than it was told
-    "delay": 0.0,  # seconds before it does anything, and after a change
+    "delay": 0.0,  # seconds before and after a change
     "rules": {},
 }
 TITLES = {
@@ -54,11 +54,12 @@ def say(*lines):
 
 
 class Device:
-    def __init__(self, name):
+    def __init__(self, name, changes):
         self.name = name
         self.path = path(name)
-        # Not under the lock: a program may be slow before and after the kernel does its work, which is done at once.
-        time.sleep(self.read()["delay"] if self.path.exists() else 0)
+        if changes and self.path.exists():
+            # Not under the lock: a program may be slow before and after what the kernel does for it at once.
+            time.sleep(self.read()["delay"])
         self.lock = os.open(self.path.parent / f"{self.path.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.state = self.read() if self.path.exists() else None
@@ -202,7 +203,7 @@ def main(option, name="", *words):
         "-n": show_rules,
         "-N": change_rules,
     }
-    return commands[option](Device(name), *words)
+    return commands[option](Device(name, option == "-N"), *words)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ class Bench:
         self.cleared = Filter()
         self.nics = Nics(self.ledger, Tools(state, timeout=DEADLINE), self.cleared.clear)
 
+    def unfinished(self) -> bool:
+        """Does the ledger know of anything half done?"""
+        state = self.ledger.state()
+        return any(not flow.complete for flow in state.flows) or any(owner.leaving for owner in state.owners)
+
     def owner(self, number: int = 1) -> int:
         return self.ledger.enter(number, Process(number, 1, 1, number, 0, "", "", ""))
 
@@ -176,6 +181,15 @@ async def test_a_rule_that_the_driver_refuses_leaves_nothing(
         assert stand_in.rules("lo") == {}
 
 
+async def test_a_full_table_is_told(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in.set("lo", size=3)
+    async with bench(tmp_path) as b:
+        assert [await b.nics.add_flow(b.owner(), LO, 1, SPEC) for _ in range(2)] == [1, 2]
+        with refused(errno.EINVAL, "its table is full"):
+            await b.nics.add_flow(b.owner(), LO, 1, SPEC)
+        assert len(b.ledger.flows()) == 2
+
+
 async def test_what_an_administrator_put_in_the_place_of_ours_is_left_alone(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo")
     async with bench(tmp_path) as b:
@@ -284,6 +298,91 @@ async def test_an_owner_that_dies_while_it_is_served_leaves_nothing(tmp_path: Pa
 
 # -- killed
 
+# Does one thing, and is killed at its step of that number: before each statement of SQL, before anything is cleared,
+# and before and after each start of a program, which in the latter case goes on without it.
+STEP = """
+import asyncio, os, signal, sys
+from ipaddress import IPv4Address
+from pathlib import Path
+from mtlshm import Process
+from mtlshm.net.flow import FlowSpec, FlowType
+from mtlshm.net.ledger import Ledger
+from mtlshm.net.nic import Nics
+from mtlshm.net.tool import Tools
+
+def clear(ifindex, ports, queues):
+    step()
+    if ports or queues:
+        print("cleared", flush=True)
+
+state, act, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+ledger = Ledger(state)
+nics = Nics(ledger, Tools(state, timeout=60), clear)
+owner = ledger.enter(1, Process(1, 1, 1, 1, 0, "", "", ""))
+spec = FlowSpec(FlowType.UDP4, None, IPv4Address("239.1.1.1"), 0, 30002)
+steps = 0
+
+def step():
+    global steps
+    steps += 1
+    if steps == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def count(frame, event, function):
+    name = getattr(function, "__name__", "")
+    if (event, name) in (("c_call", "execute"), ("c_call", "fork_exec"), ("c_return", "fork_exec")):
+        step()
+
+async def main():
+    queue = await nics.claim_queue(owner, 1)
+    ledger.add_port(owner, 1, 5000)
+    if act != "add":
+        place = await nics.add_flow(owner, 1, queue, spec)
+    sys.setprofile(count)
+    match act:
+        case "add":
+            await nics.add_flow(owner, 1, queue + 1, spec)
+        case "delete":
+            await nics.delete_flow(owner, 1, place)
+        case "drop":
+            await nics.drop(owner)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["add", "delete", "drop"])
+async def test_nothing_is_lost_and_nothing_leaks_at_whatever_step_it_is_killed(
+    tmp_path: Path, stand_in: StandIn, act: str
+) -> None:
+    stand_in.set("lo")
+    administrator(*THEIRS, "loc", "2")
+    theirs = stand_in.rules("lo")
+    stand_in.set("lo", delay=0.1)
+    half_done = 0
+    for step in itertools.count(1):
+        command = [sys.executable, "-c", STEP, str(tmp_path / "state"), act, str(step)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, timeout=DEADLINE)
+        assert result.returncode in (0, -signal.SIGKILL)
+        async with bench(tmp_path) as b:
+            half_done += b.unfinished()
+            await b.nics.recover()
+            check(b, stand_in, theirs)
+            assert not b.unfinished()
+            if act == "add" and result.returncode:  # before it was complete, so nobody was told
+                assert not b.ledger.flows()
+                assert len(b.ledger.queues()) <= 1
+            if not b.ledger.owners():
+                assert result.stdout == b"cleared\n" or b.cleared.ports == {(LO, 5000)}
+            assert await b.nics.drop(b.owner())
+            assert stand_in.rules("lo") == theirs
+        if result.returncode == 0:
+            break
+    print(f"{step - 1} steps; {half_done} kills left something half done")
+    assert half_done or act == "delete"  # which is done or not: what is still there is still the owner's
+
+
 # Owners come, claim, steer and go, all at once, until it is killed.
 BUSY = """
 import asyncio, os, random, sys
@@ -333,12 +432,12 @@ def kill_while_busy(state: Path, seed: int, dice: random.Random, stand_in: Stand
     with subprocess.Popen([sys.executable, "-c", BUSY, str(state), str(seed)], stdout=subprocess.PIPE) as busy:
         assert busy.stdout
         assert busy.stdout.readline() == b"ready\n"
-        time.sleep(dice.uniform(0, 0.6))
+        time.sleep(dice.uniform(0, 1.5))
         busy.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 async def test_nothing_is_lost_and_nothing_leaks_whenever_it_is_killed(
     tmp_path: Path, stand_in: StandIn, part: int
 ) -> None:
@@ -356,7 +455,7 @@ async def test_nothing_is_lost_and_nothing_leaks_whenever_it_is_killed(
         stand_in.set("lo", delay=dice.choice([0, 0.04]))
         kill_while_busy(tmp_path / "state", 100 * part + round_, dice, stand_in)
         async with bench(tmp_path) as b:
-            half_done += any(not flow.complete for flow in b.ledger.flows())
+            half_done += b.unfinished()
             before = len(stand_in.rules("lo"))
             b.ledger.serve()
             await b.nics.recover()
@@ -371,7 +470,7 @@ async def test_nothing_is_lost_and_nothing_leaks_whenever_it_is_killed(
             assert await b.nics.drop(owner.id)
         assert stand_in.rules("lo") == theirs
         assert not b.ledger.queues()
-    print(f"{half_done} of {round_} kills left an intent, {undone} a rule that was undone")
+    print(f"{half_done} of {round_} kills left something half done, {undone} a rule that was undone")
 
 
 def check(b: Bench, stand_in: StandIn, theirs: dict[int, dict[str, str]]) -> None:
