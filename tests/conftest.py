@@ -5,6 +5,7 @@ import fcntl
 import os
 import random
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 import sysv_ipc
 
 from processes import BIN, Daemon, Puppet, start_puppet
+from stand_in import StandIn
 from sysfs import Machine
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +158,8 @@ def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Calla
             "MTLSHMD_CONFIG": "/dev/null",
             "MTL_MANAGER_SOCK_PATH": str(manager_socket),
             "MTLSHMD_LEGACY": "off",
+            "MTLSHMD_XDP": "off",
+            "MTLSHMD_STATE": str(tmp_path / "state"),
         } | (environment or {})
         program = command or [str(BIN / "mtlshmd")]
         started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
@@ -168,3 +172,17 @@ def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Calla
         each.kill()
     for each in started:
         assert "Traceback" not in each.log(), each.log()
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Puts the stand-in on PATH, for processes that the test starts as well."""
+    source = ROOT / "tests/net/ethtool_stand_in.py"
+    program = tmp_path / "bin/ethtool"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable} -SE\n{source.read_text()}")  # without site-packages: it starts faster
+    program.chmod(0o755)
+    (tmp_path / "devices").mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("MTLSHM_ETHTOOL_STAND_IN", str(tmp_path / "devices"))
+    return StandIn(source)

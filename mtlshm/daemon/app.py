@@ -12,18 +12,23 @@ import signal
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from mtlshm import CpuSet, Host, Instance, Kind, MtlshmError, lending
 from mtlshm.daemon import config
 from mtlshm.daemon.legacy import Legacy
-from mtlshm.daemon.manager_socket import ManagerSocket, NoInterfaces
+from mtlshm.daemon.manager_socket import ManagerSocket
+from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
 from mtlshm.legacy_table import DEFAULT_LOCK, LegacyError, default_key
 from mtlshm.manager import default_socket
+from mtlshm.net import places
+
+if TYPE_CHECKING:
+    from mtlshm.daemon.interfaces import Interfaces
 
 log = logging.getLogger("mtlshmd")
 
@@ -152,6 +157,36 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     envvar="MTLSHM_LEGACY_LOCK",
     help=f"File that locks it; default {DEFAULT_LOCK}.  [env: MTLSHM_LEGACY_LOCK]",
 )
+@click.option(
+    "--xdp",
+    type=click.Choice(("auto", "chain", "fused", "off")),
+    default="auto",
+    envvar="MTLSHMD_XDP",
+    help="How to load XDP programs on the interfaces that clients name: as a chain under libxdp's dispatcher, where "
+    "others' can be as well; fused into one, which is faster; or, by default, as a chain where the kernel can. off: no "
+    "interfaces are served, nor are they by a daemon that is not root.  [env: MTLSHMD_XDP]",
+)
+@click.option(
+    "--umem-limit",
+    type=click.IntRange(1),
+    default=256,
+    envvar="MTLSHMD_UMEM_LIMIT",
+    help="MiB that an AF_XDP socket opened for a client may have; default 256.  [env: MTLSHMD_UMEM_LIMIT]",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=places.STATE,
+    envvar="MTLSHMD_STATE",
+    help=f"Directory for what only root may write; default {places.STATE}.  [env: MTLSHMD_STATE]",
+)
+@click.option(
+    "--pins",
+    type=click.Path(path_type=Path),
+    default=places.PINS,
+    envvar="MTLSHMD_PINS",
+    help=f"Directory in a BPF file system; default {places.PINS}.  [env: MTLSHMD_PINS]",
+)
 @click.version_option(package_name="mtlshm")
 @click.pass_context
 def command(context: click.Context, /, **settings: Any) -> None:
@@ -206,8 +241,9 @@ async def _serve(settings: dict[str, Any]) -> None:
                     raise
                 log.error("legacy processes are not served: %s", error.strerror)
         if path := settings["socket"]:
+            interfaces = duties.enter_context(closing(_interfaces(settings, duties)))
             mode, group = settings["socket_mode"], settings["socket_group"]
-            server = ManagerSocket(host, Path(path), mode, group, NoInterfaces(), service)
+            server = ManagerSocket(host, Path(path), mode, group, interfaces, service)
             duties.enter_context(closing(server))
             try:
                 server.start()
@@ -220,6 +256,48 @@ async def _serve(settings: dict[str, Any]) -> None:
         await stopped
         service.notify("STOPPING=1")
         log.info("stopping; what living instances hold stays theirs")
+
+
+def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
+    """Served at once if an earlier daemon served any, else once a client names one."""
+    if settings["xdp"] == "off":
+        return OnDemand(None)
+    if os.geteuid() != 0:
+        log.info("not root: interfaces are not served")
+        return OnDemand(None)
+
+    async def make() -> Interfaces:
+        from mtlshm.daemon.interfaces import Interfaces
+        from mtlshm.net.ledger import Ledger
+        from mtlshm.net.tool import Tools
+        from mtlshm.net.xdp import Loader, Way
+
+        tools = Tools(settings["state"])
+        made = Interfaces(
+            Ledger(settings["state"]),
+            tools,
+            Loader(tools, settings["pins"]),
+            Way(settings["xdp"]),
+            settings["umem_limit"] << 20,
+        )
+        try:
+            await made.start()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    async def take_up() -> None:
+        try:
+            await interfaces.start()
+        except OSError as error:
+            log.error("interfaces are not served: %s", error.strerror or error)
+
+    interfaces = OnDemand(make)
+    if (settings["state"] / "ledger").exists():
+        # Lcores need not wait for it.
+        duties.callback(asyncio.create_task(take_up()).cancel)
+    return interfaces
 
 
 def _register(host: Host) -> Instance:

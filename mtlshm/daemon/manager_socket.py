@@ -40,8 +40,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
+from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
 from mtlshm.daemon import eal, process
+from mtlshm.daemon.process import Client
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
 from mtlshm.wire import Dialect, Type
 
@@ -72,41 +73,13 @@ class Store(Protocol):
 
 
 class Interfaces(Protocol):
-    """Whoever serves interfaces, queues, flows and port filters. `owner` is a client's instance."""
+    """Whoever serves interfaces, queues, flows and port filters; see interfaces.py."""
 
-    async def register(self, owner: int, who: Process, interfaces: tuple[int, ...]) -> None:
-        """A client will use these. What cannot be served is said when it asks for something there."""
-
-    async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
-        """0, an id, or OSError."""
-
-    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
-        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
-
-    def map_of(self, ifindex: int) -> int | None:
-        """The descriptor of the interface's xsks_map, which stays ours."""
-
-    def gone(self, owner: int) -> None:
-        """Nobody asks for this owner any more; what it had is free."""
-
-
-class NoInterfaces:
-    """For a daemon that serves lcores only: no interface is known."""
-
-    async def register(self, owner: int, who: Process, interfaces: tuple[int, ...]) -> None:
-        pass
-
-    async def request(self, owner: int, kind: int, body: wire.Filter | wire.Interface) -> int:
-        raise OSError(errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV, "interfaces are not served")
-
-    async def open_xsk(self, owner: int, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
-        raise OSError(errno.ENODEV, "interfaces are not served")
-
-    def map_of(self, ifindex: int) -> int | None:
-        return None
-
-    def gone(self, owner: int) -> None:
-        pass
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None: ...
+    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int: ...
+    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]: ...
+    def map_of(self, ifindex: int) -> int | None: ...
+    def gone(self, owner: int) -> None: ...
 
 
 # Members of an enumeration take long to look up, and these are needed for every request.
@@ -338,7 +311,10 @@ class _Connection:
         for lcore_id in list(self._held):
             self._put(lcore_id)
         if self._instance:
-            self._server.interfaces.gone(self.owner)
+            if self._work:  # what it gets there is given back as well
+                self._work.add_done_callback(lambda _: self._server.interfaces.gone(self.owner))
+            else:
+                self._server.interfaces.gone(self.owner)
             self._instance.unregister()
             self._instance = None
             self._server.store.forget(self._name())
@@ -406,10 +382,10 @@ class _Connection:
                 self._send(_Reply(b"\0", self._map_of(body.ifindex)))
                 return
             case wire.Filter() | wire.Interface() if self._instance:
-                self._begin(kind, self._server.interfaces.request(self.owner, kind, body))
+                self._begin(kind, self._server.interfaces.request(self._client(), kind, body))
                 return
             case wire.OpenXsk() if self._instance:
-                self._begin(kind, self._server.interfaces.open_xsk(self.owner, body))
+                self._begin(kind, self._server.interfaces.open_xsk(self._client(), body))
                 return
             case wire.Filter() | wire.Interface() | wire.OpenXsk():
                 value = -errno.EPERM
@@ -519,9 +495,11 @@ class _Connection:
         return 0
 
     async def _name_interfaces(self, interfaces: tuple[int, ...]) -> int:
-        who = process.identify(self._pidfd, self._pid, self._uid, "")
-        await self._server.interfaces.register(self.owner, who, interfaces)
+        await self._server.interfaces.register(self._client(), interfaces)
         return 0
+
+    def _client(self) -> Client:
+        return Client(self.owner, process.identify(self._pidfd, self._pid, self._uid, os.uname().nodename))
 
     def _map_of(self, ifindex: int) -> int | None:
         """What to hand out instead of a map, if there is none or it is not for this client, depends on the client."""

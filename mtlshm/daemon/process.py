@@ -11,8 +11,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process
+
+
+class Client(NamedTuple):
+    """A registration at the manager socket."""
+
+    owner: int  # its instance in the table
+    process: Process
 
 
 def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
@@ -30,7 +38,7 @@ def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
     )
 
 
-def find(info: InstanceInfo) -> int | None:
+def find(info: InstanceInfo | Process) -> int | None:
     """A pidfd on the process that `info` was registered for, or None if it is dead.
 
     LookupError if that cannot be told from here: it was registered by a daemon in another PID namespace, or was in one

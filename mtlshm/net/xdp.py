@@ -41,11 +41,11 @@ from types import TracebackType
 from typing import Self
 
 from mtlshm.net import bpf
+from mtlshm.net.places import BPFFS, PINS
 from mtlshm.net.tool import Change, Program, Result, Tools
 
 log = logging.getLogger("mtlshmd")
 
-BPFFS = Path("/sys/fs/bpf")
 PORTS = 65536
 
 _DISPATCHER = "xdp_dispatcher"
@@ -150,6 +150,10 @@ class Gate:
     def ports(self) -> set[int]:
         return {port for port, byte in enumerate(self._ports[:PORTS]) if byte}
 
+    def set_socket(self, queue: int, socket: int) -> None:
+        """Packets for AF_XDP that arrive on the queue go to this socket, a descriptor."""
+        self.xsks_map.update(struct.pack("=I", queue), struct.pack("=I", socket))
+
     def remove_socket(self, queue: int) -> None:
         """Take the socket on a queue out of the map, if there is one; packets then go to the stack."""
         with suppress(FileNotFoundError):
@@ -173,7 +177,7 @@ class Gate:
 class Loader:
     """Loads and unloads. `pins` is in a BPF file system; `objects` is where to look for BPF objects first."""
 
-    def __init__(self, tools: Tools, pins: Path = BPFFS / "mtlshm", objects: Path | None = None) -> None:
+    def __init__(self, tools: Tools, pins: Path = PINS, objects: Path | None = None) -> None:
         self._tools = tools
         self._pins = pins
         self._objects = objects

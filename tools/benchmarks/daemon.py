@@ -39,6 +39,7 @@ asyncio.run(main())
 def mtlshmd(bench: Bench, *options: str) -> list[str]:
     # The machine's own configuration, socket and legacy table are not for us.
     ours = ["--config", os.devnull, "--segment", str(bench.segment), "--socket", str(bench.directory / "manager.sock")]
+    ours += ["--state", str(bench.directory / "state")]
     return [str(ROOT / ".venv/bin/mtlshmd"), *ours, *(options or ("--legacy", "off"))]
 
 

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interfaces for the clients of the manager socket: XDP programs, ports, queues, flow rules and sockets.
+
+Who has what is in the ledger, and what is so in the kernel and in the NIC (net/ledger.py, net/nic.py, net/xdp.py say
+how these are kept true to each other, whatever is killed when). Here is when something is done.
+
+LOADED is an interface from when the first client names it until the last one has ended, and as long as mtlshm-ctl has
+it kept. If it cannot be loaded, whoever asks for something there is told why.
+
+AN OWNER is a registration. It ends when its connection does. A restart of ours ends no owner: those in the ledger whose
+process still lives are watched through a pidfd, since libmtl does not come back to say goodbye. So are those whose
+connection was kept for us; whichever end comes first counts.
+
+ORDER. A client asks for one thing at a time, and its end is dealt with after what it asked for last. What one
+interface is loaded and unloaded for is decided in turn. Nothing else waits: neither other interfaces nor lcores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.rtnl import RTMGRP_LINK
+
+from mtlshm import wire
+from mtlshm.daemon import process
+from mtlshm.daemon.process import Client
+from mtlshm.net.flow import FlowSpec
+from mtlshm.net.ledger import Ledger, Owner
+from mtlshm.net.nic import Nics
+from mtlshm.net.tool import Tools
+from mtlshm.net.xdp import Gate, Loader, Way, look
+from mtlshm.net.xsk import Layout, XskSocket, open_socket
+from mtlshm.wire import Type
+
+log = logging.getLogger(__name__)
+
+# The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
+_BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
+
+
+class Interfaces:
+    """Serves clients from start() to close(), in the event loop.
+
+    `way` is how to load XDP programs, `umem_limit` the size in bytes of the largest UMEM that a client may have.
+    """
+
+    def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
+        self._ledger = ledger
+        self._loader = loader
+        self._nics = Nics(ledger, tools, self._clear)
+        self._way = way
+        self._umem_limit = umem_limit
+        self._loop = asyncio.get_running_loop()
+        self._owners: dict[int, int] = {}  # in the ledger, by the owner in the segment
+        self._orphans: dict[int, int] = {}  # pidfds, by the owner in the ledger
+        self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
+        self._failures: dict[int, OSError] = {}
+        self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Go on where an earlier daemon stopped. OSError (EBUSY) if another serves."""
+        self._ledger.serve()
+        following = self._loop.create_future()
+        self._in_background(self._follow_links(following))
+        await following
+        for use in self._ledger.uses():
+            with suppress(OSError):  # it is gone
+                await self._load(use.ifindex)
+        await self._nics.recover()
+        for owner in self._ledger.owners():
+            if not owner.leaving:
+                self._adopt(owner)
+        for ifindex in self._loader.interfaces():
+            await self._unload_unused(ifindex)
+
+    def close(self) -> None:
+        """Stop. Everything stays in place."""
+        for task in self._tasks:
+            task.cancel()
+        for owner in list(self._orphans):
+            self._forget_orphan(owner)
+        for gate in self._gates.values():
+            gate.close()
+        self._ledger.close()
+
+    # -- what clients ask for
+
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None:
+        """A client will use these. What cannot be served is said when it asks for something there."""
+        for ifindex in dict.fromkeys(interfaces):
+            try:
+                await self._use(client, ifindex)
+            except OSError as error:
+                log.error("interface %d is not served: %s", ifindex, error.strerror or error)
+
+    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
+        """0, an id, or OSError."""
+        if not self._ledger.in_use(body.ifindex):
+            number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
+            raise OSError(number, f"interface {body.ifindex} is in use by no client; name it in REGISTER first")
+        if kind in (Type.ADD_UDP_DP_FILTER, Type.IF_GET_QUEUE, Type.IF_ADD_FLOW):
+            await self._use(client, body.ifindex)
+        owner = self._owners.get(client.owner, 0)
+        match body:
+            case wire.Filter(ifindex, port) if kind == Type.ADD_UDP_DP_FILTER:
+                if self._ledger.add_port(owner, ifindex, port):
+                    self._gate(ifindex).set_port(port, True)
+            case wire.Filter(ifindex, port):
+                if self._ledger.drop_port(owner, ifindex, port):
+                    self._clear(ifindex, [port], [])
+            case wire.Interface() if kind == Type.IF_GET_QUEUE:
+                return await self._nics.claim_queue(owner, body.ifindex)
+            case wire.Interface() if kind == Type.IF_PUT_QUEUE:
+                self._nics.put_queue(owner, body.ifindex, body.queue)
+            case wire.Interface() if kind == Type.IF_ADD_FLOW:
+                ports = body.source_port, body.destination_port
+                spec = FlowSpec.from_wire(body.flow_type, body.source, body.destination, *ports)
+                return await self._nics.add_flow(owner, body.ifindex, body.queue, spec)
+            case _:
+                await self._nics.delete_flow(owner, body.ifindex, body.flow_id)
+        return 0
+
+    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
+        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
+        try:
+            ifindex = body.ifindex or socket.if_nametoindex(body.name)
+        except OSError:
+            raise OSError(errno.ENODEV, f"there is no interface {body.name!r} in mtlshmd's network namespace") from None
+        layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
+        layout.check(self._umem_limit)
+        await self._use(client, ifindex)
+        owner = self._owners[client.owner]
+        for pause in _BIND_AGAIN:
+            try:
+                return await self._open_xsk(owner, ifindex, layout)
+            except BlockingIOError:
+                await asyncio.sleep(pause)
+        return await self._open_xsk(owner, ifindex, layout)
+
+    async def _open_xsk(self, owner: int, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
+        """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
+        passed_by: list[int] = []
+        try:
+            while True:
+                try:
+                    passed_by.append(await self._nics.claim_queue(owner, ifindex))
+                except OSError as error:
+                    if passed_by and error.errno == errno.ENOSPC:
+                        text = f"interface {ifindex}: of queues {passed_by}, which nobody owns, others have sockets"
+                        raise BlockingIOError(errno.EAGAIN, text) from error
+                    raise
+                try:
+                    xsk = open_socket(ifindex, passed_by[-1], layout)
+                except OSError as error:
+                    if error.errno == errno.EBUSY:
+                        continue
+                    raise
+                try:
+                    self._gate(ifindex).set_socket(passed_by[-1], xsk.socket)
+                except BaseException:
+                    xsk.close()
+                    raise
+                return wire.Xsk(passed_by.pop(), ifindex), xsk
+        finally:
+            for queue in passed_by:
+                self._nics.put_queue(owner, ifindex, queue)
+
+    def map_of(self, ifindex: int) -> int | None:
+        """The descriptor of the interface's xsks_map, which stays ours."""
+        gate = self._gates.get(ifindex)
+        return gate.xsks_map.fd if gate else None
+
+    def gone(self, owner: int) -> None:
+        """Nobody asks for this owner any more; what it had is free."""
+        if number := self._owners.pop(owner, 0):
+            self._forget_orphan(number)
+            self._in_background(self._drop(number))
+
+    # -- owners
+
+    def _adopt(self, owner: Owner) -> None:
+        """One that an earlier daemon entered."""
+        who = owner.process
+        try:
+            pidfd = process.find(who)
+        except LookupError as error:
+            log.warning("cannot tell whether %s lives; what it has stays its own", error)
+            return
+        self._owners[owner.token] = owner.id
+        if pidfd is None:
+            log.info("%s (pid %d) died meanwhile", who.label, who.pid)
+            self.gone(owner.token)
+            return
+        self._orphans[owner.id] = pidfd
+        self._loop.add_reader(pidfd, self.gone, owner.token)
+
+    def _forget_orphan(self, owner: int) -> None:
+        if (pidfd := self._orphans.pop(owner, None)) is not None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+    async def _drop(self, owner: int) -> None:
+        used = [use.ifindex for use in self._ledger.uses() if owner in use.owners]
+        await self._nics.drop(owner)
+        for ifindex in used:
+            await self._unload_unused(ifindex)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("interfaces: %s", error, exc_info=None if isinstance(error, OSError) else error)
+
+    # -- interfaces
+
+    async def _use(self, client: Client, ifindex: int) -> None:
+        """See to it that the interface is loaded, and stays so for this client. OSError if it is not."""
+        if client.owner not in self._owners:
+            self._owners[client.owner] = self._ledger.enter(client.owner, client.process)
+        async with self._turns[ifindex]:
+            first = self._ledger.use(self._owners[client.owner], ifindex)
+            if ifindex not in self._gates and (first or ifindex not in self._failures):
+                await self._load(ifindex)
+        if failure := self._failures.get(ifindex):
+            raise OSError(failure.errno, failure.strerror)
+
+    async def _load(self, ifindex: int) -> None:
+        """Or adopt what an earlier daemon or mtlshm-ctl loaded. Why it failed is kept for who asks."""
+        self._failures.pop(ifindex, None)
+        try:
+            gate = await self._loader.load(ifindex, self._way)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                self._ledger.forget_interface(ifindex)
+                raise
+            self._failures[ifindex] = error
+            log.error("interface %d: %s", ifindex, error.strerror or error)
+            return
+        self._gates[ifindex] = gate
+        wanted = self._ledger.ports(ifindex)
+        for port in gate.ports() ^ wanted:
+            gate.set_port(port, port in wanted)
+        log.info("%s: %s, %s mode, %d ports", gate.attached.name, gate.way, gate.mode, len(wanted))
+
+    async def _unload_unused(self, ifindex: int) -> None:
+        async with self._turns[ifindex]:
+            if not self._ledger.in_use(ifindex):
+                self._let_go(ifindex)
+                await self._loader.unload(ifindex)
+
+    def _let_go(self, ifindex: int) -> None:
+        self._failures.pop(ifindex, None)
+        if gate := self._gates.pop(ifindex, None):
+            gate.close()
+
+    def _gate(self, ifindex: int) -> Gate:
+        if gate := self._gates.get(ifindex):
+            return gate
+        raise OSError(errno.ENODEV, f"interface {ifindex} is not loaded any more")
+
+    def _clear(self, ifindex: int, ports: Iterable[int], queues: Iterable[int]) -> None:
+        """What led packets to somebody leads them to the kernel again."""
+        if gate := self._gates.get(ifindex):
+            for port in ports:
+                gate.set_port(port, False)
+            for queue in queues:
+                gate.remove_socket(queue)
+
+    # -- what comes and goes outside
+
+    async def _follow_links(self, following: asyncio.Future[None]) -> None:
+        async with AsyncIPRoute() as netlink:
+            await netlink.bind(groups=RTMGRP_LINK)
+            following.set_result(None)
+            async for message in netlink.get():
+                ifindex = message.get("index", 0)
+                if ifindex not in self._gates and ifindex not in self._failures:
+                    continue
+                if message["event"] == "RTM_DELLINK":  # so it is too when it moves to another network namespace
+                    await self._lose(ifindex)
+                elif ifindex in self._gates:
+                    await self._check(ifindex)
+
+    async def _lose(self, ifindex: int) -> None:
+        async with self._turns[ifindex]:
+            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
+            self._let_go(ifindex)
+            self._ledger.forget_interface(ifindex)
+            await self._loader.unload(ifindex)
+
+    async def _check(self, ifindex: int) -> None:
+        """Something has changed; our programs should still be there."""
+        async with self._turns[ifindex]:
+            gate = self._gates.get(ifindex)
+            if gate is None:
+                return
+            with suppress(OSError):  # gone; that is another message
+                now = await look(ifindex)
+                if [program.id for program in now.ours] != [program.id for program in gate.attached.ours]:
+                    text = f"{now.name}: somebody has detached the XDP program; it is loaded again once nobody uses it"
+                    log.error("%s", text)
+                    self._let_go(ifindex)
+                    self._failures[ifindex] = OSError(errno.ENETDOWN, text)

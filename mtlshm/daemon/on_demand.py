@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interfaces, served from when a client first names one.
+
+What it takes to serve them is half as much memory as all the rest of the daemon, and doubles its start; and on many
+hosts no client ever names one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from mtlshm import wire
+from mtlshm.daemon.process import Client
+from mtlshm.wire import Type
+
+if TYPE_CHECKING:
+    from mtlshm.daemon.interfaces import Interfaces
+    from mtlshm.net.xsk import XskSocket
+
+log = logging.getLogger(__name__)
+
+
+class OnDemand:
+    """What `make` makes, once it is needed; with no `make`, no interface is known. For the rest see interfaces.py."""
+
+    def __init__(self, make: Callable[[], Awaitable[Interfaces]] | None) -> None:
+        self._make = make
+        self._served: Interfaces | None = None
+        self._making = asyncio.Lock()
+        self._gone: list[int] = []  # while it is being made
+
+    async def start(self) -> Interfaces:
+        """From now on. OSError if they cannot be served; the next who needs them tries again."""
+        if self._make is None:
+            raise OSError(errno.ENODEV, "interfaces are not served")
+        async with self._making:
+            if self._served is None:
+                self._served = await self._make()
+                for owner in self._gone:
+                    self._served.gone(owner)
+                self._gone.clear()
+        return self._served
+
+    def close(self) -> None:
+        if self._served:
+            self._served.close()
+
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None:
+        try:
+            served = await self.start()
+        except OSError as error:
+            log.error("interfaces %s: %s", ", ".join(map(str, interfaces)), error.strerror or error)
+            return
+        await served.register(client, interfaces)
+
+    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
+        if self._served is None:
+            number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
+            raise OSError(number, "no client has named an interface that is served")
+        return await self._served.request(client, kind, body)
+
+    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
+        return await (await self.start()).open_xsk(client, body)
+
+    def map_of(self, ifindex: int) -> int | None:
+        return self._served.map_of(ifindex) if self._served else None
+
+    def gone(self, owner: int) -> None:
+        if self._served:
+            self._served.gone(owner)
+        elif self._making.locked():
+            self._gone.append(owner)

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where things are by default. Imported by those who do not want the rest yet."""
+
+from pathlib import Path
+
+STATE = Path("/run/mtlshm")  # the ledger and the lock; gone with the next boot, as is what they speak of
+BPFFS = Path("/sys/fs/bpf")
+PINS = BPFFS / "mtlshm"

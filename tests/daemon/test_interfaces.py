@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Clients of the manager socket share interfaces: real XDP programs and AF_XDP sockets, on a veth pair of the test's.
+
+veth has neither flow rules nor combined channels: where these are needed, a stand-in for ethtool is on PATH, which
+keeps rules as a driver does and steers nothing. Real rules that steer are tested in the VM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from mtlshm import wire
+from mtlshm.manager import Manager
+from mtlshm.net import xdp
+from mtlshm.net.ledger import Ledger
+from networks import NEAR4, QUEUES, Veth, sandbox, veth
+from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually
+from xsk import Xsk
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients")
+
+ROOT = Path(__file__).parents[2]
+StartDaemon = Callable[..., Daemon]
+PORT = 20000
+
+
+@pytest.fixture
+def link() -> Iterator[Veth]:
+    with sandbox(), veth() as made:
+        yield made
+
+
+@pytest.fixture
+def server(link: Veth, daemon: StartDaemon) -> StartDaemon:
+    """Starts daemons that serve interfaces."""
+    return lambda *arguments: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"})
+
+
+@pytest.fixture
+def connect(server: StartDaemon, manager_socket: Path, link: Veth) -> Iterator[Callable[..., Manager]]:
+    """Connects to a running daemon: connect() has named the interface."""
+    server()
+    opened: list[Manager] = []
+
+    def run(*interfaces: int) -> Manager:
+        opened.append(new := Manager(manager_socket, timeout=DEADLINE))
+        new.register(interfaces or (link.index,))
+        return new
+
+    yield run
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Callable[[], Ledger]:
+    return lambda: Ledger(tmp_path / "state", read_only=True)
+
+
+def refusal(call: Callable[..., object], *arguments: object) -> int | None:
+    with pytest.raises(OSError, match=r".") as refused:
+        call(*arguments)
+    return refused.value.errno
+
+
+def programs(link: Veth) -> list[str]:
+    return [program.name for program in asyncio.run(xdp.look(link.index)).programs]
+
+
+def flow(link: Veth, queue: int, port: int = PORT) -> wire.Interface:
+    return wire.Interface(link.index, queue, 0, 2, IPv4Address(0), IPv4Address("239.1.1.1"), 0, port)
+
+
+class Watcher:
+    """What of a port comes to a socket in the map on each queue, and what to the stack."""
+
+    def __init__(self, link: Veth, manager: Manager, port: int = PORT) -> None:
+        self._link, self._port = link, port
+        self._udp = link.udp(port)
+        self._xsks = [Xsk() for _ in range(QUEUES)]
+        descriptor = manager.xsk_map_fd(link.index)
+        assert descriptor is not None
+        with xdp.bpf.Map(descriptor) as xsks_map:
+            for queue, xsk in enumerate(self._xsks):
+                xsk.bind(link.index, queue)
+                xsks_map.update(struct.pack("=I", queue), struct.pack("=i", xsk.socket.fileno()))
+
+    def send(self, number: int = 20) -> tuple[int, int]:
+        """How many of them came to AF_XDP, and how many to the stack, once all have come."""
+        with self._link.far_udp(socket.AF_INET) as far:
+            for _ in range(number):
+                far.sendto(b"x", (NEAR4, self._port))
+        self._by_xdp = self._by_stack = 0
+        eventually(lambda: self._look() >= number)
+        return self._by_xdp, self._by_stack
+
+    def _look(self) -> int:
+        self._by_xdp += sum(len(xsk.receive()) for xsk in self._xsks)
+        while True:
+            try:
+                self._udp.recv(100)
+            except BlockingIOError:
+                return self._by_xdp + self._by_stack
+            self._by_stack += 1
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._udp.close()
+        for xsk in self._xsks:
+            xsk.__exit__()
+
+
+# --- loaded and unloaded -----------------------------------------------------------------------------------
+
+
+def test_an_interface_is_loaded_for_its_first_client_and_unloaded_after_the_last(
+    connect: Callable[..., Manager], link: Veth
+) -> None:
+    assert programs(link) == []
+    first, second = connect(), connect()
+    assert programs(link) == ["mtl_dp_fused"]
+    first.close()
+    second.heartbeat()
+    second.get_queue(link.index)
+    assert programs(link) == ["mtl_dp_fused"]
+    second.close()
+    eventually(lambda: programs(link) == [])
+
+
+def test_what_is_named_by_nobody_is_not_known(connect: Callable[..., Manager], link: Veth) -> None:
+    manager = connect(link.index + 1000)  # which is no reason to refuse a client: it may want lcores
+    for index in link.index, link.index + 1000:
+        assert refusal(manager.get_queue, index) == errno.ENODEV
+        assert refusal(manager.put_queue, index, 1) == errno.ENODEV
+        assert refusal(manager.add_filter, index, PORT) == errno.ENODEV
+        assert refusal(manager.del_filter, index, PORT) == errno.ENODEV
+        assert refusal(manager.del_flow, index, 1) == errno.EINVAL
+    assert programs(link) == []
+
+
+def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
+    connect: Callable[..., Manager], link: Veth, ledger: Callable[[], Ledger]
+) -> None:
+    manager = connect()
+    manager.get_queue(link.index)
+    manager.add_filter(link.index, PORT)
+    subprocess.run(["ip", "link", "del", link.name], check=True)
+    with ledger() as book:
+        eventually(lambda: (book.state().uses, book.state().queues, book.state().ports) == ((), (), ()))
+    assert refusal(manager.get_queue, link.index) == errno.ENODEV
+    eventually(lambda: list(Path("/sys/fs/bpf/mtlshm").glob("*/*")) == [])
+    manager.heartbeat()
+
+
+def test_who_detaches_the_program_is_told_of_to_the_clients(connect: Callable[..., Manager], link: Veth) -> None:
+    manager = connect()
+    subprocess.run(["ip", "link", "set", "dev", link.name, "xdp", "off"], check=True)
+    eventually(lambda: refusal(manager.get_queue, link.index) == errno.ENETDOWN)
+    manager.close()
+    eventually(lambda: refusal(connect(link.index + 1000).get_queue, link.index) == errno.ENODEV)
+    assert connect().get_queue(link.index) == 1
+
+
+def test_a_foreign_program_is_left_alone_and_clients_are_told(connect: Callable[..., Manager], link: Veth) -> None:
+    foreign = shutil.which("xdp-loader")
+    assert foreign
+    subprocess.run(["xdp-loader", "load", "-m", "skb", link.name, xdp.find_object("xdpfilt_alw_udp.o")], check=True)
+    before = programs(link)
+    manager = connect()
+    assert refusal(manager.get_queue, link.index) == errno.EBUSY
+    manager.close()
+    manager = connect()
+    assert programs(link) == before
+
+
+# --- ports -------------------------------------------------------------------------------------------------
+
+
+def test_packets_of_a_port_that_is_added_come_to_af_xdp_until_the_last_who_wants_it_has_ended(
+    connect: Callable[..., Manager], link: Veth
+) -> None:
+    first, second = connect(), connect()
+    with Watcher(link, first) as watcher:
+        assert watcher.send() == (0, 20)
+        first.add_filter(link.index, PORT)
+        first.add_filter(link.index, PORT)
+        second.add_filter(link.index, PORT)
+        assert watcher.send() == (20, 0)
+        first.del_filter(link.index, PORT)
+        second.del_filter(link.index, PORT)
+        assert refusal(second.del_filter, link.index, PORT) == errno.EINVAL
+        assert watcher.send() == (20, 0)
+        first.close()
+        eventually(lambda: watcher.send() == (0, 20))
+
+
+def test_any_port_can_be_added(connect: Callable[..., Manager], link: Veth) -> None:
+    manager = connect()
+    for port in 0, 1, 65535:
+        manager.add_filter(link.index, port)
+        manager.del_filter(link.index, port)
+        assert refusal(manager.del_filter, link.index, port) == errno.EINVAL
+
+
+# --- queues and rules --------------------------------------------------------------------------------------
+
+
+def test_queues_are_given_to_one_owner_each_and_queue_0_to_nobody(connect: Callable[..., Manager], link: Veth) -> None:
+    first, second = connect(), connect()
+    got = [first.get_queue(link.index), second.get_queue(link.index), first.get_queue(link.index)]
+    assert sorted(got) == list(range(1, QUEUES))
+    assert refusal(second.get_queue, link.index) == errno.ENOSPC
+    assert refusal(second.put_queue, link.index, got[0]) == errno.EINVAL
+    assert refusal(second.put_queue, link.index, 0) == errno.EINVAL
+    first.put_queue(link.index, got[0])
+    assert second.get_queue(link.index) == got[0]
+
+
+CLIENT = """
+import sys
+from mtlshm.manager import Manager
+manager = Manager(sys.argv[1], timeout=120)
+manager.register((int(sys.argv[2]),))
+print(manager.get_queue(int(sys.argv[2])), flush=True)
+manager.add_filter(int(sys.argv[2]), int(sys.argv[3]))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def client(manager_socket: Path, link: Veth) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts processes that have a queue and the port."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CLIENT, str(manager_socket), str(link.index), str(PORT)]
+        started.append(new := subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert new.stdout
+        assert new.stdout.readline(), "it got no queue"
+        assert new.stdout.readline(), "it could not add the port"
+        return new
+
+    yield start
+    for each in started:
+        with each:
+            each.kill()
+
+
+def test_what_a_dead_client_had_is_free(
+    connect: Callable[..., Manager], client: Callable[[], subprocess.Popen[str]], link: Veth
+) -> None:
+    manager = connect()
+    with Watcher(link, manager) as watcher:
+        dying = client()
+        assert watcher.send() == (20, 0)
+        dying.kill()
+        eventually(lambda: watcher.send() == (0, 20))
+        assert manager.get_queue(link.index) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
+    server: StartDaemon, client: Callable[[], subprocess.Popen[str]], manager_socket: Path, link: Veth, number: int
+) -> None:
+    running = server()
+    living, dying = client(), client()
+    with Manager(manager_socket, timeout=DEADLINE) as before:
+        before.register((link.index,))
+        watcher = Watcher(link, before)
+    with watcher:
+        running.end(number)
+        assert watcher.send() == (20, 0)
+        dying.kill()
+        dying.wait()
+        running = server()
+        assert watcher.send() == (20, 0)
+        with Manager(manager_socket, timeout=DEADLINE) as after:
+            after.register((link.index,))
+            assert after.get_queue(link.index) == 2
+        living.kill()
+        eventually(lambda: watcher.send() == (0, 20))
+    eventually(lambda: programs(link) == [])
+
+
+@pytest.fixture
+def rules(stand_in, link: Veth):
+    """Gives the interface a driver with flow rules, in the stand-in."""
+    stand_in.set(link.name, combined=QUEUES)
+    return lambda: stand_in.rules(link.name)
+
+
+def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
+    rules, connect: Callable[..., Manager], link: Veth
+) -> None:
+    first, second = connect(), connect()
+    queue = first.get_queue(link.index)
+    location = first.add_flow(flow(link, queue))
+    assert location in rules()
+    assert refusal(second.add_flow, flow(link, queue)) == errno.EBUSY
+    assert refusal(second.del_flow, link.index, location) == errno.EINVAL
+    other = second.add_flow(flow(link, queue + 1, PORT + 1))  # nobody's: as DPDK's own driver does
+    assert first.get_queue(link.index) == queue + 2
+    second.del_flow(link.index, other)
+    first.close()
+    eventually(lambda: rules() == {})
+
+
+# --- sockets for clients without capabilities --------------------------------------------------------------
+
+
+@pytest.fixture
+def examples(manager_socket: Path) -> dict[str, list[str]]:
+    """Commands for one who is nobody, has no capability and is in a network namespace with no interface."""
+    program = manager_socket.parent / "xsk_receive"  # where he may read
+    shutil.copy(ROOT / "build/tools/examples/xsk_receive", program)
+    nobody = (f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups", "--bounding-set=-all")
+    code = as_user(UNPRIVILEGED, UNPRIVILEGED, [])
+    imports = "import ctypes, mmap, select, socket, struct, sys\nimport mtlshm.manager, mtlshm.wire\n"
+    source = (ROOT / "tools/examples/xsk_receive.py").read_text()
+    return {
+        "C": ["unshare", "--net", "setpriv", *nobody, "--no-new-privs", str(program)],
+        "Python": ["unshare", "--net", sys.executable, "-c", imports + code + source],
+    }
+
+
+@pytest.mark.parametrize("language", ["C", "Python"])
+def test_one_with_no_capability_receives_by_af_xdp_from_another_network_namespace(
+    daemon: StartDaemon, manager_socket: Path, link: Veth, examples: dict[str, list[str]], language: str, tmp_path: Path
+) -> None:
+    daemon("--socket-group", "nogroup", environment={"MTLSHMD_XDP": "auto"})
+    command = [*examples[language], link.name, str(PORT), "50"]
+    environment = os.environ | {"MTL_MANAGER_SOCK_PATH": str(manager_socket)}
+    said = tmp_path / "said"
+    deadline = time.monotonic() + DEADLINE
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as receiver,
+    ):
+        try:
+            eventually(lambda: "ready" in said.read_text() or receiver.poll() is not None)
+            assert receiver.poll() is None, said.read_text()
+            status = Path(f"/proc/{receiver.pid}/status").read_text()
+            assert "CapEff:\t0000000000000000" in status
+            assert f"Uid:\t{UNPRIVILEGED}" in status
+            with link.far_udp(socket.AF_INET) as far, link.udp(PORT):
+                while receiver.poll() is None:  # some go to queues that are not its own
+                    far.sendto(b"x", (NEAR4, PORT))
+                    assert time.monotonic() < deadline, said.read_text()
+            assert receiver.stdout
+            assert int(receiver.stdout.read()) >= 50
+        finally:
+            receiver.kill()
+    eventually(lambda: programs(link) == [])
+
+
+def test_each_socket_has_a_queue_of_its_own(connect: Callable[..., Manager], link: Veth) -> None:
+    layout = (2048, 64, 64, 64, 64, 64)
+    first, second = connect(), connect(link.index + 1000)  # the second has not named the interface
+    opened = [each.open_xsk(wire.OpenXsk(0, link.name, *layout)) for each in (first, second)]
+    assert [xsk.value for xsk, _, _ in opened] == [1, 2]
+    assert opened[0][0].ifindex == link.index
+    assert refusal(second.put_queue, link.index, 1) == errno.EINVAL
+    for _, *descriptors in opened:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    first.close()
+    eventually(lambda: second.get_queue(link.index) == 1 or second.put_queue(link.index, 3))
+
+
+@pytest.mark.parametrize(
+    ("layout", "number"),
+    [
+        ((2048, 1 << 20, 64, 64, 64, 0), errno.E2BIG),
+        ((2000, 64, 64, 64, 64, 0), errno.EINVAL),
+        ((2048, 0, 64, 64, 64, 0), errno.EINVAL),
+        ((2048, 64, 63, 64, 64, 0), errno.EINVAL),
+        ((2048, 64, 64, 64, 0, 0), errno.EINVAL),
+        ((2048, 64, 1 << 31, 64, 64, 0), errno.EINVAL),
+        ((2**32 - 1, 2**32 - 1, 64, 64, 64, 0), errno.EINVAL),
+    ],
+)
+def test_a_socket_too_large_or_senseless_is_refused_and_takes_no_queue(
+    connect: Callable[..., Manager], link: Veth, layout: tuple[int, ...], number: int
+) -> None:
+    manager = connect()
+    assert refusal(manager.open_xsk, wire.OpenXsk(link.index, "", *layout)) == number
+    assert manager.get_queue(link.index) == 1
+
+
+def test_a_queue_that_is_still_bound_is_passed_by(connect: Callable[..., Manager], link: Veth) -> None:
+    """Who got a socket may keep it after its connection has ended; nobody can take it away."""
+    layout = (2048, 64, 64, 64, 64, 0)
+    first, second = connect(), connect()
+    _, kept, memory = first.open_xsk(wire.OpenXsk(link.index, "", *layout))
+    first.close()
+    eventually(lambda: second.get_queue(link.index) == 1 or second.put_queue(link.index, 2))
+    second.put_queue(link.index, 1)
+    xsk, *descriptors = second.open_xsk(wire.OpenXsk(link.index, "", *layout))
+    assert xsk.value == 2
+    for descriptor in (kept, memory, *descriptors):
+        os.close(descriptor)
+
+
+def test_an_interface_that_is_not_there_has_no_sockets(connect: Callable[..., Manager], link: Veth) -> None:
+    manager = connect()
+    for index, name in ((link.index + 1000, ""), (0, "nowhere"), (0, "")):
+        assert refusal(manager.open_xsk, wire.OpenXsk(index, name, 2048, 64, 64, 64, 64, 0)) == errno.ENODEV
+
+
+# --- where there is nothing to serve -----------------------------------------------------------------------
+
+
+def test_switched_off_no_interface_is_known_and_lcores_are_served(
+    daemon: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    daemon("--xdp", "off")
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        assert refusal(manager.get_queue, link.index) == errno.ENODEV
+        manager.get_lcore(1)
+    assert programs(link) == []
+
+
+def test_lcores_do_not_wait_for_interfaces(
+    server: StartDaemon, manager_socket: Path, link: Veth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here xdp-loader hangs."""
+    program = tmp_path / "bin/xdp-loader"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    server()
+    with Manager(manager_socket, timeout=DEADLINE) as stuck, Manager(manager_socket, timeout=DEADLINE) as other:
+        body = wire.Register(os.getpid(), 0, "here", (link.index,), wire.Dialect.B)
+        stuck.socket.sendall(wire.encode(wire.Type.REGISTER, body))
+        other.register()
+        for _ in range(20):
+            other.get_lcore(1)
+            other.put_lcore(1)
+        assert stuck.receive() == (201, wire.Response(0))
+        assert refusal(stuck.get_queue, link.index) == errno.ETIMEDOUT
