@@ -1,30 +1,33 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /*
- * What both XDP programs share: where a packet's UDP destination port is, which ports belong to AF_XDP clients, and
- * the counters.
+ * What both XDP programs share: where a packet's UDP destination port is, which ports belong to AF_XDP
+ * clients, and the counters.
  *
- * The rule: a packet leaves the kernel's way only if it is certain what it is. Everything else is passed to the stack,
- * which either understands it or counts it as broken. In particular:
+ * The rule: a packet leaves the kernel's way only if it is certain what it is. Everything else is passed to
+ * the stack, which either understands it or counts it as broken. In particular:
  *
- * - Short packets: nothing is read that is not there in full, nor a UDP header beyond the end that IP states, in
- *   the padding of a short frame.
- * - Fragments go to the stack, the first one too, although it has the ports. Only it has them: it would be taken away
- *   from the others, and nobody could put the datagram together. (An IPv6 fragment header on a datagram that is
- *   whole, RFC 6946, makes no fragment.)
- * - IPv6 extension headers are walked, up to MAX_EXTENSIONS. A routing header with stops still to make means that the
- *   packet is for someone else, an authentication header (of IPv4 too) that the stack has to check it.
+ * - Short packets: nothing is read that is not there in full, nor a UDP header beyond the end that IP
+ *   states, in the padding of a short frame.
+ * - Fragments go to the stack, the first one too, although it has the ports. Only it has them: it would be
+ *   taken away from the others, and nobody could put the datagram together. (An IPv6 fragment header on a
+ *   datagram that is whole, RFC 6946, makes no fragment.)
+ * - IPv6 extension headers are walked, up to MAX_EXTENSIONS. A routing header with stops still to make
+ *   means that the packet is for someone else, an authentication header (of IPv4 too) that the stack has to
+ *   check it.
  * - VLAN tags: up to MAX_TAGS, 802.1Q or 802.1ad. One that the NIC has stripped is not seen here at all.
  *
- * Speed. These lines see every packet of the interface, so they are spared where it shows (tools/bench xdp_hit):
+ * Speed. These lines see every packet of the interface, so they are spared where it shows (tools/bench
+ * xdp_hit):
  *
- * - Untagged IPv4 without options, nearly all there is, is told by two comparisons of several fields at once; IPv6
- *   without extension headers comes next.
- * - The set of ports is one array of bytes in a global variable: its address is a constant of the loaded program, so no
- *   map is looked up. User space can map the same array, and sets a port by writing its byte, which is one store and
- *   concerns no other port. A bitmap would be smaller, but of either only the lines of ports that occur are in a cache.
- * - The counters are such an array as well, with a cache line for each CPU. A real per-CPU map costs a look-up, which is
- *   as much as all the rest. Whoever runs on a CPU here has it to himself, so nothing is atomic; CPUs from the 1,024th
- *   on share lines with others, and might lose a count.
+ * - Untagged IPv4 without options, nearly all there is, is told by two comparisons of several fields at
+ *   once; IPv6 without extension headers comes next.
+ * - The set of ports is one array of bytes in a global variable: its address is a constant of the loaded
+ *   program, so no map is looked up. User space can map the same array, and sets a port by writing its
+ *   byte, which is one store and concerns no other port. A bitmap would be smaller, but of either only the
+ *   lines of ports that occur are in a cache.
+ * - The counters are such an array as well, with a cache line for each CPU. A real per-CPU map costs a
+ *   look-up, which is as much as all the rest. Whoever runs on a CPU here has it to himself, so nothing is
+ *   atomic; CPUs from the 1,024th on share lines with others, and might lose a count.
  */
 #ifndef MTLSHM_BPF_UDP_H
 #define MTLSHM_BPF_UDP_H
@@ -77,7 +80,7 @@ __u8 udp_ports[65536] SEC(".data.ports");
 struct counters {
 	__u64 hits;      /* packets to such a port */
 	__u64 passes;    /* all others */
-	__u64 unclaimed; /* hits with no socket on their queue, which went to the stack; the filter cannot know */
+	__u64 unclaimed; /* hits with no socket on their queue; not known to the filter */
 	__u64 unused[5]; /* up to a cache line */
 };
 
@@ -98,7 +101,7 @@ static __always_inline int ip4_udp_port(void *at, void *end)
 	length = ip->ihl * 4;
 	if (length > sizeof(*ip)) {
 		udp = at + length;
-		barrier_var(udp); /* or the compiler checks one register and reads by another, which is not allowed */
+		barrier_var(udp); /* or one register is checked and another read by */
 		if ((void *)(udp + 1) > end)
 			return NO_PORT;
 	}
@@ -153,8 +156,8 @@ static __always_inline int ip6_udp_port(void *at, void *end)
 }
 
 /*
- * The headers of nearly all packets, with fields joined that are compared together. On processors that cannot read four
- * bytes from any address the kernel would refuse this; none is used for media.
+ * The headers of nearly all packets, with fields joined that are compared together. On processors that
+ * cannot read four bytes from any address the kernel would refuse this; none is used for media.
  */
 struct plain4 {
 	__u8 addresses[12];
@@ -216,9 +219,11 @@ static __always_inline int udp_port(const struct xdp_md *context)
 
 	at = ethernet + 1;
 	type = ethernet->type;
-	for (int i = 0; i < MAX_TAGS && (type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD)); i++) {
+	for (int i = 0; i < MAX_TAGS; i++) {
 		struct vlan_tag *tag = at;
 
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+			break;
 		at = tag + 1;
 		if (at > end)
 			return NO_PORT;
@@ -237,7 +242,10 @@ static __always_inline int is_hit(const struct xdp_md *context, struct counters 
 	int port = udp_port(context);
 	__u32 index = port;
 
-	/* The compiler knows that a port has 16 bits. Some kernels (6.12) do not know it of what a byte swap left. */
+	/*
+	 * The compiler knows that a port has 16 bits. Some kernels (6.12) do not know it of what a byte
+	 * swap left.
+	 */
 	barrier_var(index);
 	if (port == NO_PORT || !udp_ports[index & 0xffff]) {
 		mine->passes++;
