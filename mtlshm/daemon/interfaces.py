@@ -286,14 +286,15 @@ class Interfaces:
         async with AsyncIPRoute() as netlink:
             await netlink.bind(groups=RTMGRP_LINK)
             following.set_result(None)
-            async for message in netlink.get():
-                ifindex = message.get("index", 0)
-                if ifindex not in self._gates and ifindex not in self._failures:
-                    continue
-                if message["event"] == "RTM_DELLINK":  # so it is too when it moves to another network namespace
-                    await self._lose(ifindex)
-                elif ifindex in self._gates:
-                    await self._check(ifindex)
+            while True:
+                async for message in netlink.get():  # ends after each
+                    ifindex = message.get("index", 0)
+                    if ifindex not in self._gates and ifindex not in self._failures:
+                        continue
+                    if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
+                        await self._lose(ifindex)
+                    elif ifindex in self._gates:
+                        await self._check(ifindex)
 
     async def _lose(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
