@@ -277,14 +277,20 @@ def test_what_a_dead_client_had_is_free(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
-    server: StartDaemon, client: Callable[[], subprocess.Popen[str]], manager_socket: Path, link: Veth, number: int
+    server: StartDaemon,
+    client: Callable[[], subprocess.Popen[str]],
+    manager_socket: Path,
+    link: Veth,
+    ledger: Callable[[], Ledger],
+    number: int,
 ) -> None:
     running = server()
     living, dying = client(), client()
     with Manager(manager_socket, timeout=DEADLINE) as before:
         before.register((link.index,))
         watcher = Watcher(link, before)
-    with watcher:
+    with watcher, ledger() as book:
+        eventually(lambda: len(book.owners()) == 2)
         running.end(number)
         assert watcher.send() == (20, 0)
         dying.kill()
