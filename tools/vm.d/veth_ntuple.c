@@ -184,6 +184,8 @@ static int set_rules(struct net_device *dev, struct ethtool_rxnfc *command)
 			return -ENOENT;
 		break;
 	case ETHTOOL_SRXCLSRLINS:
+		if (!(dev->features & NETIF_F_NTUPLE))
+			return -EOPNOTSUPP;
 		error = protocols(spec->flow_type, &network, &transport);
 		if (error)
 			return error;
@@ -245,9 +247,7 @@ static int become_nic(struct net_device *dev)
 	nic->ethtool.set_channels = set_channels;
 	dev->netdev_ops = &nic->netdev;
 	dev->ethtool_ops = &nic->ethtool;
-	dev->hw_features |= NETIF_F_NTUPLE;
-	dev->wanted_features |= NETIF_F_NTUPLE;
-	dev->features |= NETIF_F_NTUPLE;
+	dev->hw_features |= NETIF_F_NTUPLE; /* off at first, as with most NICs */
 	return 0;
 }
 
