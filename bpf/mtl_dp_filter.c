@@ -8,10 +8,11 @@
  */
 #include "udp.h"
 
-/* What libxdp reads: priority 19, go on after XDP_DROP. Its own header has a macro for it; this is all it does. */
+/* What libxdp reads; its own header has a macro for it. It would go on after XDP_PASS if not told otherwise. */
 struct {
 	__uint(priority, 19);
 	__uint(XDP_DROP, 1);
+	__uint(XDP_PASS, 0);
 } _mtl_dp_filter SEC(".xdp_run_config");
 
 SEC("xdp")
