@@ -214,8 +214,11 @@ static __always_inline int udp_port(const struct xdp_md *context)
 static __always_inline int is_hit(const struct xdp_md *context, struct counters *mine)
 {
 	int port = udp_port(context);
+	__u32 index = port;
 
-	if (port == NO_PORT || !udp_ports[(__u16)port]) {
+	/* The compiler knows that a port has 16 bits. Some kernels (6.12) do not know it of what a byte swap left. */
+	barrier_var(index);
+	if (port == NO_PORT || !udp_ports[index & 0xffff]) {
 		mine->passes++;
 		return 0;
 	}
