@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""BPF programs and maps, by way of libbpf.
+
+A thin layer: each call is one of bpf(2)'s, and what it refuses is an OSError. libbpf rather than the system call
+itself, as it knows every kernel's structures; it is there wherever xdp-loader is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p, sizeof
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+PROGRAM_XDP = 6
+PROGRAM_EXTENSION = 28  # "freplace": takes the place of a function of another program, as libxdp's chain does
+MAP_ARRAY = 2
+MAP_XSKMAP = 17
+_LINK_TRACING = 2  # how the kernel files an extension's link
+
+
+class _ProgramInfo(ctypes.Structure):
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", c_uint8 * 8),
+        ("jited_length", c_uint32),
+        ("translated_length", c_uint32),
+        ("jited", c_uint64),
+        ("translated", c_uint64),
+        ("load_time", c_uint64),
+        ("uid", c_uint32),
+        ("map_count", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", c_char * 16),
+    )
+
+
+class _MapInfo(ctypes.Structure):
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("flags", c_uint32),
+        ("name", c_char * 16),
+    )
+
+
+class _LinkInfo(ctypes.Structure):
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("program_id", c_uint32),
+        ("_", c_uint32),
+        ("attach_type", c_uint32),
+        ("target_id", c_uint32),
+    )
+
+
+class _TestRun(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("data_in", c_char_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
+
+
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; those not named otherwise below return an int
+    "bpf_obj_get": (c_char_p,),
+    "bpf_obj_pin": (c_int, c_char_p),
+    "bpf_obj_get_info_by_fd": (c_int, c_void_p, POINTER(c_uint32)),
+    "bpf_prog_get_fd_by_id": (c_uint32,),
+    "bpf_map_get_fd_by_id": (c_uint32,),
+    "bpf_link_get_fd_by_id": (c_uint32,),
+    "bpf_link_get_next_id": (c_uint32, POINTER(c_uint32)),
+    "bpf_map_lookup_elem": (c_int, c_char_p, c_char_p),
+    "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
+    "bpf_map_delete_elem": (c_int, c_char_p),
+    "bpf_prog_test_run_opts": (c_int, POINTER(_TestRun)),
+    "bpf_object__open_file": (c_char_p, c_void_p),
+    "bpf_object__load": (c_void_p,),
+    "bpf_object__close": (c_void_p,),
+    "bpf_object__find_program_by_name": (c_void_p, c_char_p),
+    "bpf_object__find_map_by_name": (c_void_p, c_char_p),
+    "bpf_program__fd": (c_void_p,),
+    "bpf_map__fd": (c_void_p,),
+    "libbpf_set_print": (c_void_p,),
+}
+_POINTERS = {"bpf_object__open_file", "bpf_object__find_program_by_name", "bpf_object__find_map_by_name"}
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Loaded when it is first needed: most daemons have no interface to care for."""
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        reason = f"{error}; on Debian: apt-get install xdp-tools, which needs it too"
+        raise FileNotFoundError(errno.ENOENT, reason) from None
+    for name, takes in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.argtypes = takes
+        function.restype = c_void_p if name in _POINTERS else c_int
+    library.libbpf_set_print(None)  # what is wrong is said by exceptions
+    return library
+
+
+def _call(subject: str, name: str, *arguments: object) -> int:
+    """Call it, or raise what it refused."""
+    result: int = getattr(_library(), name)(*arguments)
+    if result < 0:
+        raise OSError(-result, f"{subject}: {os.strerror(-result)}")
+    return result
+
+
+def _info(fd: int, info: Any) -> Any:
+    _call("BPF object", "bpf_obj_get_info_by_fd", fd, byref(info), byref(c_uint32(sizeof(info))))
+    return info
+
+
+class _Held:
+    """A descriptor of a BPF object; the object lives at least as long."""
+
+    kind: ClassVar[str]
+    _by_id: ClassVar[str]
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def by_id(cls, number: int) -> Self:
+        """ENOENT if there is none; needs CAP_SYS_ADMIN."""
+        return cls(_call(f"BPF {cls.kind} {number}", cls._by_id, number))
+
+    @classmethod
+    def pinned(cls, path: Path) -> Self:
+        """ENOENT if nothing is pinned there, EINVAL if it is something else."""
+        fd = _call(str(path), "bpf_obj_get", os.fsencode(path))
+        # Nothing else tells the types apart: what the kernel says of a map reads like what it says of a program.
+        if os.readlink(f"/proc/self/fd/{fd}") != f"anon_inode:bpf-{cls.kind}":
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"{path}: not a BPF {cls.kind}")
+        return cls(fd)
+
+    def pin(self, path: Path) -> None:
+        _call(str(path), "bpf_obj_pin", self.fd, os.fsencode(path))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    id: int
+    type: int
+    name: str
+    tag: str  # a hash of its instructions
+    map_ids: tuple[int, ...]
+
+
+class Program(_Held):
+    """A program in the kernel."""
+
+    kind = "prog"
+    _by_id = "bpf_prog_get_fd_by_id"
+
+    @property
+    def info(self) -> ProgramInfo:
+        count = _info(self.fd, _ProgramInfo()).map_count
+        ids = (c_uint32 * count)()
+        info = _info(self.fd, _ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
+        return ProgramInfo(info.id, info.type, info.name.decode(errors="replace"), bytes(info.tag).hex(), tuple(ids))
+
+    def test_run(self, packet: bytes, repeat: int = 1) -> tuple[int, int]:
+        """Run it on a packet, BPF_PROG_TEST_RUN: its answer, and the mean time in ns."""
+        run = _TestRun(size=sizeof(_TestRun), data_in=packet, data_size_in=len(packet), repeat=repeat)
+        _call("BPF_PROG_TEST_RUN", "bpf_prog_test_run_opts", self.fd, byref(run))
+        return run.retval, run.duration
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    id: int
+    type: int
+    name: str
+    key_size: int
+    value_size: int
+    max_entries: int
+
+
+class Map(_Held):
+    """A map in the kernel. Keys and values are bytes, in the machine's order."""
+
+    kind = "map"
+    _by_id = "bpf_map_get_fd_by_id"
+
+    @property
+    def info(self) -> MapInfo:
+        info = _info(self.fd, _MapInfo())
+        name = info.name.decode(errors="replace")
+        return MapInfo(info.id, info.type, name, info.key_size, info.value_size, info.max_entries)
+
+    def lookup(self, key: bytes) -> bytes:
+        """ENOENT if it is not there."""
+        value = ctypes.create_string_buffer(self.info.value_size)
+        _call("BPF map", "bpf_map_lookup_elem", self.fd, key, value)
+        return value.raw
+
+    def update(self, key: bytes, value: bytes) -> None:
+        _call("BPF map", "bpf_map_update_elem", self.fd, key, value, 0)
+
+    def delete(self, key: bytes) -> None:
+        """ENOENT if it is not there."""
+        _call("BPF map", "bpf_map_delete_elem", self.fd, key)
+
+    def mapped(self) -> mmap.mmap:
+        """All values of an array that may be mapped, such as the global variables of a program."""
+        info = self.info
+        return mmap.mmap(self.fd, info.max_entries * -(-info.value_size // 8) * 8)
+
+
+class Object:
+    """The programs and maps of an ELF file, in the kernel but attached nowhere, until this is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._object = _library().bpf_object__open_file(os.fsencode(path), None)
+        if not self._object:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{path}: {os.strerror(number)}")
+        try:
+            _call(str(path), "bpf_object__load", self._object)
+        except BaseException:
+            self.close()
+            raise
+
+    def program(self, name: str) -> Program:
+        return Program(self._find(name, "program"))
+
+    def map(self, name: str) -> Map:
+        return Map(self._find(name, "map"))
+
+    def _find(self, name: str, kind: str) -> int:
+        found = getattr(_library(), f"bpf_object__find_{kind}_by_name")(self._object, name.encode())
+        if not found:
+            raise OSError(errno.ENOENT, f"{self._path}: has no {kind} {name}")
+        return os.dup(getattr(_library(), f"bpf_{kind}__fd")(found))
+
+    def close(self) -> None:
+        _library().bpf_object__close(self._object)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+
+def extensions_of(program_id: int) -> Iterator[int]:
+    """The ids of the programs that take the place of functions of another one: those in a dispatcher's chain."""
+    for number in _link_ids():
+        try:
+            link = _call(f"BPF link {number}", "bpf_link_get_fd_by_id", number)
+        except FileNotFoundError:
+            continue  # gone since
+        try:
+            info = _info(link, _LinkInfo())
+        finally:
+            os.close(link)
+        if info.type == _LINK_TRACING and info.target_id == program_id:
+            yield info.program_id
+
+
+def _link_ids() -> Iterator[int]:
+    number = c_uint32(0)
+    while True:
+        try:
+            _call("BPF links", "bpf_link_get_next_id", number, byref(number))
+        except FileNotFoundError:
+            return
+        yield number.value
