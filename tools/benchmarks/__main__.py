@@ -19,13 +19,14 @@ from rich.table import Table
 import core
 import daemon
 import manager
+import vm
 from measure import ROOT, Bench, Figure
 
 # What the tests share. Last, as tests/mtlshm is not mtlshm.
 sys.path.append(str(ROOT / "tests"))
 from sysfs import Machine
 
-FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES
+FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | vm.FIGURES
 
 
 def machine() -> dict[str, object]:
