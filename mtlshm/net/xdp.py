@@ -26,12 +26,14 @@ without the filter before it would take every packet of a queue with a socket.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import re
 import struct
 import sysconfig
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ from types import TracebackType
 from typing import Self
 
 from mtlshm.net import bpf
-from mtlshm.net.tool import Change, Program, Result, Tools
+from mtlshm.net.tool import Change, Result, Tools
 
 log = logging.getLogger("mtlshmd")
 
@@ -58,6 +60,8 @@ _OBJECTS = {
 _MAPS = {".data.ports": "ports", ".data.counters": "counters", "xsks_map": "xsks_map"}  # name of the map: of its pin
 _COUNTERS = struct.Struct("=8Q")  # struct counters of udp.h
 _CPUS = 1024  # MAX_CPUS of udp.h
+_LOCKED = re.compile("Unable to (get program lock|read PID from lockfile)")
+_LOCK_TIMEOUT = 5.0  # seconds; it takes a tenth of one
 _NO_NATIVE = {  # what drivers answer that have no native mode, or not with these settings
     errno.EOPNOTSUPP,
     errno.ERANGE,
@@ -145,6 +149,8 @@ class Gate:
 
     def set_port(self, port: int, let_through: bool) -> None:
         """Packets to the port go to AF_XDP, or no longer. One store: others may do the same at once."""
+        if not 0 <= port < PORTS:
+            raise ValueError(f"{port} is no UDP port")
         self._ports[port] = let_through
 
     def ports(self) -> set[int]:
@@ -228,7 +234,7 @@ class Loader:
                 for program in _from_the_end(attached):
                     await change("xdp-loader", "unload", attached.name, "--id", str(program.id))
             for name in _PROGRAMS.get(Way.CHAIN if way is Way.AUTO else way, ()) if way else ():
-                await change(*self._load_command(attached, attached.mode or Mode.NATIVE, name))
+                await change("xdp-loader", *self._load_command(attached, attached.mode or Mode.NATIVE, name))
 
     async def find(self, ifindex: int) -> Gate | None:
         """What we have loaded there, if it is complete. Changes nothing."""
@@ -257,14 +263,14 @@ class Loader:
 
     # --- steps, each read back -------------------------------------------------------------------------
 
-    def _load_command(self, attached: Attached, mode: Mode, program: str) -> tuple[Program, *tuple[str, ...]]:
-        return "xdp-loader", "load", "--mode", mode, attached.name, str(find_object(_OBJECTS[program], self._objects))
+    def _load_command(self, attached: Attached, mode: Mode, program: str) -> list[str]:
+        return ["load", "--mode", mode, attached.name, str(find_object(_OBJECTS[program], self._objects))]
 
     async def _attach(self, change: Change, attached: Attached, program: str) -> Attached:
         """Attach one of our programs, in the mode of those that are there, or natively if the driver can."""
         modes = [attached.mode] if attached.mode else [Mode.NATIVE, Mode.SKB]
         for mode in modes:
-            result = await change(*self._load_command(attached, mode, program))
+            result = await _run(change, *self._load_command(attached, mode, program))
             now = await look(attached.ifindex)
             if program in (each.name for each in now.ours):
                 return now
@@ -279,7 +285,7 @@ class Loader:
         """Detach our programs, the last of the chain first."""
         for program in _from_the_end(attached):
             # By its id: if somebody replaced it in this moment, theirs stays.
-            result = await change("xdp-loader", "unload", attached.name, "--id", str(program.id))
+            result = await _run(change, "unload", attached.name, "--id", str(program.id))
             if program.id in (each.id for each in (await look(attached.ifindex)).ours):
                 raise _error(f"{attached.name}: {program.name} was not unloaded", result)
 
@@ -322,6 +328,16 @@ class Loader:
         return self._pins / f"{_namespace()}-{ifindex}"
 
 
+async def _run(change: Change, *arguments: str) -> Result:
+    """Run xdp-loader. Only one can run at a time on a host; another one, anybody's, makes it give up at once."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        result = await change("xdp-loader", *arguments)
+        if not _LOCKED.search(result.complaint) or time.monotonic() > deadline:
+            return result
+        await asyncio.sleep(0.05)
+
+
 async def look(ifindex: int) -> Attached:
     """Ask the kernel what is attached to an interface."""
     from pyroute2 import AsyncIPRoute  # only here: it is half as big as all the rest of us
@@ -334,7 +350,7 @@ async def look(ifindex: int) -> Attached:
         raise OSError(error.code, f"interface {ifindex}: {os.strerror(error.code)}") from None
     name = link.get("ifname")
     xdp = dict(link.get("xdp", {"attrs": []})["attrs"])
-    mode = _MODES.get(xdp.get("IFLA_XDP_ATTACHED"))
+    mode = _MODES.get(str(xdp.get("IFLA_XDP_ATTACHED")))
     # One program for each mode; the first attribute only if there is one in all.
     roots = _programs({number for key, number in xdp.items() if key.endswith("PROG_ID")})
     if [root.name for root in roots] == [_DISPATCHER]:
@@ -467,5 +483,8 @@ def _errno_of(result: Result) -> int:
 
 
 def _error(what: str, result: Result) -> OSError:
+    if _LOCKED.search(result.complaint):
+        hint = "if none is, one was killed and left /run/xdp-loader.lck, which may be removed"
+        return OSError(errno.EBUSY, f"{what}: another xdp-loader is running; {hint}")
     said = "; ".join(result.complaint.split("\n")).strip("; ") or f"xdp-loader ended with {result.status}, and no word"
     return OSError(_errno_of(result), f"{what}: {said}")
