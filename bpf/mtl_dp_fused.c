@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /*
- * Gate and redirection in one: UDP packets to the ports of AF_XDP clients go to the socket on their queue, all others to the
- * kernel. Needs no dispatcher.
+ * Gate and redirection in one: UDP packets to the ports of AF_XDP clients go to the socket on their queue,
+ * all others to the kernel. Needs no dispatcher.
  */
 #include "udp.h"
 

@@ -1,29 +1,33 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /*
- * What both XDP programs share: where a packet's UDP destination port is, which ports belong to AF_XDP clients, and
- * the counters.
+ * What both XDP programs share: where a packet's UDP destination port is, which ports belong to AF_XDP
+ * clients, and the counters.
  *
- * The rule: a packet leaves the kernel's way only if it is certain what it is. Everything else is passed to the stack,
- * which either understands it or counts it as broken. In particular:
+ * The rule: a packet leaves the kernel's way only if it is certain what it is. Everything else is passed to
+ * the stack, which either understands it or counts it as broken. In particular:
  *
- * - Short packets: nothing is read that is not there in full, nor a UDP header beyond the end that IP states, in
- *   the padding of a short frame.
- * - Fragments go to the stack, the first one too, although it has the ports. Only it has them: it would be taken away
- *   from the others, and nobody could put the datagram together. (An IPv6 fragment header on a datagram that is
- *   whole, RFC 6946, makes no fragment.)
- * - IPv6 extension headers are walked, up to MAX_EXTENSIONS. A routing header with stops still to make means that the
- *   packet is for someone else, an authentication header (of IPv4 too) that the stack has to check it.
+ * - Short packets: nothing is read that is not there in full, nor a UDP header beyond the end that IP
+ *   states, in the padding of a short frame.
+ * - Fragments go to the stack, the first one too, although it has the ports. Only it has them: it would be
+ *   taken away from the others, and nobody could put the datagram together. (An IPv6 fragment header on a
+ *   datagram that is whole, RFC 6946, makes no fragment.)
+ * - IPv6 extension headers are walked, up to MAX_EXTENSIONS. A routing header with stops still to make
+ *   means that the packet is for someone else, an authentication header (of IPv4 too) that the stack has to
+ *   check it.
  * - VLAN tags: up to MAX_TAGS, 802.1Q or 802.1ad. One that the NIC has stripped is not seen here at all.
  *
- * Speed. These lines see every packet of the interface, so they are spared where it shows (tools/bench xdp_hit):
+ * Speed. These lines see every packet of the interface, so they are spared where it shows (tools/bench
+ * xdp_hit):
  *
- * - Untagged IPv4 without options, nearly all there is, is told by two comparisons of several fields at once.
- * - The set of ports is one array of bytes in a global variable: its address is a constant of the loaded program, so no
- *   map is looked up. User space can map the same array, and sets a port by writing its byte, which is one store and
- *   concerns no other port. A bitmap would be smaller, but of either only the lines of ports that occur are in a cache.
- * - The counters are such an array as well, with a cache line for each CPU. A real per-CPU map costs a look-up, which is
- *   as much as all the rest. Whoever runs on a CPU here has it to himself, so nothing is atomic; CPUs from the 1,024th
- *   on share lines with others, and might lose a count.
+ * - Untagged IPv4 without options, nearly all there is, is told by two comparisons of several fields at
+ *   once; IPv6 without extension headers comes next.
+ * - The set of ports is one array of bytes in a global variable: its address is a constant of the loaded
+ *   program, so no map is looked up. User space can map the same array, and sets a port by writing its
+ *   byte, which is one store and concerns no other port. A bitmap would be smaller, but of either only the
+ *   lines of ports that occur are in a cache.
+ * - The counters are such an array as well, with a cache line for each CPU. A real per-CPU map costs a
+ *   look-up, which is as much as all the rest. Whoever runs on a CPU here has it to himself, so nothing is
+ *   atomic; CPUs from the 1,024th on share lines with others, and might lose a count.
  */
 #ifndef MTLSHM_BPF_UDP_H
 #define MTLSHM_BPF_UDP_H
@@ -76,7 +80,7 @@ __u8 udp_ports[65536] SEC(".data.ports");
 struct counters {
 	__u64 hits;      /* packets to such a port */
 	__u64 passes;    /* all others */
-	__u64 unclaimed; /* hits with no socket on their queue, which went to the stack; the filter cannot know */
+	__u64 unclaimed; /* hits with no socket on their queue; not known to the filter */
 	__u64 unused[5]; /* up to a cache line */
 };
 
@@ -97,7 +101,7 @@ static __always_inline int ip4_udp_port(void *at, void *end)
 	length = ip->ihl * 4;
 	if (length > sizeof(*ip)) {
 		udp = at + length;
-		barrier_var(udp); /* or the compiler checks one register and reads by another, which is not allowed */
+		barrier_var(udp); /* or one register is checked and another read by */
 		if ((void *)(udp + 1) > end)
 			return NO_PORT;
 	}
@@ -152,10 +156,10 @@ static __always_inline int ip6_udp_port(void *at, void *end)
 }
 
 /*
- * Ethernet, IPv4 and UDP headers of nearly all packets, with fields joined that are compared together. On processors
- * that cannot read four bytes from any address the kernel would refuse this; none is used for media.
+ * The headers of nearly all packets, with fields joined that are compared together. On processors that
+ * cannot read four bytes from any address the kernel would refuse this; none is used for media.
  */
-struct plain {
+struct plain4 {
 	__u8 addresses[12];
 	__be32 what; /* type of Ethernet; version and length of the header; type of service */
 	__be16 length;
@@ -165,14 +169,27 @@ struct plain {
 	__be16 port;
 };
 
-#define PLAIN_WHAT 0x08004500
-#define PLAIN_WHAT_MASK 0xffffff00
-#define PLAIN_HOW IPPROTO_UDP
-#define PLAIN_HOW_MASK (IP4_FRAGMENT << 16 | 0xff)
+#define PLAIN4_WHAT 0x08004500
+#define PLAIN4_WHAT_MASK 0xffffff00
+#define PLAIN4_HOW IPPROTO_UDP
+#define PLAIN4_HOW_MASK (IP4_FRAGMENT << 16 | 0xff)
+#define SHORTEST4 (sizeof(struct ethernet) + sizeof(struct iphdr) + sizeof(struct udphdr))
+_Static_assert(__builtin_offsetof(struct plain4, port) == SHORTEST4 - 6, "struct plain4 has a hole");
 
-#define SHORTEST (sizeof(struct ethernet) + sizeof(struct iphdr) + sizeof(struct udphdr))
-_Static_assert(__builtin_offsetof(struct plain, port) == sizeof(struct ethernet) + sizeof(struct iphdr) +
-		__builtin_offsetof(struct udphdr, dest), "struct plain has a hole");
+struct plain6 {
+	__u8 addresses[12];
+	__be32 what; /* type of Ethernet; version; traffic class; flow */
+	__u8 flow[2];
+	__be16 length;
+	__u8 next;
+	__u8 rest[35];
+	__be16 port;
+};
+
+#define PLAIN6_WHAT 0x86dd6000
+#define PLAIN6_WHAT_MASK 0xfffff000
+#define SHORTEST6 (sizeof(struct ethernet) + sizeof(struct ipv6hdr) + sizeof(struct udphdr))
+_Static_assert(__builtin_offsetof(struct plain6, port) == SHORTEST6 - 6, "struct plain6 has a hole");
 
 /* The UDP destination port of a packet, or NO_PORT. */
 static __always_inline int udp_port(const struct xdp_md *context)
@@ -180,24 +197,33 @@ static __always_inline int udp_port(const struct xdp_md *context)
 	void *at = (void *)(long)context->data;
 	void *end = (void *)(long)context->data_end;
 	struct ethernet *ethernet = at;
-	struct plain *plain = at;
+	struct plain4 *plain4 = at;
+	struct plain6 *plain6 = at;
 	__be16 type;
 
-	if (at + SHORTEST > end)
+	if (at + SHORTEST4 > end)
 		return NO_PORT;
-	if ((plain->what & bpf_htonl(PLAIN_WHAT_MASK)) == bpf_htonl(PLAIN_WHAT)) {
-		if ((plain->how & bpf_htonl(PLAIN_HOW_MASK)) != bpf_htonl(PLAIN_HOW))
+	if ((plain4->what & bpf_htonl(PLAIN4_WHAT_MASK)) == bpf_htonl(PLAIN4_WHAT)) {
+		if ((plain4->how & bpf_htonl(PLAIN4_HOW_MASK)) != bpf_htonl(PLAIN4_HOW))
 			return NO_PORT;
-		if (bpf_ntohs(plain->length) < sizeof(struct iphdr) + sizeof(struct udphdr))
+		if (bpf_ntohs(plain4->length) < sizeof(struct iphdr) + sizeof(struct udphdr))
 			return NO_PORT;
-		return bpf_ntohs(plain->port);
+		return bpf_ntohs(plain4->port);
+	}
+	if ((plain6->what & bpf_htonl(PLAIN6_WHAT_MASK)) == bpf_htonl(PLAIN6_WHAT) && at + SHORTEST6 <= end &&
+	    plain6->next == IPPROTO_UDP) {
+		if (bpf_ntohs(plain6->length) < sizeof(struct udphdr))
+			return NO_PORT;
+		return bpf_ntohs(plain6->port);
 	}
 
 	at = ethernet + 1;
 	type = ethernet->type;
-	for (int i = 0; i < MAX_TAGS && (type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD)); i++) {
+	for (int i = 0; i < MAX_TAGS; i++) {
 		struct vlan_tag *tag = at;
 
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+			break;
 		at = tag + 1;
 		if (at > end)
 			return NO_PORT;
@@ -216,7 +242,10 @@ static __always_inline int is_hit(const struct xdp_md *context, struct counters 
 	int port = udp_port(context);
 	__u32 index = port;
 
-	/* The compiler knows that a port has 16 bits. Some kernels (6.12) do not know it of what a byte swap left. */
+	/*
+	 * The compiler knows that a port has 16 bits. Some kernels (6.12) do not know it of what a byte
+	 * swap left.
+	 */
 	barrier_var(index);
 	if (port == NO_PORT || !udp_ports[index & 0xffff]) {
 		mine->passes++;

@@ -71,6 +71,7 @@ def test_what_is_installed_is_all_there(installed: Path) -> None:
     assert (installed / "include/mtlshm.h").read_bytes() == HEADER.read_bytes()
     names = {path.name for path in (installed / "lib").iterdir()}
     assert {"libmtlshm.so", "libmtlshm.so.0", "libmtlshm.a", "pkgconfig"} <= names
+    assert {path.name for path in (installed / "lib/bpf").iterdir()} == {"mtl_dp_filter.o", "mtl_dp_fused.o"}
     assert "soname: [libmtlshm.so.0]" in run("readelf", "-d", installed / "lib/libmtlshm.so")
 
 

@@ -106,6 +106,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; those not named ot
     "bpf_program__fd": (c_void_p,),
     "bpf_map__fd": (c_void_p,),
     "libbpf_set_print": (c_void_p,),
+    "libbpf_strerror": (c_int, c_char_p, c_size_t),
 }
 _POINTERS = {"bpf_object__open_file", "bpf_object__find_program_by_name", "bpf_object__find_map_by_name"}
 
@@ -130,8 +131,17 @@ def _call(subject: str, name: str, *arguments: object) -> int:
     """Call it, or raise what it refused."""
     result: int = getattr(_library(), name)(*arguments)
     if result < 0:
-        raise OSError(-result, f"{subject}: {os.strerror(-result)}")
+        raise _error(subject, -result)
     return result
+
+
+def _error(subject: str, number: int) -> OSError:
+    """Numbers from 4000 are libbpf's own, for files it cannot make sense of."""
+    if number < 4000:
+        return OSError(number, f"{subject}: {os.strerror(number)}")
+    text = ctypes.create_string_buffer(128)
+    _library().libbpf_strerror(number, text, len(text))
+    return OSError(errno.ENOEXEC, f"{subject}: {text.value.decode(errors='replace')}")
 
 
 def _info(fd: int, info: Any) -> Any:
@@ -253,8 +263,7 @@ class Object:
         self._path = path
         self._object = _library().bpf_object__open_file(os.fsencode(path), None)
         if not self._object:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{path}: {os.strerror(number)}")
+            raise _error(str(path), ctypes.get_errno())
         try:
             _call(str(path), "bpf_object__load", self._object)
         except BaseException:

@@ -20,13 +20,14 @@ import core
 import daemon
 import manager
 import vm
+import xdp
 from measure import ROOT, Bench, Figure
 
 # What the tests share. Last, as tests/mtlshm is not mtlshm.
 sys.path.append(str(ROOT / "tests"))
 from sysfs import Machine
 
-FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | vm.FIGURES
+FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES | vm.FIGURES
 
 
 def machine() -> dict[str, object]:

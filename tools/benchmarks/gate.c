@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /*
- * What mtl_dp_filter is measured against: a gate of upstream's kind, for IPv4 only, with the ports in a hash map; and a
- * program that does nothing, which shows what BPF_PROG_TEST_RUN itself costs.
+ * What mtl_dp_filter is measured against: a gate of upstream's kind, for IPv4 only, with the ports in a
+ * hash map; and a program that does nothing, which shows what BPF_PROG_TEST_RUN itself costs.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
