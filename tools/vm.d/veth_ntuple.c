@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Makes a NIC of every veth: with combined channels, and with ntuple rules that `ethtool -N` sets and that steer, for tests.
+ * Makes a NIC of every veth: with combined channels, and with ntuple rules that `ethtool -N` sets and that
+ * steer, for tests.
  *
- * No NIC that QEMU has for x86 takes such rules. Instead of a patch to the kernel's veth, which would have to follow it,
- * this module stands before it: a veth's operations are replaced by copies in which a few are ours and all others the
- * stock driver's. The copies lie in one object, so from either of them the object is found again.
+ * No NIC that QEMU has for x86 takes such rules. Instead of a patch to the kernel's veth, which would have to
+ * follow it, this module stands before it: a veth's operations are replaced by copies in which a few are ours
+ * and all others the stock driver's. The copies lie in one object, so from either of them the object is found
+ * again.
  *
- * A NIC puts a packet into a queue before any program sees it. With veth, what arrives at one end is what the other
- * end sends, and the stock driver takes the queue to receive on from the one that it was sent on. So when the sending
- * end is about to send, we look at the receiving end's rules, and where one matches, name its queue there. A packet
- * that matches none goes where the stock driver puts it; so do frames that an XDP program sends, which are never looked at.
+ * A NIC puts a packet into a queue before any program sees it. With veth, what arrives at one end is what the
+ * other end sends, and the stock driver takes the queue to receive on from the one that it was sent on. So
+ * when the sending end is about to send, we look at the receiving end's rules, and where one matches, name
+ * its queue there. A packet that matches none goes where the stock driver puts it; so do frames that an XDP
+ * program sends, which are never looked at.
  *
- * Rules change under the RTNL lock and are read under RCU. The module cannot be unloaded: ends of veths may be in use.
+ * Rules change under the RTNL lock and are read under RCU. The module cannot be unloaded: ends of veths may
+ * be in use.
  */
 #include <linux/ethtool.h>
 #include <linux/module.h>
@@ -119,8 +123,8 @@ static netdev_tx_t steer_and_send(struct sk_buff *packet, struct net_device *dev
 
 	if (receiver && is_nic(receiver) && receiver->features & NETIF_F_NTUPLE)
 		queue = queue_for(nic_of(receiver), packet);
-	/* With a native program the stock driver takes the number as it is. Else the packet keeps the field, where
-	 * for a packet that was received, as all else in the kernel reads it, 0 means that none was recorded. */
+	/* With a native program the stock driver takes the number as it is. Else the packet keeps the field, and
+	 * whoever reads it in a packet that was received takes 0 for none: it counts from 1. */
 	if (queue >= 0 && READ_ONCE(receiver->xdp_state[XDP_MODE_DRV].prog))
 		skb_set_queue_mapping(packet, queue);
 	else if (queue >= 0)
@@ -189,7 +193,7 @@ static int set_rules(struct net_device *dev, struct ethtool_rxnfc *command)
 		error = protocols(spec->flow_type, &network, &transport);
 		if (error)
 			return error;
-		/* The type of service and the traffic class. To drop, which is a queue's number too, is not to be had. */
+		/* Type of service and traffic class. To drop, which is a queue's number too, is not to be had. */
 		if (network == htons(ETH_P_IP) ? spec->m_u.tcp_ip4_spec.tos : spec->m_u.tcp_ip6_spec.tclass)
 			return -EOPNOTSUPP;
 		if (spec->ring_cookie >= dev->real_num_rx_queues)
