@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes many seconds; runs last")
+    config.addinivalue_line("markers", "vm: runs in a virtual machine only (tools/test --vm)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -320,11 +320,11 @@ class Loader:
             return
         _check_bpffs(self._pins)
         result = await self._tools.read("xdp-loader", "load", "--version")
-        version = re.search(r"version (\d+)\.(\d+)(\S*)", result.output + result.complaint)
+        version = re.search(r"xdp-loader version (\d+)\.(\d+)\S*", result.output + result.complaint)
         if not version or (int(version[1]), int(version[2])) < _OLDEST_LOADER:
-            found = version[0] if version else "a version that does not tell its number"
+            found = version[0] if version else "one that does not tell its version"
             oldest = ".".join(map(str, _OLDEST_LOADER))
-            raise OSError(errno.ENOTSUP, f"xdp-loader: {oldest} or later is needed, but it is {found}")
+            raise OSError(errno.ENOTSUP, f"xdp-loader {oldest} or later is needed, but there is {found}")
         self._checked = True
 
     def _directory(self, ifindex: int) -> Path:

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -516,6 +517,18 @@ def test_one_that_took_the_place_of_ours_is_respected(loader: Loader, link: Veth
     assert list(PINS.glob("*")) == []
 
 
+def test_one_that_takes_the_place_of_ours_while_we_unload_it_stays(
+    loader: Loader, link: Veth, foreign: Path, stand_in: Callable[..., None]
+) -> None:
+    """An xdp-loader that is overtaken by somebody else's on every unload."""
+    load(loader, link).close()
+    real = shutil.which("xdp-loader", path="/usr/sbin:/usr/local/sbin:/sbin")
+    stand_in(f'{real} unload {link.name} --all && {real} load {link.name} {foreign}; exec {real} "$@"')
+    unload(loader, link)
+    assert [program.name for program in attached(link).programs] == ["somebody"]
+    assert list(PINS.glob("*")) == []
+
+
 def skip_if_chained(loader: Loader, link: Veth, what: str) -> None:
     with load(Loader(loader._tools), link) as gate:
         if gate.way is Way.CHAIN:
@@ -585,7 +598,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 def test_an_xdp_loader_that_is_too_old(loader: Loader, link: Veth, stand_in: Callable[..., None]) -> None:
     stand_in("exit 0", version="1.2.9")
-    refused(loader, link, errno.ENOTSUP, r"1\.3 or later is needed, but it is version 1\.2\.9")
+    refused(loader, link, errno.ENOTSUP, r"1\.3 or later is needed, but there is xdp-loader version 1\.2\.9")
+    stand_in("exit 0", version="unknown")
+    refused(loader, link, errno.ENOTSUP, "but there is one that does not tell its version")
     assert_nothing_is_left(link)
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 import core
 import daemon
 import manager
+import vm
 import xdp
 from measure import ROOT, Bench, Figure
 
@@ -26,7 +27,7 @@ from measure import ROOT, Bench, Figure
 sys.path.append(str(ROOT / "tests"))
 from sysfs import Machine
 
-FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES
+FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES | vm.FIGURES
 
 
 def machine() -> dict[str, object]:

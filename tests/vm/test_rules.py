@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rules of ethtool steer packets to queues, and from there they come to the socket of that queue."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from mtlshm.net.xdp import Loader, Mode, Way
+from networks import QUEUES
+from vm_nic import Nic, arrived, run
+
+FLOW = {socket.AF_INET: "udp4", socket.AF_INET6: "udp6"}
+
+
+@pytest.mark.parametrize("family", FLOW, ids=FLOW.values())
+@pytest.mark.parametrize("mode", [Mode.NATIVE, Mode.SKB])
+def test_a_rule_takes_its_packets_to_its_queue(nic: Nic, loader: Loader, mode: Mode, family: int) -> None:
+    if mode is Mode.SKB:
+        nic.link.set_mtu(9000)  # more than veth can do in native mode
+    with asyncio.run(loader.load(nic.link.index, Way.FUSED)) as gate, nic.sockets(gate) as queues:
+        assert gate.mode is mode
+        gate.set_port(30000, True)
+        for number, queue in enumerate(queues):
+            nic.steer(30000, number, FLOW[family])
+            sent = nic.send(30000, 50, family)
+            assert arrived(queue, 50) == sent
+            assert [other.receive() for other in queues] == [[]] * QUEUES
+
+
+def test_a_rule_that_is_refused_is_not_there(nic: Nic) -> None:
+    assert "Cannot insert RX class rule: Invalid argument" in nic.steer(30000, QUEUES)
+    assert "Total 0 rules" in run("ethtool", "-n", nic.link.name)
