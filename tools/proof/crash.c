@@ -64,6 +64,7 @@ enum {
 	LONGEST_WALK = 4000,  /* instructions stepped from a breakpoint on */
 	ATTEMPTS = 4,         /* for one position */
 	SHORT = 700,          /* calls with `every`, whatever is asked for */
+	VARIATIONS = 4,       /* of what a rival does, around changes */
 	SAMPLES = 24,         /* other positions, with `changes` */
 	FAILURES = 5,         /* then give up */
 };
@@ -84,6 +85,8 @@ struct mind {
 	uint64_t proxy;
 	bool semaphore;
 	bool has[LCORES];
+	bool had[LCORES];
+	uint32_t refused; /* an lcore, the last that it was not given */
 };
 
 enum world {
@@ -93,6 +96,7 @@ enum world {
 	ALMOST_FULL = 4,        /* all records proxied but those of the dead */
 	NOBODY = 8,             /* an empty segment */
 	NO_SEGMENT = 16,
+	RETIRED = 32,           /* an empty segment, which somebody is about to remove */
 };
 
 struct scenario {
@@ -101,7 +105,7 @@ struct scenario {
 	void (*before)(void);
 	void (*call)(void);
 	int expected;  /* what it returns if nobody disturbs it */
-	bool sleeps;   /* it ends waiting for the semaphore */
+	bool sleeps;   /* it would wait for ever: we look no further */
 	void (*meddle)(unsigned int variant);
 };
 
@@ -125,6 +129,11 @@ static uint32_t length, changes, calls;
 static const char *doing;
 static uint32_t position, killed, stopped, repeated, astray, failures;
 static unsigned int variation;
+
+static bool about_the_file(void)
+{
+	return scenario->world & (NOBODY | NO_SEGMENT | RETIRED);
+}
 
 /* --- what is wrong ------------------------------------------------------------------------------------ */
 
@@ -226,8 +235,10 @@ static struct mtlshm_instance *enter(struct mind *whose)
 static void take(struct mtlshm_instance *instance, struct mind *whose, uint32_t lcore)
 {
 	whose->rc = mtlshm_claim(instance, lcore, MTLSHM_LCORE_APP);
-	if (!whose->rc)
-		whose->has[lcore] = true;
+	if (whose->rc)
+		whose->refused = lcore;
+	else
+		whose->has[lcore] = whose->had[lcore] = true;
 }
 
 static void await_death(pid_t pid)
@@ -278,7 +289,7 @@ static void make_world(void)
 	NEEDED(mind != MAP_FAILED);
 	NEEDED(!mtlshm_open(&host, path, MTLSHM_CREATE, sysfs));
 	map();
-	if (scenario->world & (NOBODY | NO_SEGMENT)) {
+	if (about_the_file()) {
 		before_it = *segment;
 		return;
 	}
@@ -302,6 +313,15 @@ static void make_world(void)
 	before_it = *segment;
 }
 
+static void reopen(void)
+{
+	if (host)
+		NEEDED(!mtlshm_close(host));
+	NEEDED(!mtlshm_open(&host, path, MTLSHM_CREATE, sysfs));
+	munmap(segment, sizeof(*segment));
+	map();
+}
+
 /* As a victim finds it. */
 static void restore_world(void)
 {
@@ -312,11 +332,10 @@ static void restore_world(void)
 		unlink(path);
 		return;
 	}
-	if (scenario->world & NOBODY) { /* the last victim may have removed it */
-		mtlshm_close(host);
-		NEEDED(!mtlshm_open(&host, path, MTLSHM_CREATE, sysfs));
-		munmap(segment, sizeof(*segment));
-		map();
+	if (about_the_file()) {
+		reopen();
+		if (scenario->world & RETIRED)
+			NEEDED(!mtlshm_retire(host));
 		before_it = *segment;
 		return;
 	}
@@ -393,14 +412,14 @@ static bool at_end(uint64_t ip)
 	return ip == (uint64_t)(uintptr_t)crash_end;
 }
 
-/* Is it about to wait for the semaphore? */
+/* Is it about to wait for the semaphore, or for somebody to remove the segment? */
 static bool about_to_sleep(pid_t pid, uint64_t ip)
 {
 	struct user_regs_struct registers;
 
 	if ((word_at(pid, ip) & 0xffff) != SYSCALL || ptrace(PTRACE_GETREGS, pid, NULL, &registers))
 		return false;
-	return registers.rax == SYS_futex && !(registers.rsi & 0x7f);
+	return (registers.rax == SYS_futex && !(registers.rsi & 0x7f)) || registers.rax == SYS_clock_nanosleep;
 }
 
 /* The victim's code only: the vDSO takes no breakpoints. */
@@ -643,17 +662,24 @@ static void recover_file(void)
 	closedir(files);
 }
 
-static bool about_the_file(void)
+static void recover_world(void)
 {
-	return scenario->world & (NOBODY | NO_SEGMENT);
+	if (about_the_file()) {
+		reopen(); /* lets go of what we have retired */
+		recover_file();
+	} else {
+		recover();
+	}
 }
 
 /* --- while it is stopped ------------------------------------------------------------------------------ */
 
-/* The rival comes, and bit by bit of the variant: sweeps first; claims all there is, or one; gives half of
- * it back; keeps the semaphore. */
+/* The rival comes, and bit by bit of the variant: sweeps (before, so that it gets a dead one's record, or
+ * after); claims all there is, or a few, or none; gives half of it back; keeps the semaphore. */
 static void meddle(unsigned int variant)
 {
+	if (variant & 16)
+		try_sweep();
 	rival = enter(&rivals);
 	EXPECT(!rivals.rc, "the rival cannot register: %d", rivals.rc);
 	if (rivals.rc)
@@ -662,7 +688,7 @@ static void meddle(unsigned int variant)
 	if (variant & 1)
 		try_sweep();
 	for (uint32_t i = 0; i < LCORES; i++)
-		if (variant & 2 || i == TARGET || i == 2)
+		if (variant & 2 || (variant & 32 && (i == TARGET || i == 2)))
 			take(rival, &rivals, i);
 	for (uint32_t i = 0; variant & 4 && i < LCORES; i += 2) {
 		if (!rivals.has[i])
@@ -705,6 +731,8 @@ static void judge(void)
 			rightful = owner;
 		}
 	}
+	EXPECT(!mind->refused || rivals.had[mind->refused],
+	       "refused lcore %u, which nobody alive has had", mind->refused);
 	EXPECT(!mind->owner || mind->owner != rivals.owner, "the rival and the victim are the same instance");
 	EXPECT(holder == rightful || (!rightful && !is_among_living(holder)),
 	       "%#lx has the semaphore, %#lx thinks so", (unsigned long)holder, (unsigned long)rightful);
@@ -918,6 +946,17 @@ static void register_meanwhile(unsigned int variant)
 	EXPECT(!rivals.rc || rivals.rc == -ESTALE, "the rival's register: %d", rivals.rc);
 }
 
+/* He who has retired it thinks better of it: then it stays. */
+static void spare_meanwhile(unsigned int variant)
+{
+	struct stat st;
+
+	(void)variant;
+	NEEDED(!stat(path, &st) && !mtlshm_close(host));
+	host = NULL;
+	rivals.proxy = st.st_ino;
+}
+
 static void remove_meanwhile(unsigned int variant)
 {
 	(void)variant;
@@ -931,9 +970,9 @@ static void judge_file(void)
 {
 	struct stat st;
 
-	if (scenario->meddle == open_as_well) {
+	if (scenario->meddle == open_as_well || scenario->meddle == spare_meanwhile) {
 		EXPECT(!mind->rc, "open: %d", mind->rc);
-		EXPECT(!stat(path, &st) && st.st_ino == rivals.proxy, "two segments have come of it");
+		EXPECT(!stat(path, &st) && st.st_ino == rivals.proxy, "two segments have come of one");
 	} else {
 		EXPECT(mind->rc == 0 || mind->rc == -EBUSY || mind->rc == -ESTALE, "it returned %d", mind->rc);
 		EXPECT(mind->rc || rivals.rc, "somebody is registered in a segment that was removed");
@@ -947,7 +986,6 @@ static const struct scenario scenarios[] = {
 	{"claim_from_the_dead", USUAL, must_become, claim_of_the_dead, 0, false, meddle},
 	{"claim_from_the_living", USUAL, must_become, claim_of_the_living, -EBUSY, false, meddle},
 	{"claim_many", USUAL, become_versed, claim_four, 0, false, meddle},
-	{"claim_many_at_first", USUAL, must_become, claim_four, 0, false, meddle},
 	{"claim_many_from_the_dead", USUAL, become_versed, claim_almost_all, 0, false, meddle},
 	{"claim_many_after_a_dead_holder", USUAL, become_versed_behind_a_dead_holder, claim_four, 0, false, meddle},
 	{"release", USUAL, become_owner, release, 0, false, meddle},
@@ -963,8 +1001,10 @@ static const struct scenario scenarios[] = {
 	{"register_proxy", USUAL, must_become, make_proxy, 0, false, meddle},
 	{"take", USUAL, become_daemon, hand_over, 0, false, meddle},
 	{"open", NO_SEGMENT, NULL, open_it, 0, false, open_as_well},
+	{"open_the_retired", RETIRED, NULL, open_it, 0, true, spare_meanwhile},
 	{"retire", NOBODY, NULL, remove_it, 0, false, register_meanwhile},
 	{"register_in_the_retired", NOBODY, NULL, become, 0, false, remove_meanwhile},
+	{"claim_many_at_first", USUAL, must_become, claim_four, 0, false, meddle},
 };
 
 /* --- the passes --------------------------------------------------------------------------------------- */
@@ -1040,10 +1080,7 @@ static void kill_at(uint32_t where)
 	killed++;
 	kill(pid, SIGKILL);
 	await_death(pid);
-	if (about_the_file())
-		recover_file();
-	else
-		recover();
+	recover_world();
 }
 
 static void stop_at(uint32_t where)
@@ -1066,19 +1103,10 @@ static void stop_at(uint32_t where)
 	kill(pid, SIGKILL);
 	await_death(pid);
 	doing = "killed after it was stopped";
-	if (about_the_file() && scenario->meddle == remove_meanwhile) {
-		munmap(segment, sizeof(*segment));
-		mtlshm_close(host); /* lets go of what it has retired */
-		NEEDED(!mtlshm_open(&host, path, MTLSHM_CREATE, sysfs));
-		map();
-	}
 	mtlshm_instance_free(rival);
 	rival = NULL;
 	rivals = (struct mind){0};
-	if (about_the_file())
-		recover_file();
-	else
-		recover();
+	recover_world();
 }
 
 int main(int argc, char **argv)
@@ -1123,7 +1151,10 @@ int main(int argc, char **argv)
 		if (!every && !near && length > SHORT && (uint32_t)rand() % (length + 1) >= SAMPLES)
 			continue;
 		kill_at(i);
-		stop_at(i);
+		for (int n = 0; n < (near ? VARIATIONS : 1); n++) {
+			stop_at(i);
+			variation = (unsigned int)rand() / 7;
+		}
 	}
 	printf("done\t%s\t%u\t%u\t%u\t%u\t%u\t%u\t%u\t%u\n", scenario->name, length, changes, calls, killed, stopped,
 	       repeated, astray, failures);

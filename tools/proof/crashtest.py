@@ -8,14 +8,13 @@ import queue
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from plants import CORE
-from proof import HERE, arguments, build, verdict
+from proof import HERE, arguments, build, check_names, verdict
 
 NAME = "crashtest"
 
@@ -114,12 +113,6 @@ def test_itself(names: list[str], directory: Path, seed: int) -> dict[str, str]:
             found[name] = what
             print(f"{name} ({CORE[name].what}): {what or 'NOT FOUND'}", flush=True)
     return found
-
-
-def check_names(parser: ArgumentParser, wanted: list[str], known: Collection[str]) -> list[str]:
-    if unknown := set(wanted) - set(known):
-        parser.error(f"not known: {' '.join(sorted(unknown))} (there are: {' '.join(known)})")
-    return wanted or list(known)
 
 
 def main() -> int:

@@ -61,8 +61,20 @@ CORE = {
     "collects-the-living": Plant(
         "a collector asks no life lock",
         "lease.c",
-        "	rc = life_share(life, byte);\n	if (rc)\n		return rc == -EAGAIN ? -EBUSY : rc;\n	rc = segment_knows",
-        "	rc = life_share(life, byte);\n	rc = segment_knows",
+        "		return segment_knows(host, owner) ? -EBUSY : -ESRCH;\n	if (rc)\n		return rc;\n",
+        "		rc = 0;\n",
+    ),
+    "refuses-for-the-next-owner": Plant(
+        "a collector takes the life lock of the record's next owner for that of the dead one",
+        "lease.c",
+        "		return segment_knows(host, owner) ? -EBUSY : -ESRCH;\n	if (rc)",
+        "		return -EBUSY;\n	if (rc)",
+    ),
+    "buries-what-is-not-retired": Plant(
+        "who waited to bury a retired segment does not look whether it still is one",
+        "segment.c",
+        "	if (!rc && still_named(host) && retired(host)) {",
+        "	if (!rc && still_named(host)) {",
     ),
     "frees-the-record-only": Plant(
         "a collector forgets the lcores",

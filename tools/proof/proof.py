@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--self-test", action="store_true", help="plant bugs in copies of the core, and find them")
     return parser
+
+
+def check_names(parser: argparse.ArgumentParser, wanted: list[str], known: Collection[str]) -> list[str]:
+    if unknown := set(wanted) - set(known):
+        parser.error(f"not known: {' '.join(sorted(unknown))} (there are: {' '.join(known)})")
+    return wanted or list(known)
 
 
 def verdict(name: str, passed: bool, sentence: str, figures: dict[str, Any], file: Path | None) -> int:
