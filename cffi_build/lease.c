@@ -96,8 +96,11 @@ static int collect(struct mtlshm_host *host, const struct life *life, uint64_t o
 	if (segment_proxied(host, owner))
 		return -EBUSY;
 	rc = life_share(life, byte);
+	/* The lock in the way may be that of the record's next owner. */
+	if (rc == -EAGAIN)
+		return segment_knows(host, owner) ? -EBUSY : -ESRCH;
 	if (rc)
-		return rc == -EAGAIN ? -EBUSY : rc;
+		return rc;
 	rc = segment_knows(host, owner) ? (int)lease_collect(host, owner) : -ESRCH;
 	life_drop(life, byte);
 	return rc;

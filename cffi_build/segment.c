@@ -17,6 +17,7 @@
  * sides store, then load, sequentially consistent). Only then is the name removed. If two did that, the
  * slower could remove the name of the new segment; so whoever removes the name holds the burial lock of the
  * inode that the name points to, and has looked again under it.
+ * The mark too is set and taken off only under that lock, so that who has it can rely on the mark.
  *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
  * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
  *
@@ -305,7 +306,8 @@ static int bury(struct mtlshm_host *host)
 	if (rc)
 		return rc == -ESTALE ? 0 : rc;
 	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
-	if (!rc && still_named(host)) {
+	/* He may have taken the mark off before he let go of the lock, and others have registered since. */
+	if (!rc && still_named(host) && retired(host)) {
 		rc = anyone_alive(host, &life);
 		if (rc > 0 || (!rc && unlink(host->path)))
 			set_state(host, MTLSHM_IN_USE);

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The models of the protocol in cffi_build/model/: in which sizes they are searched, and the mutants that must fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plants import Plant
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One exhaustive search of a model."""
+
+    sizes: dict[str, int | None]  # what is defined for it
+    fair: bool = (
+        False  # for cycles in which nobody gets on, though none is left out; else for assertions and stuck ends
+    )
+
+    @property
+    def name(self) -> str:
+        words = [name if value is None else f"{name}={value}" for name, value in self.sizes.items()]
+        return " ".join([*words, *["fair"] * self.fair])
+
+
+SEARCHES: dict[str, list[Search]] = {
+    "lease": [
+        Search({"RECORDS": 1, "LCORES": 1, "LIVES": 2, "CALLS": 2, "DEATHS": 3}),
+        Search({"RECORDS": 2, "LCORES": 1, "LIVES": 1, "CALLS": 2, "DEATHS": 3}),
+        Search({"RECORDS": 2, "LCORES": 2, "LIVES": 1, "CALLS": 1, "DEATHS": 3}),
+    ],
+    "semaphore": [
+        Search({"LIVES": 2, "DEATHS": 0}),
+        Search({"LIVES": 1, "DEATHS": 3, "LIMIT": None}),
+        Search({"LIVES": 2, "DEATHS": 1, "LIMIT": None}),
+        Search({"LIVES": 1, "DEATHS": 2, "LIMIT": None}, fair=True),
+    ],
+    "segment": [
+        Search({"LIVES": 1, "DEATHS": 3}),
+    ],
+    "transfer": [
+        Search({"LOOKS": 1, "DEATHS": 2}),
+        Search({"LOOKS": 2, "DEATHS": 1}),
+        Search({"LOOKS": 1, "DEATHS": 1, "CTL_TOO": None}),
+    ],
+}
+
+LEASE, SEMAPHORE, SEGMENT, TRANSFER = (f"{name}.pml" for name in SEARCHES)
+
+MUTANTS = {
+    "lease-claims-by-load-and-store": Plant(
+        "a claim looks, then writes",
+        LEASE,
+        "	step(swap(lcore, held, owner); if :: ok -> got() :: else fi);\n	do\n",
+        "	step(held = lcores[lcore]; ok = held == 0);\n"
+        "	if\n	:: ok -> step(lcores[lcore] = owner; got())\n	:: else\n	fi;\n	do\n",
+    ),
+    "lease-clears-by-store": Plant(
+        "a collector clears what was the dead's when it looked",
+        LEASE,
+        "	:: lcores[i] == token -> assert(belongs[i] == 0); lcores[i] = 0\n	:: else\n",
+        "	:: assert(belongs[i] == 0); lcores[i] = 0\n",
+    ),
+    "lease-collects-the-living": Plant(
+        "a collector asks no life lock",
+        LEASE,
+        "	step(life_share(owner_index(whose), ok); justified = ok || lives(whose));",
+        "	step(ok = true);",
+    ),
+    "lease-refuses-for-the-next-owner": Plant(
+        "a collector takes the life lock of the record's next owner for that of the dead one",
+        LEASE,
+        "	:: !ok ->\n		step(ok = segment_knows(whose))",
+        "	:: !ok ->\n		ok = true",
+    ),
+    "lease-frees-the-record-only": Plant(
+        "a collector forgets the lcores",
+        LEASE,
+        "	lease_clear(whose);\n	step(control",
+        "	step(control",
+    ),
+    "lease-leaves-what-the-dead-had": Plant(
+        "a newcomer takes a dead one's record without collecting it",
+        LEASE,
+        "			lease_collect(owner);\n",
+        "			step(records[index] = control_make(control_generation(control), FREE));\n",
+    ),
+    "lease-live-before-the-lock": Plant(
+        "a newcomer has only the read lock",
+        LEASE,
+        "		step(life_take(index, ok));\n",
+        "		step(ok = true);\n",
+    ),
+    "lease-same-generation": Plant(
+        "a record that goes to another keeps its generation",
+        LEASE,
+        "control_make(control_generation(control) + 1, FREE)",
+        "control_make(control_generation(control), FREE)",
+    ),
+    "lease-takes-from-the-living": Plant(
+        "a claim takes the lcore of whoever has it",
+        LEASE,
+        "		:: held -> step(ok = segment_knows(held))\n",
+        "		:: held -> ok = false\n",
+    ),
+    "semaphore-no-takeover": Plant(
+        "a waiter believes every holder alive",
+        SEMAPHORE,
+        "			step(alive = mtlshm_alive(owner_of(held)));\n",
+        "			step(alive = true);\n",
+    ),
+    "semaphore-takeover-from-the-living": Plant(
+        "a waiter believes every holder dead",
+        SEMAPHORE,
+        "			step(alive = mtlshm_alive(owner_of(held)));\n",
+        "			step(alive = false);\n",
+    ),
+    "semaphore-takeover-by-store": Plant(
+        "who takes over does not look whether another was faster",
+        SEMAPHORE,
+        "				step(swap(held, owner | WAITERS); got(1))",
+        "				step(semaphore = owner | WAITERS; ok = true; got(1))",
+    ),
+    "semaphore-takeover-not-told": Plant(
+        "who takes over from a dead holder is not told",
+        SEMAPHORE,
+        "got(1)",
+        "got(0)",
+    ),
+    "semaphore-forgets-who-waits": Plant(
+        "who was woken does not say that others may still sleep",
+        SEMAPHORE,
+        "			step(swap(held, owner | WAITERS); got(0))",
+        "			step(swap(held, owner); got(0))",
+    ),
+    "semaphore-wakes-nobody": Plant(
+        "who gives back does not wake",
+        SEMAPHORE,
+        "	:: held & WAITERS -> step(wake_one())\n",
+        "	:: held & WAITERS\n",
+    ),
+    "semaphore-sleeps-blindly": Plant(
+        "a waiter goes to sleep without the kernel's look at the word",
+        SEMAPHORE,
+        "	:: semaphore == (expected) -> asleep[me] = true\n	:: else\n",
+        "	:: asleep[me] = true\n",
+    ),
+    "segment-named-before-it-is-filled": Plant(
+        "the segment gets its name before its header",
+        SEGMENT,
+        "	step(filled = IN_USE);\n	step(link()); /* EEXIST: somebody was faster */\n",
+        "	step(link());\n	step(if :: state[name] == 0 -> state[name] = IN_USE :: else fi);\n",
+    ),
+    "segment-retires-without-a-second-look": Plant(
+        "who retires the segment does not look again for somebody who came meanwhile",
+        SEGMENT,
+        "				step(ok = !anyone_alive(file));\n				if\n",
+        "				ok = true;\n				if\n",
+    ),
+    "segment-registers-in-the-retired": Plant(
+        "a newcomer does not look whether the segment is retired",
+        SEGMENT,
+        "		step(ok = state[file] == IN_USE; if",
+        "		step(ok = true; if",
+    ),
+    "segment-registers-after-the-look": Plant(
+        "a newcomer looks whether the segment is retired before it takes its life lock",
+        SEGMENT,
+        "		step(life_locks[file] = life_locks[file] | (1 << me)); /* and LIVE, before the next */\n"
+        "		step(ok = state[file] == IN_USE; if :: ok -> ",
+        "		step(ok = state[file] == IN_USE);\n"
+        "		step(if :: ok -> life_locks[file] = life_locks[file] | (1 << me); ",
+    ),
+    "segment-buries-what-is-not-retired": Plant(
+        "who waited to bury a retired segment does not look whether it still is one",
+        SEGMENT,
+        "			:: ok -> step(ok = state[file] == RETIRED)\n",
+        "			:: ok\n",
+    ),
+    "segment-buries-without-the-lock": Plant(
+        "several may bury at once",
+        SEGMENT,
+        "		step(take_burial(file));\n		if\n		:: ok ->\n			step(ok = still_named(file));\n"
+        "			if\n			:: ok -> step(ok = state",
+        "		if\n		:: ok ->\n			step(ok = still_named(file));\n"
+        "			if\n			:: ok -> step(ok = state",
+    ),
+    "transfer-lends-in-the-wrong-order": Plant(
+        "an lcore is free in the legacy table before it is the pool's in ours",
+        TRANSFER,
+        "	step(swap(lcore, FREE, POOL)); /* pool.claim */\n	if\n	:: ok -> clear(lcore)\n	:: else\n	fi\n",
+        "	clear(lcore);\n	step(swap(lcore, FREE, POOL));\n	if\n	:: !ok -> reserve(lcore)\n	:: else\n	fi\n",
+    ),
+    "transfer-brings-home-in-the-wrong-order": Plant(
+        "an lcore is free in our table before it is reserved in the legacy one",
+        TRANSFER,
+        "	reserve(lcore);\n	evict(lcore, holder)\n",
+        "	evict(lcore, holder);\n	reserve(lcore)\n",
+    ),
+    "transfer-without-the-lock": Plant(
+        "the daemon looks without the legacy lock",
+        TRANSFER,
+        "		step(take_lock(DAEMON));\n",
+        "",
+    ),
+    "transfer-forgets-what-is-between": Plant(
+        "what a killed daemon left between the tables stays there",
+        TRANSFER,
+        "			:: lent(holder) && legacy[i] == RESERVED -> evict(i, holder)\n",
+        "			:: lent(holder) && legacy[i] == RESERVED\n",
+    ),
+    "transfer-frees-what-the-dead-had": Plant(
+        "what a dead legacy process had is freed in our table and left to others in the legacy one",
+        TRANSFER,
+        "				given_back[i] = true\n",
+        "				evict(i, holder)\n",
+    ),
+    "transfer-believes-the-dead": Plant(
+        "the daemon takes every entry for a living process's",
+        TRANSFER,
+        "ok = is_process(legacy[i]) && alive[number(legacy[i])]);",
+        "ok = is_process(legacy[i]));",
+    ),
+}

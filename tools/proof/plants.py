@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Planted bugs: one step of the protocol left out or swapped, which a tool must find, or it would find nothing.
+
+Each is a piece of source text and what takes its place, in a copy of the sources made for one test build; the core
+itself knows nothing of them. A piece that is not there exactly once is an error: a bug that was not planted cannot be
+found.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    what: str
+    file: str
+    old: str
+    new: str
+
+    def into(self, directory: Path) -> None:
+        """Change the file there."""
+        path = directory / self.file
+        text = path.read_text()
+        if (count := text.count(self.old)) != 1:
+            raise SystemExit(
+                f"plant {self.what!r}: its text is {count} times in {self.file}, not once; the source has changed, so "
+                "change the plant in tools/proof/plants.py"
+            )
+        path.write_text(text.replace(self.old, self.new))
+
+
+def planted(source: Path, plant: Plant | None, copy: Path) -> Path:
+    """A copy of the sources, with the bug."""
+    shutil.copytree(source, copy)
+    if plant:
+        plant.into(copy)
+    return copy
+
+
+CORE = {
+    "claims-by-load-and-store": Plant(
+        "a claim looks, then writes",
+        "lease.c",
+        "	if (unlikely(!swap(wanted, &free_word, owner | type)))\n		return claim_slowly(me, lcore, type);\n",
+        "	if (__atomic_load_n(&wanted->owner, __ATOMIC_ACQUIRE) != free_word)\n"
+        "		return claim_slowly(me, lcore, type);\n"
+        "	__atomic_store_n(&wanted->owner, owner | type, __ATOMIC_RELEASE);\n",
+    ),
+    "clears-by-store": Plant(
+        "a collector clears what was the dead's when it looked",
+        "lease.c",
+        "		if (owner_of(token) == owner && swap(slot(host, i), &token, 0))\n			cleared++;",
+        "		if (owner_of(token) == owner) {\n"
+        "			__atomic_store_n(&slot(host, i)->owner, 0, __ATOMIC_RELEASE);\n"
+        "			cleared++;\n"
+        "		}",
+    ),
+    "collects-the-living": Plant(
+        "a collector asks no life lock",
+        "lease.c",
+        "		return segment_knows(host, owner) ? -EBUSY : -ESRCH;\n	if (rc)\n		return rc;\n",
+        "		rc = 0;\n",
+    ),
+    "refuses-for-the-next-owner": Plant(
+        "a collector takes the life lock of the record's next owner for that of the dead one",
+        "lease.c",
+        "		return segment_knows(host, owner) ? -EBUSY : -ESRCH;\n	if (rc)",
+        "		return -EBUSY;\n	if (rc)",
+    ),
+    "buries-what-is-not-retired": Plant(
+        "who waited to bury a retired segment does not look whether it still is one",
+        "segment.c",
+        "	if (!rc && still_named(host) && retired(host)) {",
+        "	if (!rc && still_named(host)) {",
+    ),
+    "frees-the-record-only": Plant(
+        "a collector forgets the lcores",
+        "lease.c",
+        "	uint32_t cleared = lease_clear(host, owner);\n	uint64_t control",
+        "	uint32_t cleared = 0;\n	uint64_t control",
+    ),
+    "keeps-the-record": Plant(
+        "a collector clears the lcores and forgets the record",
+        "lease.c",
+        "!control_free(control) &&\n	    __atomic_compare_exchange_n(&record->control",
+        "control_free(control) &&\n	    __atomic_compare_exchange_n(&record->control",
+    ),
+    "takes-half": Plant(
+        "a claim of several keeps what it got when it is refused the rest",
+        "lease.c",
+        "			while (i--) {\n				held = token;\n",
+        "			while (0 && i--) {\n				held = token;\n",
+    ),
+    "takes-from-the-living": Plant(
+        "a claim takes the lcore of whoever has it",
+        "lease.c",
+        "			if (rc < 0 && rc != -ESRCH)\n				return rc;\n			held",
+        "			if (rc < 0 && rc != -ESRCH && swap(lcore, &held, token))\n"
+        "				return 0;\n			held",
+    ),
+    "leaves-what-the-dead-had": Plant(
+        "a newcomer takes a dead one's record without collecting it",
+        "instance.c",
+        "		lease_collect(host, owner_make(index, control_generation(control)));\n",
+        "		__atomic_store_n(&record->control, control_make(control_generation(control), MTLSHM_FREE),\n"
+        "				 __ATOMIC_RELEASE);\n",
+    ),
+    "same-generation": Plant(
+        "a record that goes to another keeps its generation",
+        "token.h",
+        "	uint64_t next = (control_generation(control) + 1) & GENERATION_MASK;\n",
+        "	uint64_t next = control_generation(control);\n",
+    ),
+    "live-before-the-lock": Plant(
+        "a newcomer has only the read lock",
+        "instance.c",
+        "	rc = life_take(life, byte);\n	if (!rc)\n		return 0;\n	life_drop",
+        "	rc = 0;\n	if (!rc)\n		return 0;\n	life_drop",
+    ),
+    "lock-not-pinned": Plant(
+        "the life lock ends with the call that took it",
+        "life.c",
+        "	*pin = memory;\n	return 0;",
+        "	*pin = NULL;\n	munmap(memory, page);\n	return 0;",
+    ),
+    "no-takeover": Plant(
+        "a waiter believes every holder alive",
+        "semaphore.c",
+        "		alive = mtlshm_alive(host, owner_of(held));\n",
+        "		alive = 1;\n",
+    ),
+    "takeover-from-the-living": Plant(
+        "a waiter believes every holder dead",
+        "semaphore.c",
+        "		alive = mtlshm_alive(host, owner_of(held));\n",
+        "		alive = 0;\n",
+    ),
+    "takeover-not-told": Plant(
+        "who takes over from a dead holder is not told",
+        "semaphore.c",
+        "			segment_count(&host->segment->header.takeovers, 1);\n			return 1;",
+        "			segment_count(&host->segment->header.takeovers, 1);\n			return 0;",
+    ),
+    "named-before-it-is-filled": Plant(
+        "the segment gets its name before its header",
+        "segment.c",
+        "	if (!rc)\n		rc = write_header(fd, sysfs);\n",
+        '	snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);\n'
+        "	if (!rc && linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW))\n"
+        "		rc = -errno;\n"
+        "	if (!rc)\n		rc = write_header(fd, sysfs);\n"
+        "	if (!rc)\n		rc = set_access(fd);\n"
+        "	goto out;\n",
+    ),
+    "registers-in-the-retired": Plant(
+        "a newcomer does not look whether the segment is retired",
+        "instance.c",
+        "	if (__atomic_load_n(&header->state, __ATOMIC_SEQ_CST) != MTLSHM_IN_USE) {\n		__atomic_store_n",
+        "	if (0) {\n		__atomic_store_n",
+    ),
+    "retires-without-a-second-look": Plant(
+        "who retires the segment does not look again for somebody who came meanwhile",
+        "segment.c",
+        "		rc = anyone_alive(host, &life) ? -EBUSY : life_pin(&life, &host->burial);",
+        "		rc = life_pin(&life, &host->burial);",
+    ),
+}
