@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ class Nic:
             for queue in range(QUEUES):
                 made.append(xsk := stack.enter_context(Xsk()))
                 xsk.bind(self.link.index, queue)
-                gate.xsks_map.update(struct.pack("=I", queue), struct.pack("=i", xsk.socket.fileno()))
+                gate.set_socket(queue, xsk.socket.fileno())
             yield made
 
     def send(self, port: int, count: int, family: int = socket.AF_INET) -> list[bytes]:

@@ -11,6 +11,8 @@ import struct
 from contextlib import ExitStack
 from typing import Self
 
+from mtlshm.net import bpf
+
 AF_XDP, SOL_XDP = 44, 283
 XDP_MMAP_OFFSETS, XDP_RX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING = 1, 2, 4, 5, 6
 XDP_STATISTICS = 7
@@ -46,6 +48,11 @@ class Xsk:
         address = struct.pack("=HHIII", AF_XDP, XDP_COPY, ifindex, queue, 0)
         if _libc.bind(self.socket.fileno(), address, len(address)):
             raise OSError(ctypes.get_errno(), f"queue {queue}: {os.strerror(ctypes.get_errno())}")
+
+    def enter(self, xsks_map: int, queue: int) -> None:
+        """Have packets on that queue redirected here, by the descriptor of the map."""
+        with bpf.Map(os.dup(xsks_map)) as entries:
+            entries.update(struct.pack("=I", queue), struct.pack("=i", self.socket.fileno()))
 
     def receive(self) -> list[bytes]:
         """All frames that have come; their memory is given back."""

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -94,10 +93,10 @@ class Watcher:
         self._xsks = [Xsk() for _ in range(QUEUES)]
         descriptor = manager.xsk_map_fd(link.index)
         assert descriptor is not None
-        with xdp.bpf.Map(descriptor) as xsks_map:
-            for queue, xsk in enumerate(self._xsks):
-                xsk.bind(link.index, queue)
-                xsks_map.update(struct.pack("=I", queue), struct.pack("=i", xsk.socket.fileno()))
+        for queue, xsk in enumerate(self._xsks):
+            xsk.bind(link.index, queue)
+            xsk.enter(descriptor, queue)
+        os.close(descriptor)
 
     def send(self, number: int = 20) -> tuple[int, int]:
         """How many of them came to AF_XDP, and how many to the stack, once all have come."""

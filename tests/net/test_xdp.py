@@ -15,7 +15,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -127,7 +126,7 @@ def sockets(link: Veth, gate: Gate) -> Iterator[list[Xsk]]:
         for queue in range(QUEUES):
             made.append(xsk := stack.enter_context(Xsk()))
             xsk.bind(link.index, queue)
-            gate.xsks_map.update(struct.pack("=I", queue), struct.pack("=i", xsk.socket.fileno()))
+            gate.set_socket(queue, xsk.socket.fileno())
         yield made
 
 

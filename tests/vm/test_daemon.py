@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""mtlshmd on a kernel that chains XDP programs and a NIC whose rules steer: what unmodified libmtl asks for, done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from mtlshm import wire
+from mtlshm.manager import Manager
+from mtlshm.net.xdp import look
+from mtlshm.wire import Dialect
+from networks import NEAR4, QUEUES
+from processes import DEADLINE, Daemon, eventually
+from vm_nic import Nic, arrived, run
+from xsk import Xsk
+
+PORT = 30000
+
+
+@pytest.fixture
+def server(nic: Nic, daemon: Callable[..., Daemon]) -> Callable[[], Daemon]:
+    return lambda: daemon(environment={"MTLSHMD_XDP": "auto"})
+
+
+def flow(nic: Nic, queue: int, port: int = PORT) -> wire.Interface:
+    return wire.Interface(nic.link.index, queue, 0, 2, IPv4Address(0), IPv4Address(NEAR4), 0, port)
+
+
+def rules(nic: Nic) -> list[int]:
+    said = run("ethtool", "-n", nic.link.name).splitlines()
+    return sorted(int(line.split()[1]) for line in said if line.startswith("Filter:"))
+
+
+def test_a_client_gets_the_packets_it_asked_for_on_its_queue_and_leaves_nothing(
+    nic: Nic, server: Callable[[], Daemon], manager_socket: Path
+) -> None:
+    server()
+    assert nic.steer(40000, 0, location=7).strip() == ""  # an administrator's
+    with Manager(manager_socket, dialect=Dialect.A, timeout=DEADLINE) as manager:
+        manager.register((nic.link.index,))
+        status = run("xdp-loader", "status", nic.link.name)
+        assert "mtl_dp_filter" in status
+        assert "xsk_def_prog" in status
+        queue = manager.get_queue(nic.link.index)
+        descriptor = manager.xsk_map_fd(nic.link.index)
+        assert descriptor is not None
+        with Xsk() as xsk:
+            xsk.bind(nic.link.index, queue)
+            xsk.enter(descriptor, queue)
+            manager.add_filter(nic.link.index, PORT)
+            location = manager.add_flow(flow(nic, queue))
+            assert rules(nic) == sorted({7, location})
+            sent = nic.send(PORT, 50)
+            assert arrived(xsk, 50) == sent
+        os.close(descriptor)
+    eventually(lambda: rules(nic) == [7])
+    eventually(lambda: asyncio.run(look(nic.link.index)).programs == ())
+
+
+CLIENT = """
+import sys
+from ipaddress import IPv4Address
+from mtlshm import wire
+from mtlshm.manager import Manager
+ifindex, port, address = int(sys.argv[2]), int(sys.argv[3]), IPv4Address(sys.argv[4])
+manager = Manager(sys.argv[1], timeout=120)
+manager.register((ifindex,))
+queue = manager.get_queue(ifindex)
+print(manager.add_flow(wire.Interface(ifindex, queue, 0, 2, IPv4Address(0), address, 0, port)), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_rules_outlive_the_daemon_and_end_with_their_owner(
+    nic: Nic, server: Callable[[], Daemon], manager_socket: Path
+) -> None:
+    running = server()
+    clients = []
+    try:
+        for port in (PORT, PORT + 1):
+            command = [sys.executable, "-c", CLIENT, manager_socket, nic.link.index, port, NEAR4]
+            clients.append(
+                subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert clients[-1].stdout
+            assert clients[-1].stdout.readline().strip() == str(len(clients))
+        running.end(signal.SIGKILL)
+        clients[0].kill()
+        clients[0].wait()
+        assert rules(nic) == [1, 2]
+        server()
+        eventually(lambda: rules(nic) == [2])
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((nic.link.index,))
+            assert manager.get_queue(nic.link.index) == 1
+            with pytest.raises(OSError, match="busy"):
+                manager.add_flow(flow(nic, 2, PORT + 2))
+            with pytest.raises(OSError, match="Invalid"):
+                manager.del_flow(nic.link.index, 2)
+            with pytest.raises(OSError, match="Invalid"):
+                manager.add_flow(flow(nic, QUEUES, PORT + 2))
+        clients[1].kill()
+        eventually(lambda: rules(nic) == [])
+    finally:
+        for client in clients:
+            with client:
+                client.kill()
