@@ -119,7 +119,7 @@ class Ethtool:
             # If a rule went while they were listed, that is all it takes.
             result = await self._tools.read("ethtool", "-n", device)
         if result.status:
-            await self._refused(f"{device}: cannot list flow rules", device, result)
+            await self._refused(f"{device}: cannot list flow rules", device, result, "has no ntuple filters")
         found = rules(result.output)
         if found is None:
             await self._not_understood("-n", result)
@@ -149,7 +149,9 @@ class Ethtool:
         if location in await self.rules(device):
             await self._refused(f"{device} does not delete the rule at {location}", device, result)
 
-    async def _refused(self, what: str, device: str, result: Result) -> NoReturn:
+    async def _refused(
+        self, what: str, device: str, result: Result, unable: str = "has no filters of this kind"
+    ) -> NoReturn:
         """Why a driver takes no rules; whether the feature is off says more than its errno."""
         features = await self._tools.read("ethtool", "-k", device)
         state = re.search(r"^ntuple-filters: (off.*|on.*)$", features.output, re.MULTILINE)
@@ -161,10 +163,10 @@ class Ethtool:
         if number == errno.EOPNOTSUPP:
             driver = await self._tools.read("ethtool", "-i", device)
             name = re.search(r"^driver: (.*)$", driver.output, re.MULTILINE)
-            has = f"the driver{f' {name[1]}' if name else ''} has no ntuple filters"
-            raise OSError(number, f"{what}: {has}; without them, packets reach the queues that the NIC chooses")
+            driver_is = f"the driver{f' {name[1]}' if name else ''} {unable}"
+            raise OSError(number, f"{what}: {driver_is}; without them, packets reach the queues that the NIC chooses")
         # Drivers say this of a location past the end of their table as well, whose size ethtool does not print.
-        full = "; if it takes such rules otherwise, its table is full" if number == errno.EINVAL else ""
+        full = "; if it takes such rules to this queue otherwise, its table is full" if number == errno.EINVAL else ""
         _fail(what, result, full)
 
     async def _not_understood(self, option: str, result: Result) -> NoReturn:
