@@ -18,6 +18,7 @@ from rich.table import Table
 
 import core
 import daemon
+import interfaces
 import manager
 import vm
 import xdp
@@ -27,7 +28,7 @@ from measure import ROOT, Bench, Figure
 sys.path.append(str(ROOT / "tests"))
 from sysfs import Machine
 
-FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES | vm.FIGURES
+FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | interfaces.FIGURES | xdp.FIGURES | vm.FIGURES
 
 
 def machine() -> dict[str, object]:
