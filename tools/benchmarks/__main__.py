@@ -20,6 +20,7 @@ import core
 import daemon
 import interfaces
 import manager
+import report
 import vm
 import xdp
 from measure import ROOT, Bench, Figure
@@ -67,6 +68,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, epilog="names: " + " ".join(FIGURES))
     parser.add_argument("directory", type=Path, help=argparse.SUPPRESS)  # from tools/bench, which removes it
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (everything)")
+    parser.add_argument("--all", action="store_true", help="everything, which is what no name means, too")
+    parser.add_argument("--report", type=Path, metavar="DIRECTORY", help="write figures.md and figures.png there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FIGURES):
@@ -81,7 +84,7 @@ def main() -> int:
     bench = Bench(arguments.directory, sysfs)
     here = machine()
     figures, failed = [], False
-    for name in arguments.names or FIGURES:
+    for name in FIGURES if arguments.all else arguments.names or FIGURES:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             figures.append(FIGURES[name](bench, name))
@@ -92,6 +95,8 @@ def main() -> int:
     show(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": here, "figures": list(map(asdict, figures))}, indent=2) + "\n")
+    if arguments.report:
+        report.write(arguments.report, here, figures, number)
     return int(failed)
 
 

@@ -22,6 +22,7 @@ class Figure:
     baseline: str | None = None  # what it is
     baseline_value: float | None = None
     ratio: float | None = None  # value / baseline_value
+    quartiles: tuple[float, float] | None = None  # of the value, over all turns
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def figure(
     subjects = sorted(subject * scale for subject, _ in turns)
     value, baseline_value = median(subjects), median(other * scale for _, other in turns)
     p99 = subjects[int(0.99 * len(subjects))] if events else None
-    return Figure(name, value, unit, p99, baseline, baseline_value, value / baseline_value)
+    quartiles = subjects[len(subjects) // 4], subjects[-1 - len(subjects) // 4]
+    return Figure(name, value, unit, p99, baseline, baseline_value, value / baseline_value, quartiles)
 
 
 def take_turns(rounds: int, n: int, subject: Run, other: Run) -> list[tuple[float, float]]:
