@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import grp
 import logging
 import os
 import signal
@@ -241,9 +242,9 @@ async def _serve(settings: dict[str, Any]) -> None:
                     raise
                 log.error("legacy processes are not served: %s", error.strerror)
         if path := settings["socket"]:
-            interfaces = duties.enter_context(closing(_interfaces(settings, duties)))
-            mode, group = settings["socket_mode"], settings["socket_group"]
-            server = ManagerSocket(host, Path(path), mode, group, interfaces, service)
+            gid = _gid(settings["socket_group"])
+            interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
+            server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service)
             duties.enter_context(closing(server))
             try:
                 server.start()
@@ -258,7 +259,7 @@ async def _serve(settings: dict[str, Any]) -> None:
         log.info("stopping; what living instances hold stays theirs")
 
 
-def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
+def _interfaces(settings: dict[str, Any], gid: int | None, duties: ExitStack) -> OnDemand:
     """Served at once if an earlier daemon served any, else once a client names one."""
     if settings["xdp"] == "off":
         return OnDemand(None)
@@ -274,7 +275,7 @@ def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
 
         tools = Tools(settings["state"])
         made = Interfaces(
-            Ledger(settings["state"]),
+            Ledger(settings["state"], gid=os.getegid() if gid is None else gid),
             tools,
             Loader(tools, settings["pins"]),
             Way(settings["xdp"]),
@@ -298,6 +299,14 @@ def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
         # Lcores need not wait for it.
         duties.callback(asyncio.create_task(take_up()).cancel)
     return interfaces
+
+
+def _gid(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
+        return None
 
 
 def _register(host: Host) -> Instance:
