@@ -299,6 +299,8 @@ class Interfaces:
                         await self._lose(ifindex)
                     elif ifindex in self._gates:
                         await self._check(ifindex)
+                    else:
+                        await self._try_again(ifindex)
 
     async def _lose(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
@@ -319,7 +321,16 @@ class Interfaces:
                     if not self._ledger.in_use(ifindex):  # mtlshm-ctl has unloaded it
                         self._let_go(ifindex)
                         return
-                    text = f"{now.name}: somebody has detached the XDP program; it is loaded again once nobody uses it"
+                    what = "somebody has detached the XDP program"
+                    text = f"{now.name}: {what}; to have it again: mtlshm-ctl xdp load {now.name}"
                     log.error("%s", text)
                     self._let_go(ifindex)
                     self._failures[ifindex] = OSError(errno.ENETDOWN, text)
+
+    async def _try_again(self, ifindex: int) -> None:
+        """What we could not load, mtlshm-ctl may have loaded, when nothing was in the way any more."""
+        async with self._turns[ifindex]:
+            with suppress(OSError):  # whoever asks is told
+                if ifindex in self._failures and (gate := await self._loader.find(ifindex)):
+                    gate.close()
+                    await self._load(ifindex)

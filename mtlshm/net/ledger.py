@@ -43,7 +43,7 @@ from types import TracebackType
 from typing import Any
 
 from mtlshm.net.flow import FlowSpec, FlowType
-from mtlshm.snapshot import Process
+from mtlshm.snapshot import Process, printable
 
 _LAYOUT = 1
 _MODE = 0o640
@@ -63,6 +63,7 @@ _ERRORS = {
 _ELSEWHERE = "has the state of a daemon in another network namespace"
 _ADVICE = {
     errno.EBUSY: "another process keeps it locked; try again, or see who with: fuser -v",
+    errno.EACCES: "not permitted: root and members of its group may read it, and only root may change it",
     errno.EUCLEAN: "damaged: stop mtlshmd and remove it; rules of ours then stay in the NIC: ethtool -N … delete",
 }
 
@@ -199,13 +200,13 @@ class Ledger:
             self._db.close()
             raise
 
-    def serve(self) -> None:
+    def serve(self, patience: float = _PATIENCE_TO_SERVE) -> None:
         """Be the one who answers clients, until close(). OSError (EBUSY) if somebody else is."""
         # A file of its own that nobody else can open: closing any descriptor of the ledger's file would drop SQLite's
         # locks, and whoever can open a file can lock it.
         lock = os.open(self.path.with_name("serve.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         # Tried for a while: if one was killed as it started a program, the child has the lock until it is that program.
-        deadline = time.monotonic() + _PATIENCE_TO_SERVE
+        deadline = time.monotonic() + patience
         while self._serving is None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,7 +250,10 @@ class Ledger:
         fields = "id, token, leaving, pid, pid_namespace, start_ticks, pidfd_inode, uid, comm, hostname, label"
         with self._told():
             rows = self._db.execute(f"SELECT {fields} FROM owners ORDER BY id").fetchall()
-        return tuple(Owner(id, int(token, 16), Process(*who), bool(leaving)) for id, token, leaving, *who in rows)
+        return tuple(
+            Owner(id, int(token, 16), Process(*who[:5], *map(printable, who[5:])), bool(leaving))
+            for id, token, leaving, *who in rows
+        )
 
     def uses(self) -> tuple[Use, ...]:
         """The interfaces in use."""

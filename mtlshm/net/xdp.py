@@ -263,6 +263,11 @@ class Loader:
                         raise
                 _remove(directory)
 
+    def pins(self, ifindex: int) -> list[Path] | None:
+        """What is pinned for an interface; None if we have not begun to load it."""
+        directory = self._directory(ifindex)
+        return sorted(directory.iterdir()) if directory.exists() else None
+
     def interfaces(self) -> list[int]:
         """The indices of interfaces of our network namespace that we have loaded, are loading or have half unloaded."""
         pattern = re.compile(rf"{_namespace()}-(\d+)")
