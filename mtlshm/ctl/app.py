@@ -8,8 +8,10 @@ import sys
 
 import click
 
-from mtlshm import Busy, NoSegment
+from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
 from mtlshm.ctl import claims, collection, interfaces, legacy, machine, manager, status, xdp
+
+_STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,8 +57,10 @@ def main() -> None:
 
 
 def _status(error: OSError) -> int:
-    if isinstance(error, NoSegment | interfaces.NoLedger):
+    if isinstance(error, MtlshmError):
+        return next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1)
+    if isinstance(error, interfaces.NoLedger):
         return 3
-    if isinstance(error, Busy) or error.errno == errno.EBUSY:
+    if error.errno == errno.EBUSY:
         return 4
     return 5 if isinstance(error, PermissionError) else 1

@@ -184,7 +184,7 @@ async def _survey(state: Path, pins: Path) -> interfaces.Survey:
         found.missing.append(f"which programs are ours, and their pins: {error}")
     for ifindex in sorted({*begun, *(index for index, _ in socket.if_nameindex())}):
         row = await _describe(loader, ifindex, found.missing)
-        row["kept"] = kept and ifindex in kept
+        row["kept"] = None if kept is None else ifindex in kept
         if row["programs"] or row["pins"] or row["kept"]:
             found.interfaces.append(row)
     return found
