@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from errno import ENOENT
 from pathlib import Path
@@ -173,7 +173,7 @@ async def _describe(book: State, use: Use, state: Path, pins: Path, missing: lis
     if name:
         try:
             if gate := await Loader(tools, pins).find(use.ifindex):
-                with closing(gate):
+                with gate:
                     way, mode, counters = gate.way, gate.mode, asdict(gate.counters())
             else:
                 missing.append(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from errno import EBUSY, ENODEV, EPERM
 from pathlib import Path
@@ -120,7 +120,7 @@ async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) 
             if not kept:
                 ledger.unkeep(ifindex)
             raise
-        with closing(gate):
+        with gate:
             _set_ports(ledger, gate)
             click.echo(f"{gate.attached.name}: {gate.way}, {gate.mode} mode, kept")
 
@@ -210,7 +210,7 @@ async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[st
             for program in attached.programs
         ]
         if gate := await loader.find(ifindex):
-            with closing(gate):
+            with gate:
                 row |= {"ports": len(gate.ports()), "counters": asdict(gate.counters())}
     except OSError as error:
         if error.errno != ENODEV:

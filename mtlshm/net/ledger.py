@@ -47,6 +47,7 @@ from mtlshm.snapshot import Process, printable
 
 _LAYOUT = 1
 _MODE = 0o640
+_FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 0.25  # seconds; the whole daemon waits
 _PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
 _PATIENCE_TO_SERVE = 1.0
@@ -230,6 +231,14 @@ class Ledger:
         if self._serving is not None:
             os.close(self._serving)
             self._serving = None
+
+    def remove(self) -> None:
+        """Close it and remove its files, which is for who serves. The lock files stay: who waits for one that is
+        removed locks nobody out."""
+        self._db.close()
+        for name in _FILES:
+            self.path.with_name(name).unlink(missing_ok=True)
+        self.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -584,7 +593,7 @@ def _make(path: Path, gid: int | None) -> None:
         finally:
             os.close(fd)
     if gid is not None:
-        for name in ("ledger", "ledger-wal", "ledger-shm"):
+        for name in _FILES:
             with suppress(FileNotFoundError):
                 os.chown(path.with_name(name), -1, gid)
                 os.chmod(path.with_name(name), _MODE)

@@ -14,7 +14,6 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,7 +86,7 @@ def ports(link: Veth, tmp_path: Path) -> set[int]:
     """Those that the programs let through."""
     gate = asyncio.run(xdp.Loader(Tools(tmp_path)).find(link.index))
     assert gate
-    with closing(gate):
+    with gate:
         return gate.ports()
 
 
