@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, legacy, machine, manager, status
+from mtlshm.ctl import claims, collection, interfaces, legacy, machine, manager, status, xdp
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -18,11 +19,12 @@ _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 @click.version_option(package_name="mtlshm")
 @click.pass_context
 def command(context: click.Context, segment: str | None) -> None:
-    """See and claim the lcores that MTL processes of this host share. Works with or without a daemon.
+    """See and claim the lcores that MTL processes of this host share, and see what they have of its interfaces. Works
+    with or without a daemon.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment there, 4 held by somebody or not enough free,
-    5 not permitted. Of `run`: that of the command, 128 + n if signal n ended it, 125 if it was not started, 126 if
-    it cannot be executed, 127 if it does not exist.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment or no ledger there, 4 held by somebody or not enough
+    free, 5 not permitted. Of `run`: that of the command, 128 + n if signal n ended it, 125 if it was not started,
+    126 if it cannot be executed, 127 if it does not exist.
     """
     context.obj = segment
 
@@ -36,6 +38,11 @@ for verb in (
     machine.topology,
     legacy.legacy,
     manager.ping,
+    interfaces.interfaces,
+    interfaces.queues,
+    interfaces.flows,
+    interfaces.ports,
+    xdp.xdp,
 ):
     command.add_command(verb)
 
@@ -44,9 +51,16 @@ def main() -> None:
     """Entry point."""
     try:
         command(prog_name="mtlshm-ctl")
-    except MtlshmError as error:
-        click.echo(f"mtlshm-ctl: {error.strerror}", err=True)
-        sys.exit(next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1))
-    except OSError as error:  # such as no room on the disk that our output goes to
-        click.echo(f"mtlshm-ctl: {error}", err=True)
-        sys.exit(1)
+    except OSError as error:  # those of our own say all in their text
+        click.echo(f"mtlshm-ctl: {error.strerror if error.filename is None else error}", err=True)
+        sys.exit(_status(error))
+
+
+def _status(error: OSError) -> int:
+    if isinstance(error, MtlshmError):
+        return next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1)
+    if isinstance(error, interfaces.NoLedger):
+        return 3
+    if error.errno == errno.EBUSY:
+        return 4
+    return 5 if isinstance(error, PermissionError) else 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from mtlshm import InstanceInfo
+from mtlshm import InstanceInfo, Process
 
 
 def user(uid: int) -> str:
@@ -22,7 +22,7 @@ def state(info: InstanceInfo) -> str:
     return {True: "alive", False: "dead", None: "unknown"}[info.alive]
 
 
-def process(info: InstanceInfo) -> str:
+def process(info: InstanceInfo | Process) -> str:
     """Its pid, marked if that is a number of another PID namespace."""
     try:
         here = os.stat("/proc/self/ns/pid").st_ino
@@ -33,10 +33,12 @@ def process(info: InstanceInfo) -> str:
 
 def describe(info: InstanceInfo) -> str:
     """Whose it is, in one line."""
-    return (
-        f"{info.label} (pid {process(info)}, {info.comm}) of {user(info.uid)} on {info.hostname}, "
-        f"{state(info)}, registered {duration(info.age)} ago"
-    )
+    return f"{name(info)}, {state(info)}, registered {duration(info.age)} ago"
+
+
+def name(info: InstanceInfo | Process) -> str:
+    """Who it says that it is."""
+    return f"{info.label} (pid {process(info)}, {info.comm}) of {user(info.uid)} on {info.hostname}"
 
 
 def duration(seconds: float) -> str:

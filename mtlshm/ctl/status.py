@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
-from mtlshm.ctl import people
+from mtlshm.ctl import interfaces, people
 from mtlshm.ctl.terminal import console
 
 if TYPE_CHECKING:
@@ -31,9 +33,11 @@ _SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interva
     metavar="[SECONDS]",
     help="Show it again and again, every 2 seconds by default, until interrupted.",
 )
+@interfaces.state_option
+@interfaces.pins_option
 @click.pass_context
-def status(context: click.Context, as_json: bool, watch: float | None) -> None:
-    """Show lcores with their owners, and instances.
+def status(context: click.Context, as_json: bool, watch: float | None, state: Path, pins: Path) -> None:
+    """Show lcores with their owners, instances, and interfaces in use.
 
     Needs permission to read the segment only, and changes nothing: what a dead process left is shown as its own until
     somebody collects it. CPU use is that of the core, by whomever.
@@ -41,37 +45,55 @@ def status(context: click.Context, as_json: bool, watch: float | None) -> None:
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")
     with Host(context.obj, create=False, read_only=True) as host:
-        usage = _CpuUse(host.topology().online)
+        view = _View(host, _CpuUse(host.topology().online), state, pins)
         if watch is None:
             time.sleep(_SAMPLE)
-            snapshot = host.snapshot()
             if as_json:
-                click.echo(json.dumps(as_data(host, snapshot, usage), indent=2))
+                click.echo(json.dumps(view.as_data(), indent=2))
             else:
-                console().print(_as_tables(host, snapshot, usage))
+                console().print(view.as_tables())
             return
         with suppress(KeyboardInterrupt):
-            _watch(host, usage, watch, as_json)
+            _watch(view, watch, as_json)
 
 
-def _watch(host: Host, usage: _CpuUse, interval: float, as_json: bool) -> None:
+def _watch(view: _View, interval: float, as_json: bool) -> None:
     if as_json:
         while True:
             time.sleep(interval)
-            click.echo(json.dumps(as_data(host, host.snapshot(), usage)))
+            click.echo(json.dumps(view.as_data()))
 
     screen = console()
     time.sleep(_SAMPLE)
     while not screen.is_terminal:
-        screen.print(_as_tables(host, host.snapshot(), usage))
+        screen.print(view.as_tables())
         time.sleep(interval)
 
     from rich.live import Live
 
-    with Live(_as_tables(host, host.snapshot(), usage), console=screen, screen=True) as live:
+    with Live(view.as_tables(), console=screen, screen=True) as live:
         while True:
             time.sleep(interval)
-            live.update(_as_tables(host, host.snapshot(), usage), refresh=True)
+            live.update(view.as_tables(), refresh=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is shown, as it is at each call."""
+
+    host: Host
+    usage: _CpuUse
+    state: Path
+    pins: Path
+
+    def as_data(self) -> dict[str, Any]:
+        """What --json prints."""
+        found = interfaces.survey_if_any(self.state, self.pins)
+        return _as_data(self.host, self.host.snapshot(), self.usage) | asdict(found)
+
+    def as_tables(self) -> Group:
+        found = interfaces.survey_if_any(self.state, self.pins)
+        return _as_tables(self.host, self.host.snapshot(), self.usage, found)
 
 
 class _CpuUse:
@@ -89,8 +111,7 @@ class _CpuUse:
         return dict(zip(self._online, self._percent(percpu=True), strict=False))
 
 
-def as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
-    """What --json prints."""
+def _as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
     use = usage.take()
     return {
         "segment": host.path,
@@ -140,7 +161,7 @@ def _name(value: Any) -> str:
     return value.name.lower() if hasattr(value, "name") else str(value)
 
 
-def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
+def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: interfaces.Survey) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -178,7 +199,8 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse) -> Group:
     daemon = f"daemon: pid {people.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
     summary = Text(f"{host.path}: held {held or 'none'}, free {free or 'none'}; {daemon}")
     parts: list[RenderableType] = [summary]
-    for table in (lcores, instances):
+    for table in (lcores, instances, interfaces.as_table(found)):
         if table.row_count:
             parts += ["", table]
+    parts += [Text(text) for text in found.missing]
     return Group(*parts)

@@ -6,17 +6,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import grp
 import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtlshm import CpuSet, Host, Instance, Kind, MtlshmError, lending
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, lending
 from mtlshm.daemon import config
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.manager_socket import ManagerSocket
@@ -85,7 +86,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     if path is None and config.DEFAULT_FILE.exists():
         path = config.DEFAULT_FILE
     if path is not None:
-        known = {p.name: p for p in context.command.params if p.name and p.expose_value}
+        known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name != "teardown"}
         try:
             context.default_map = config.read(path, known)
             for name, value in context.default_map.items():
@@ -187,23 +188,30 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     envvar="MTLSHMD_PINS",
     help=f"Directory in a BPF file system; default {places.PINS}.  [env: MTLSHMD_PINS]",
 )
+@click.option(
+    "--teardown",
+    is_flag=True,
+    help="Serve nobody, but remove all that daemons left: flow rules, XDP programs and pins, even if clients use them, "
+    "and the segment, if nobody does.",
+)
 @click.version_option(package_name="mtlshm")
 @click.pass_context
-def command(context: click.Context, /, **settings: Any) -> None:
+def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     """Collect what dead MTL processes left in the shared table of lcores, and serve libmtl from it.
 
     Settings come from the file, the environment and the flags, the later before the earlier. SIGHUP reads them again,
     SIGTERM and SIGINT stop the daemon; what living processes hold stays theirs. Needs no root, only
     permission to write the segment.
 
-    Exit status: 0 stopped by a signal, 1 cannot serve the segment, 2 wrong options or configuration.
+    Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
+    options or configuration.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(settings["log_level"].upper())
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_tear_down(settings) if teardown else _serve(settings))
     except OSError as error:
-        log.error("%s", error.strerror if isinstance(error, MtlshmError) else error)
+        log.error("%s", error.strerror if error.filename is None else error)  # ours say all in their text
         context.exit(1)
 
 
@@ -241,9 +249,9 @@ async def _serve(settings: dict[str, Any]) -> None:
                     raise
                 log.error("legacy processes are not served: %s", error.strerror)
         if path := settings["socket"]:
-            interfaces = duties.enter_context(closing(_interfaces(settings, duties)))
-            mode, group = settings["socket_mode"], settings["socket_group"]
-            server = ManagerSocket(host, Path(path), mode, group, interfaces, service)
+            gid = _gid(settings["socket_group"])
+            interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
+            server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service)
             duties.enter_context(closing(server))
             try:
                 server.start()
@@ -258,7 +266,7 @@ async def _serve(settings: dict[str, Any]) -> None:
         log.info("stopping; what living instances hold stays theirs")
 
 
-def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
+def _interfaces(settings: dict[str, Any], gid: int | None, duties: ExitStack) -> OnDemand:
     """Served at once if an earlier daemon served any, else once a client names one."""
     if settings["xdp"] == "off":
         return OnDemand(None)
@@ -274,7 +282,7 @@ def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
 
         tools = Tools(settings["state"])
         made = Interfaces(
-            Ledger(settings["state"]),
+            Ledger(settings["state"], gid=os.getegid() if gid is None else gid),
             tools,
             Loader(tools, settings["pins"]),
             Way(settings["xdp"]),
@@ -300,6 +308,38 @@ def _interfaces(settings: dict[str, Any], duties: ExitStack) -> OnDemand:
     return interfaces
 
 
+async def _tear_down(settings: dict[str, Any]) -> None:
+    """Remove what is ours. OSError if something stays that could not be removed, or if another daemon serves."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    with ExitStack() as held:
+        host = me = None
+        with suppress(NoSegment):
+            host = held.enter_context(Host(settings["segment"], create=False))
+            me = held.enter_context(_register(host))  # so that no other daemon starts
+        if os.geteuid() == 0:
+            from mtlshm.daemon.teardown import tear_down
+
+            if not await tear_down(settings["state"], settings["pins"]):
+                raise OSError(errno.EIO, "not all could be removed; when that is mended, run it again")
+        elif (settings["state"] / "ledger").exists():
+            raise OSError(errno.EPERM, f"only root may take away what is in {settings['state']}")
+        if host and me:
+            me.close()
+            try:
+                host.unlink()
+            except Busy as error:
+                log.info("%s; it stays with its users", error.strerror)
+    log.info("torn down")
+
+
+def _gid(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
+        return None
+
+
 def _register(host: Host) -> Instance:
     try:
         return host.register("mtlshmd", kind=Kind.DAEMON)
@@ -317,7 +357,7 @@ def _reload(old: dict[str, Any]) -> None:
         log.error("configuration not reloaded: %s", error.format_message())
         return
     logging.getLogger().setLevel(settings["log_level"].upper())
-    if later := [key for key in settings if settings[key] != old[key] and key not in _CHANGES_AT_ONCE]:
+    if later := [key for key in old if settings[key] != old[key] and key not in _CHANGES_AT_ONCE]:
         log.warning("%s: changes at the next start only", ", ".join(later))
     log.info("configuration reloaded")
 

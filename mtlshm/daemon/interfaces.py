@@ -232,8 +232,9 @@ class Interfaces:
         if client.owner not in self._owners:
             self._owners[client.owner] = self._ledger.enter(client.owner, client.process)
         async with self._turns[ifindex]:
+            # Until now anyone might have unloaded it, if this is the first who uses it.
             first = self._ledger.use(self._owners[client.owner], ifindex)
-            if ifindex not in self._gates and (first or ifindex not in self._failures):
+            if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):
             raise OSError(failure.errno, failure.strerror)
@@ -244,12 +245,14 @@ class Interfaces:
         try:
             gate = await self._loader.load(ifindex, self._way)
         except OSError as error:
+            self._let_go(ifindex)
             if error.errno == errno.ENODEV:
                 self._ledger.forget_interface(ifindex)
                 raise
             self._failures[ifindex] = error
             log.error("interface %d: %s", ifindex, error.strerror or error)
             return
+        self._let_go(ifindex)
         self._gates[ifindex] = gate
         wanted = self._ledger.ports(ifindex)
         for port in gate.ports() ^ wanted:
@@ -260,7 +263,8 @@ class Interfaces:
         async with self._turns[ifindex]:
             if not self._ledger.in_use(ifindex):
                 self._let_go(ifindex)
-                await self._loader.unload(ifindex)
+                # mtlshm-ctl may keep it from now on.
+                await self._loader.unload(ifindex, lambda: self._ledger.in_use(ifindex))
 
     def _let_go(self, ifindex: int) -> None:
         self._failures.pop(ifindex, None)
@@ -295,6 +299,8 @@ class Interfaces:
                         await self._lose(ifindex)
                     elif ifindex in self._gates:
                         await self._check(ifindex)
+                    else:
+                        await self._try_again(ifindex)
 
     async def _lose(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
@@ -312,7 +318,19 @@ class Interfaces:
             with suppress(OSError):  # gone; that is another message
                 now = await look(ifindex)
                 if [program.id for program in now.ours] != [program.id for program in gate.attached.ours]:
-                    text = f"{now.name}: somebody has detached the XDP program; it is loaded again once nobody uses it"
+                    if not self._ledger.in_use(ifindex):  # mtlshm-ctl has unloaded it
+                        self._let_go(ifindex)
+                        return
+                    what = "somebody has detached the XDP program"
+                    text = f"{now.name}: {what}; to have it again: mtlshm-ctl xdp load {now.name}"
                     log.error("%s", text)
                     self._let_go(ifindex)
                     self._failures[ifindex] = OSError(errno.ENETDOWN, text)
+
+    async def _try_again(self, ifindex: int) -> None:
+        """What we could not load, mtlshm-ctl may have loaded, when nothing was in the way any more."""
+        async with self._turns[ifindex]:
+            with suppress(OSError):  # whoever asks is told
+                if ifindex in self._failures and (gate := await self._loader.find(ifindex)):
+                    gate.close()
+                    await self._load(ifindex)

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import grp
 import logging
 import os
 import socket
@@ -98,7 +97,9 @@ _REPLY_TYPES: dict[int, Type] = {
 class ManagerSocket:
     """Serves `path` from start() to close(), in the event loop. Raises OSError if another daemon does."""
 
-    def __init__(self, host: Host, path: Path, mode: int, group: str, interfaces: Interfaces, store: Store) -> None:
+    def __init__(
+        self, host: Host, path: Path, mode: int, gid: int | None, interfaces: Interfaces, store: Store
+    ) -> None:
         self.host = host
         self.interfaces = interfaces
         self.store = store
@@ -106,7 +107,7 @@ class ManagerSocket:
         self.null = _open_null()
         self._spare: int | None = None  # a descriptor kept for the pidfd of the next client
         self._path, self._mode = path, mode
-        self._gid = _gid(group)
+        self._gid = gid
         self._connections: set[_Connection] = set()
         self._orphans: dict[int, Instance] = {}  # by pidfd
         self._retry: asyncio.TimerHandle | None = None
@@ -590,14 +591,6 @@ def _peer_pidfd(client: socket.socket, pid: int) -> int:
     # The PID may have changed hands between connect() and here, if its process died meanwhile and its child goes on
     # with the socket. That cannot be told on such a kernel.
     return os.pidfd_open(pid)
-
-
-def _gid(group: str) -> int | None:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
-        return None
 
 
 def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:

@@ -112,6 +112,12 @@ class Ethtool:
             await self._not_understood("-l", result)
         return numbers
 
+    async def driver(self, device: str) -> str | None:
+        """The name of its driver, if it tells."""
+        result = await self._tools.read("ethtool", "-i", device)
+        name = re.search(r"^driver: (.+)$", result.output, re.MULTILINE)
+        return name[1] if name else None
+
     async def rules(self, device: str) -> dict[int, Rule]:
         """All rules in its NIC, by location. EOPNOTSUPP if it can have none."""
         result = await self._tools.read("ethtool", "-n", device)
@@ -161,10 +167,9 @@ class Ethtool:
             )
         number = _number(result)
         if number == errno.EOPNOTSUPP:
-            driver = await self._tools.read("ethtool", "-i", device)
-            name = re.search(r"^driver: (.*)$", driver.output, re.MULTILINE)
-            driver_is = f"the driver{f' {name[1]}' if name else ''} {unable}"
-            raise OSError(number, f"{what}: {driver_is}; without them, packets reach the queues that the NIC chooses")
+            driver = await self.driver(device)
+            why = f"the driver{f' {driver}' if driver else ''} {unable}"
+            raise OSError(number, f"{what}: {why}; without them, packets reach the queues that the NIC chooses")
         # Drivers say this of a location past the end of their table as well, whose size ethtool does not print.
         full = "; if it takes such rules to this queue otherwise, its table is full" if number == errno.EINVAL else ""
         _fail(what, result, full)

@@ -43,9 +43,11 @@ from types import TracebackType
 from typing import Any
 
 from mtlshm.net.flow import FlowSpec, FlowType
-from mtlshm.snapshot import Process
+from mtlshm.snapshot import Process, printable
 
 _LAYOUT = 1
+_MODE = 0o640
+_FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 0.25  # seconds; the whole daemon waits
 _PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
 _PATIENCE_TO_SERVE = 1.0
@@ -59,8 +61,10 @@ _ERRORS = {
     sqlite3.SQLITE_CORRUPT: errno.EUCLEAN,
     sqlite3.SQLITE_NOTADB: errno.EUCLEAN,
 }
+_ELSEWHERE = "has the state of a daemon in another network namespace"
 _ADVICE = {
     errno.EBUSY: "another process keeps it locked; try again, or see who with: fuser -v",
+    errno.EACCES: "not permitted: root and members of its group may read it, and only root may change it",
     errno.EUCLEAN: "damaged: stop mtlshmd and remove it; rules of ours then stay in the NIC: ethtool -N … delete",
 }
 
@@ -172,10 +176,11 @@ class State:
 class Ledger:
     """The ledger in the state directory `directory`, which is made if need be; see the head of this file.
 
-    With `read_only` neither is made, and only state() and the like can be called.
+    With `read_only` neither is made, and only state() and the like can be called. Others who may read it are the
+    members of group `gid`; None leaves that as it is, which at first is nobody.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False, mode: int = 0o644) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False, gid: int | None = None) -> None:
         self.path = directory / "ledger"
         self._serving: int | None = None
         if read_only:
@@ -183,7 +188,7 @@ class Ledger:
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
             self._db = self._connect("ro")
         else:
-            _make(self.path, mode)
+            _make(self.path, gid)
             self._db = self._connect("rw")
         try:
             with self._told():
@@ -196,13 +201,13 @@ class Ledger:
             self._db.close()
             raise
 
-    def serve(self) -> None:
+    def serve(self, patience: float = _PATIENCE_TO_SERVE) -> None:
         """Be the one who answers clients, until close(). OSError (EBUSY) if somebody else is."""
         # A file of its own that nobody else can open: closing any descriptor of the ledger's file would drop SQLite's
         # locks, and whoever can open a file can lock it.
         lock = os.open(self.path.with_name("serve.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         # Tried for a while: if one was killed as it started a program, the child has the lock until it is that program.
-        deadline = time.monotonic() + _PATIENCE_TO_SERVE
+        deadline = time.monotonic() + patience
         while self._serving is None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,6 +232,14 @@ class Ledger:
             os.close(self._serving)
             self._serving = None
 
+    def remove(self) -> None:
+        """Close it and remove its files, which is for who serves. The lock files stay: who waits for one that is
+        removed locks nobody out."""
+        self._db.close()
+        for name in _FILES:
+            self.path.with_name(name).unlink(missing_ok=True)
+        self.close()
+
     def __enter__(self) -> Ledger:
         return self
 
@@ -246,7 +259,10 @@ class Ledger:
         fields = "id, token, leaving, pid, pid_namespace, start_ticks, pidfd_inode, uid, comm, hostname, label"
         with self._told():
             rows = self._db.execute(f"SELECT {fields} FROM owners ORDER BY id").fetchall()
-        return tuple(Owner(id, int(token, 16), Process(*who), bool(leaving)) for id, token, leaving, *who in rows)
+        return tuple(
+            Owner(id, int(token, 16), Process(*who[:5], *map(printable, who[5:])), bool(leaving))
+            for id, token, leaving, *who in rows
+        )
 
     def uses(self) -> tuple[Use, ...]:
         """The interfaces in use."""
@@ -505,13 +521,17 @@ class Ledger:
                     db.execute(f"DELETE FROM {table}")
                 db.execute("UPDATE place SET boot_id = ?, netns = ?", (_boot_id(), _netns()))
             elif netns != _netns():
-                text = f"{self.path.parent} has the state of a daemon in another network namespace"
-                raise OSError(errno.EXDEV, f"{text}; use another directory, or remove it if that namespace is gone")
+                advice = "use another directory, or remove it if that namespace is gone"
+                raise OSError(errno.EXDEV, f"{self.path.parent} {_ELSEWHERE}; {advice}")
 
     def _check_place(self) -> None:
         self._check_layout()
-        if self._db.execute("SELECT boot_id FROM place").fetchone()[0] != _boot_id():
+        boot_id, netns = self._db.execute("SELECT boot_id, netns FROM place").fetchone()
+        if boot_id != _boot_id():
             raise OSError(errno.ENOENT, f"{self.path} is of an earlier boot; start mtlshmd")
+        if netns != _netns():  # the numbers of interfaces mean others here
+            advice = "enter that: nsenter --net --target $(pidof mtlshmd)"
+            raise OSError(errno.EXDEV, f"{self.path.parent} {_ELSEWHERE}; {advice}")
 
     def _check_layout(self) -> None:
         layout = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -558,20 +578,25 @@ class Ledger:
             raise OSError(number, f"{self.path}: {advice} ({error})") from error
 
 
-def _make(path: Path, mode: int) -> None:
-    """The file, empty, with its mode; in a directory that nobody but its owner can write."""
+def _make(path: Path, gid: int | None) -> None:
+    """The file, empty if it is new, with its mode; in a directory that nobody but its owner can write."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory = path.parent.stat()
     if directory.st_uid != os.geteuid() or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         text = f"{path.parent} can be written by others, who could then have the daemon delete any flow rule"
         raise PermissionError(errno.EPERM, f"{text}; it must be uid {os.geteuid()}'s, and chmod go-w")
-    # SQLite gives its other files the same mode. Never opened again past SQLite: see serve().
+    # SQLite gives its other files the same mode and group. Never opened again past SQLite: see serve().
     with suppress(FileExistsError):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
-            os.fchmod(fd, mode)
+            os.fchmod(fd, _MODE)
         finally:
             os.close(fd)
+    if gid is not None:
+        for name in _FILES:
+            with suppress(FileNotFoundError):
+                os.chown(path.with_name(name), -1, gid)
+                os.chmod(path.with_name(name), _MODE)
 
 
 def _boot_id() -> str:

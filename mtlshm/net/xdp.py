@@ -34,7 +34,7 @@ import re
 import struct
 import sysconfig
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -247,17 +247,26 @@ class Loader:
             return None
         return Gate(attached, _maps_of(attached))
 
-    async def unload(self, ifindex: int) -> None:
-        """Detach what is ours, whole or half, and remove its pins. Of an interface that is gone, only the pins."""
+    async def unload(self, ifindex: int, in_use: Callable[[], bool] = lambda: False) -> None:
+        """Detach what is ours, whole or half, and remove its pins. Of an interface that is gone, only the pins.
+
+        Nothing of that if it is in use. Who is to use it says so before he calls load(), so this is asked when no other
+        can load: he has either said so, or finds it unloaded.
+        """
         async with self._tools.changing() as change:
             directory = self._directory(ifindex)
-            if directory.exists():
+            if directory.exists() and not in_use():
                 try:
                     await self._detach(change, await look(ifindex))
                 except OSError as error:
                     if error.errno != errno.ENODEV:
                         raise
                 _remove(directory)
+
+    def pins(self, ifindex: int) -> list[Path] | None:
+        """What is pinned for an interface; None if we have not begun to load it."""
+        directory = self._directory(ifindex)
+        return sorted(directory.iterdir()) if directory.exists() else None
 
     def interfaces(self) -> list[int]:
         """The indices of interfaces of our network namespace that we have loaded, are loading or have half unloaded."""

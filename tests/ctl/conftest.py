@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,9 @@ CTL = str(BIN / "mtlshm-ctl")
 
 
 @pytest.fixture
-def environment(segment: str) -> dict[str, str]:
-    """What makes mtlshm-ctl use the test's segment."""
-    return os.environ | {"MTLSHM_PATH": segment}
+def environment(segment: str, tmp_path: Path) -> dict[str, str]:
+    """What makes mtlshm-ctl use the test's segment, and look where the test's daemon has its state."""
+    return os.environ | {"MTLSHM_PATH": segment, "MTLSHMD_STATE": str(tmp_path / "state")}
 
 
 @pytest.fixture

@@ -302,10 +302,11 @@ def test_what_an_earlier_boot_left_is_forgotten(tmp_path: Path) -> None:
 def test_the_state_of_another_network_namespace_is_refused(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.keep(IF)
-    code = "import sys; from pathlib import Path; from mtlshm.net.ledger import Ledger; Ledger(Path(sys.argv[1]))"
-    command = [*namespaces("net"), sys.executable, "-c", code, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
-    assert "another network namespace; use another directory" in result.stderr
+    code = "import sys; from pathlib import Path; from mtlshm.net.ledger import Ledger; Ledger(Path(sys.argv[1])"
+    for how, advice in (")", "use another directory"), (", read_only=True)", "enter that"):
+        command = [*namespaces("net"), sys.executable, "-c", code + how, str(tmp_path)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+        assert f"another network namespace; {advice}" in result.stderr
     with Ledger(tmp_path) as ledger:
         assert ledger.in_use(IF)
 
@@ -369,7 +370,45 @@ def test_the_umask_does_not_change_who_may_read(tmp_path: Path) -> None:
             modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()}
     finally:
         os.umask(before)
-    assert modes == {"ledger": 0o644, "ledger-wal": 0o644, "ledger-shm": 0o644}
+    assert modes == {"ledger": 0o640, "ledger-wal": 0o640, "ledger-shm": 0o640}
+
+
+@needs_root("a ledger of another group")
+def test_who_serves_says_which_group_may_read_and_others_leave_it(tmp_path: Path) -> None:
+    def rights() -> dict[str, tuple[int, int]]:
+        return {path.name: (path.stat().st_gid, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+
+    with Ledger(tmp_path) as ledger:
+        ledger.keep(IF)
+        assert set(rights().values()) == {(os.getegid(), 0o640)}
+        (tmp_path / "ledger").chmod(0o644)  # as it was made by an earlier version
+        with Ledger(tmp_path, gid=UNPRIVILEGED) as other:
+            other.keep(IF + 1)
+            assert rights() == dict.fromkeys(("ledger", "ledger-wal", "ledger-shm"), (UNPRIVILEGED, 0o640))
+    with Ledger(tmp_path) as ledger:
+        ledger.keep(IF + 2)
+        assert rights() == dict.fromkeys(("ledger", "ledger-wal", "ledger-shm"), (UNPRIVILEGED, 0o640))
+
+
+@needs_root("the ill will of another user")
+def test_who_is_not_in_the_group_can_open_none_of_its_files(open_path: Path) -> None:
+    code = """
+        import os, sys
+        os.setgroups([]); os.setgid(65533); os.setuid(65533)
+        for name in sys.argv[1:]:
+            try:
+                os.open(name, os.O_RDONLY)
+            except PermissionError:
+                print(name)
+    """
+    with Ledger(open_path) as ledger:
+        ledger.keep(IF)
+        ledger.serve()
+        names = sorted(str(path) for path in open_path.iterdir())
+        command = [sys.executable, "-c", textwrap.dedent(code), *names]
+        refused = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert len(names) == 4
+    assert refused == names
 
 
 def test_a_full_disk_is_told_and_changes_nothing(ledger: Ledger) -> None:
@@ -519,9 +558,10 @@ print(len(numbers))
 
 @pytest.fixture
 def open_path(tmp_path: Path) -> Iterator[Path]:
-    """A state directory that others may look into, as /run/mtlshm is."""
+    """A state directory that others may look into, as /run/mtlshm is, with a ledger that their group may read."""
     state = Path("/run") / f"mtlshm-test-{os.getpid()}-{random.getrandbits(32):x}"
     state.mkdir(mode=0o755)
+    Ledger(state, gid=UNPRIVILEGED).close()
     yield state
     for path in state.iterdir():
         path.unlink()

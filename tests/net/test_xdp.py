@@ -628,6 +628,14 @@ def test_a_tool_that_hangs(link: Veth, tmp_path: Path, stand_in: Callable[..., N
     assert_nothing_is_left(link)
 
 
+def test_what_came_into_use_before_it_is_unloaded_stays(loader: Loader, link: Veth) -> None:
+    load(loader, link).close()
+    asyncio.run(loader.unload(link.index, lambda: True))
+    assert_whole(loader, link)
+    asyncio.run(loader.unload(link.index, lambda: False))
+    assert_nothing_is_left(link)
+
+
 def test_a_dry_run_shows_the_commands_and_changes_nothing(loader: Loader, link: Veth, tmp_path: Path) -> None:
     shown: list[str] = []
     dry = Loader(Tools(tmp_path, show=shown.append))

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""xdp: our programs on interfaces, whether clients use them or not.
+
+All is done as the daemon does it, with the same lock and ledger, and so is right while one runs: what we load it
+finds and takes over, and what it loads we find.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from dataclasses import asdict
+from errno import EBUSY, ENODEV, EPERM
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtlshm import Busy, NotPermitted
+from mtlshm.ctl import interfaces, people
+from mtlshm.ctl.terminal import add_row, new_table, show
+
+if TYPE_CHECKING:
+    from mtlshm.net.ledger import Ledger, State
+    from mtlshm.net.xdp import Gate, Loader
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Only print the commands that would run.")
+
+
+@click.group()
+def xdp() -> None:
+    """See, load and unload the XDP programs that bring packets to AF_XDP sockets."""
+
+
+@xdp.command()
+@click.option("--json", "as_json", is_flag=True, help="One object: interfaces[] with programs[], missing[].")
+@interfaces.state_option
+@interfaces.pins_option
+def status(as_json: bool, state: Path, pins: Path) -> None:
+    """Show which XDP programs are attached, whoever attached them, as the kernel says.
+
+    Of ours also what is pinned, how many ports they let through, and their counters (see `interfaces`).
+    """
+    import asyncio
+
+    found = asyncio.run(_survey(state, pins))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    table = new_table("interface", "mode", "program", "id", "by", "ports", "hits", "passes", "unclaimed", "pins")
+    for row in found.interfaces:
+        whole = [row["ports"], *interfaces.count(row["counters"]), row["pins"] and Path(row["pins"][0]).parent]
+        for program in row["programs"] or [{"name": None, "id": None, "by": None}]:
+            ours = program["by"] == "mtlshm" or not row["programs"]
+            by = f"{program['by']}, kept" if ours and row["kept"] else program["by"]
+            add_row(
+                table, interfaces.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else "")
+            )
+    show(table, "no XDP program is attached to any interface", found.missing)
+
+
+@xdp.command()
+@click.argument("interface")
+@click.option(
+    "--way",
+    type=click.Choice(("auto", "chain", "fused")),
+    default="auto",
+    help="As a chain under libxdp's dispatcher, fused into one program, or as a chain where the kernel can (auto).",
+)
+@_dry_run
+@interfaces.state_option
+@interfaces.pins_option
+def load(interface: str, way: str, dry_run: bool, state: Path, pins: Path) -> None:
+    """Load our XDP programs on INTERFACE, and keep them there whether clients use them or not.
+
+    What is loaded already stays as it is. Ends with `xdp unload`, or with the next boot. A dry run cannot know what the
+    kernel will refuse, so it shows a chain and native mode, where in the end it may be fused and skb mode.
+    """
+    import asyncio
+
+    ifindex = _ifindex(interface)
+    _check_root(dry_run)
+    asyncio.run(_load(ifindex, way, dry_run, state, pins))
+
+
+@xdp.command()
+@click.argument("interface")
+@_dry_run
+@interfaces.state_option
+@interfaces.pins_option
+def unload(interface: str, dry_run: bool, state: Path, pins: Path) -> None:
+    """Keep our XDP programs on INTERFACE no longer than clients use them: if none does, unload them.
+
+    If some do, says who; then they are unloaded after the last of them. Programs of others stay.
+    """
+    import asyncio
+
+    ifindex = _ifindex(interface)
+    _check_root(dry_run)
+    asyncio.run(_unload(ifindex, interface, dry_run, state, pins))
+
+
+async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) -> None:
+    from mtlshm.net.ledger import Ledger
+    from mtlshm.net.tool import Tools
+    from mtlshm.net.xdp import Loader, Way
+
+    loader = Loader(Tools(state, show=click.echo if dry_run else None), pins)
+    if dry_run:
+        await loader.rehearse(ifindex, Way(way))
+        return
+    with Ledger(state) as ledger:
+        kept = any(use.kept for use in ledger.uses() if use.ifindex == ifindex)
+        ledger.keep(ifindex)
+        try:
+            gate = await loader.load(ifindex, Way(way))
+        except BaseException:
+            if not kept:
+                ledger.unkeep(ifindex)
+            raise
+        with gate:
+            _set_ports(ledger, gate)
+            click.echo(f"{gate.attached.name}: {gate.way}, {gate.mode} mode, kept")
+
+
+def _set_ports(ledger: Ledger, gate: Gate) -> None:
+    """Those that clients asked for, of a daemon that is gone. One that serves does it itself."""
+    try:
+        ledger.serve(patience=0)
+    except OSError as error:
+        if error.errno == EBUSY:
+            return
+        raise
+    wanted = ledger.ports(gate.attached.ifindex)
+    for port in gate.ports() ^ wanted:
+        gate.set_port(port, port in wanted)
+
+
+async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Path) -> None:
+    from mtlshm.net.ledger import Ledger
+    from mtlshm.net.tool import Tools
+    from mtlshm.net.xdp import Loader
+
+    loader = Loader(Tools(state, show=click.echo if dry_run else None), pins)
+    if dry_run:
+        with suppress(interfaces.NoLedger):
+            _check_unused(interfaces.read_ledger(state), ifindex, name)
+        await loader.rehearse(ifindex, None)
+        return
+    with Ledger(state) as ledger:
+        ledger.unkeep(ifindex)
+        loaded = loader.pins(ifindex) is not None
+        await loader.unload(ifindex, lambda: ledger.in_use(ifindex))
+        _check_unused(ledger.state(), ifindex, name)
+    click.echo(f"{name}: unloaded" if loaded else f"{name}: nothing of ours was loaded")
+
+
+def _check_unused(book: State, ifindex: int, name: str) -> None:
+    used = {number for use in book.uses if use.ifindex == ifindex for number in use.owners}
+    if users := [people.name(owner.process) for owner in book.owners if owner.id in used]:
+        when = "mtlshmd unloads it when they have ended"
+        raise Busy(EBUSY, f"{name} stays loaded, no longer kept but used by {'; '.join(users)}: {when}")
+
+
+async def _survey(state: Path, pins: Path) -> interfaces.Survey:
+    from mtlshm.net.tool import Tools
+    from mtlshm.net.xdp import Loader
+
+    loader = Loader(Tools(state), pins)
+    found = interfaces.Survey([], [])
+    kept: set[int] | None = None
+    try:
+        kept = {use.ifindex for use in interfaces.read_ledger(state).uses if use.kept}
+    except interfaces.NoLedger:
+        kept = set()
+    except OSError as error:
+        found.missing.append(f"which interfaces are kept: {error.strerror}")
+    begun: list[int] = []
+    try:
+        begun = loader.interfaces()
+    except OSError as error:
+        found.missing.append(f"which programs are ours, and their pins: {error}")
+    for ifindex in sorted({*begun, *(index for index, _ in socket.if_nameindex())}):
+        row = await _describe(loader, ifindex, found.missing)
+        row["kept"] = None if kept is None else ifindex in kept
+        if row["programs"] or row["pins"] or row["kept"]:
+            found.interfaces.append(row)
+    return found
+
+
+async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[str, Any]:
+    from mtlshm.net.xdp import look
+
+    row = interfaces.where(ifindex) | dict.fromkeys(
+        ("mode", "way", "dispatcher", "programs", "pins", "kept", "ports", "counters")
+    )
+    try:
+        pins = loader.pins(ifindex)
+        row["pins"] = pins and [str(pin) for pin in pins]
+        attached = await look(ifindex)
+        row |= {"mode": attached.mode, "way": attached.way, "dispatcher": attached.dispatcher}
+        row["programs"] = [
+            {
+                "name": program.name,
+                "id": program.id,
+                "by": "mtlshm" if program in attached.ours and pins is not None else "somebody else",
+            }
+            for program in attached.programs
+        ]
+        if gate := await loader.find(ifindex):
+            with gate:
+                row |= {"ports": len(gate.ports()), "counters": asdict(gate.counters())}
+    except OSError as error:
+        if error.errno != ENODEV:
+            missing.append(interfaces.why_not(interfaces.named(row), "XDP programs", error))
+    return row
+
+
+def _ifindex(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        text = f"there is no interface {name} in this network namespace; those there are: ip link"
+        raise OSError(ENODEV, text) from None
+
+
+def _check_root(dry_run: bool) -> None:
+    if os.geteuid() and not dry_run:
+        raise NotPermitted(EPERM, "only root may load XDP programs; with --dry-run, others see what would be done")
