@@ -13,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mtlshm import Host, Kind, wire
+from mtlshm import Host, Kind, MtlshmError, Process, wire
+from mtlshm.daemon.process import namespace
 from mtlshm.manager import Manager
 from mtlshm.wire import Dialect, Filter, Heartbeat, Interface, Lcore, Register, Response, TooManyInterfaces, Type
 from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, needs_root, run_python
@@ -373,6 +375,21 @@ def test_after_a_restart_living_clients_still_hold_what_they_held(daemon, client
         living.kill()
         eventually(lambda: held(segment) == {0})
         newcomer.get_lcore(1)
+
+
+def test_a_dead_clients_pid_that_is_a_thread_of_somebodys_now_is_nobodys(daemon, segment):
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        with Host(segment) as host:
+            gone = Process(thread.native_id or 0, namespace(), 1, 1, 0, "gone", "vm", "gone")
+            host.register_proxy(Kind.SOCKET, gone).claim(1)
+        daemon()
+        eventually(lambda: held(segment) == set())
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightly(connect, segment, own_cpu):
