@@ -72,11 +72,16 @@ class ServiceManager:
         except BlockingIOError:
             self._socket.settimeout(DEADLINE)
 
+    def deaf(self) -> None:
+        """From now on, whoever tells it something gets an error."""
+        self._socket.close()
+
     def end(self, number: int) -> None:
         assert self.process
         self.process.send_signal(number)
         self.process.wait(DEADLINE)
-        self.hear_all()
+        if self._socket.fileno() >= 0:
+            self.hear_all()
 
     def close(self) -> None:
         if self.process and self.process.poll() is None:
@@ -184,6 +189,14 @@ def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager
         client.kill()
         client.wait()
     service.start()
+    eventually(lambda: held(segment) == set())
+
+
+def test_clients_do_not_suffer_if_the_service_manager_does_not_listen(service, connect, segment):
+    service.deaf()
+    manager = connect()
+    manager.get_lcore(1)
+    manager.close()
     eventually(lambda: held(segment) == set())
 
 
