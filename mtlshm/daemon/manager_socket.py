@@ -537,8 +537,10 @@ class _Connection:
         info = host.inspect(owner) if owner else None
         if info is None or noted & GRANTED_TO_ITS_LIBMTL or not self._is_us(info):
             return False
-        host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
-        return True
+        with suppress(MtlshmError):  # its direct owner lets it go this moment
+            host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
+            return True
+        return False
 
     def _is_us(self, info: InstanceInfo) -> bool:
         """Did the client's process register this one itself? While both live, the PID decides."""

@@ -408,6 +408,29 @@ def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightl
     assert held(segment) == set()
 
 
+def test_asking_for_what_the_same_process_lets_go_this_moment_is_answered(connect, segment, own_cpu):
+    manager = connect()
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        with Host(segment) as host, host.register("direct") as me:
+            while not over.is_set():
+                with suppress(MtlshmError):
+                    me.claim(own_cpu)
+                with suppress(MtlshmError):
+                    me.release(own_cpu)
+
+    direct = threading.Thread(target=come_and_go)
+    direct.start()
+    try:
+        for _ in range(5000):
+            for kind in Type.GET_LCORE, Type.PUT_LCORE:
+                manager.exchange(wire.encode(kind, Lcore(own_cpu), Dialect.A))
+    finally:
+        over.set()
+        direct.join()
+
+
 def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, segment):
     puppet().claim(1)
     assert refusal(connect().get_lcore, 1) == errno.EBUSY
