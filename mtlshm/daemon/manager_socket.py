@@ -30,6 +30,7 @@ import errno
 import grp
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -57,6 +58,7 @@ _GID = struct.Struct("I")
 _READ = 16 * wire.SIZE
 _BACKLOG = 1024
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_FOR_WORK = 16  # descriptors that are not for clients: a look into /proc, a command with its files
 _LISTENER = "listener"  # in the store
 _ACCEPT_AGAIN = 1.0  # seconds; also as soon as a connection ends
 
@@ -131,6 +133,7 @@ class ManagerSocket:
         """Stop. Instances stay in the table."""
         if self._retry:
             self._retry.cancel()
+            self._retry = None  # or gone() would listen again
         if self._listener:
             self.loop.remove_reader(self._listener.fileno())
             if not self.store.active:  # else clients may already be waiting for our successor
@@ -198,7 +201,7 @@ class ManagerSocket:
         assert self._listener
         try:
             if self._spare is None:
-                self._spare = _open_null()
+                self._spare = _open_spare()
             client, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
@@ -565,6 +568,15 @@ class _Connection:
 
 def _open_null() -> int:
     return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _open_spare() -> int:
+    """OSError if too few would be left to do something for those who are served."""
+    spare = _open_null()  # the lowest that is free
+    if spare < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FOR_WORK:
+        return spare
+    os.close(spare)
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _may_enter(client: socket.socket, uid: int, peer_gid: int, gid: int | None) -> bool:

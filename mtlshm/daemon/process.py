@@ -82,13 +82,8 @@ def namespace() -> int:
 
 def _inode(pidfd: int) -> int:
     """0 if it says nothing: before pidfs, pidfds shared one inode with eventfds and others."""
-    event = os.eventfd(0)
-    try:
-        shared = os.fstat(event).st_ino
-    finally:
-        os.close(event)
     inode = os.fstat(pidfd).st_ino
-    return inode if inode != shared else 0
+    return inode if inode != _SHARED_INODE else 0
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -651,6 +651,25 @@ def test_at_the_descriptor_limit_clients_wait_and_the_daemon_does_not_spin(daemo
         manager.close()
 
 
+def test_at_the_descriptor_limit_clients_that_are_met_can_register(daemon, manager_socket):
+    running = daemon(prefix=("prlimit", "--nofile=40"))
+    managers = [Manager(manager_socket, timeout=DEADLINE) for _ in range(40)]
+    eventually(lambda: "no room for another client" in running.log())
+    managers[0].register()
+    managers[0].get_lcore(1)
+    for manager in managers:
+        manager.close()
+
+
+def test_stopped_at_the_descriptor_limit_it_ends_well(daemon, manager_socket):
+    running = daemon(prefix=("prlimit", "--nofile=40"))
+    managers = [Manager(manager_socket, timeout=DEADLINE) for _ in range(40)]
+    eventually(lambda: "no room for another client" in running.log())
+    assert running.end(signal.SIGTERM) == 0
+    for manager in managers:
+        manager.close()
+
+
 def test_random_splitting_joining_and_dying_leaves_every_request_answered(connect, segment):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
