@@ -243,6 +243,11 @@ class Interfaces:
         self._failures.pop(ifindex, None)
         try:
             gate = await self._loader.load(ifindex, self._way)
+        # Before anything is remembered of it: clients may name what they like.
+        try:
+            socket.if_indextoname(ifindex)
+        except OSError:
+            raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
         except OSError as error:
             if error.errno == errno.ENODEV:
                 self._ledger.forget_interface(ifindex)
