@@ -29,6 +29,7 @@ from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.rtnl import RTMGRP_LINK
+from pyroute2.netlink.exceptions import NetlinkError
 
 from mtlshm import wire
 from mtlshm.daemon import process
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 # The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
 _BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
 
+_FOLLOW_AGAIN = 0.5  # seconds
+_DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebody else may want what is not free
 
 class Interfaces:
     """Serves clients from start() to close(), in the event loop.
@@ -72,7 +75,7 @@ class Interfaces:
         self._ledger.serve()
         following = self._loop.create_future()
         self._in_background(self._follow_links(following))
-        await following
+        await following  # first, so that nothing falls between
         for use in self._ledger.uses():
             with suppress(OSError):  # it is gone
                 await self._load(use.ifindex)
@@ -288,23 +291,42 @@ class Interfaces:
     # -- what comes and goes outside
 
     async def _follow_links(self, following: asyncio.Future[None]) -> None:
-        async with AsyncIPRoute() as netlink:
-            await netlink.bind(groups=RTMGRP_LINK)
-            following.set_result(None)
-            while True:
-                async for message in netlink.get():  # ends after each
-                    ifindex = message.get("index", 0)
-                    if ifindex not in self._gates and ifindex not in self._failures:
-                        continue
-                    if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
-                        await self._lose(ifindex)
-                    elif ifindex in self._gates:
-                        await self._check(ifindex)
+        """For ever. Whatever keeps us from it, such as more news than there was room for, is made up for by a look."""
+        while True:
+            try:
+                async with AsyncIPRoute() as netlink:
+                    await netlink.bind(groups=RTMGRP_LINK)
+                    if following.done():
+                        for ifindex in self._gates.keys() | self._failures.keys():
+                            await self._look_again(ifindex)
+                    else:
+                        following.set_result(None)
+                    while True:
+                        async for message in netlink.get():  # ends after each
+                            ifindex = message.get("index", 0)
+                            if ifindex not in self._gates and ifindex not in self._failures:
+                                continue
+                            if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
+                                await self._lose(ifindex)
+                            else:
+                                await self._check(ifindex)
+            except (OSError, NetlinkError) as error:
+                if not following.done():
+                    following.set_exception(OSError(errno.EIO, f"cannot listen to the kernel's news of links: {error}"))
+                    return
+                log.warning("interfaces: missed what happened to them (%s); looking", error)
+            await asyncio.sleep(_FOLLOW_AGAIN)
+
+    async def _look_again(self, ifindex: int) -> None:
+        try:
+            socket.if_indextoname(ifindex)
+        except OSError:
+            await self._lose(ifindex)
+        else:
+            await self._check(ifindex)
 
     async def _lose(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
-            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
-            self._let_go(ifindex)
             self._ledger.forget_interface(ifindex)
             await self._loader.unload(ifindex)
 
@@ -318,6 +340,8 @@ class Interfaces:
                 now = await look(ifindex)
                 if [program.id for program in now.ours] != [program.id for program in gate.attached.ours]:
                     text = f"{now.name}: somebody has detached the XDP program; it is loaded again once nobody uses it"
+            self._let_go(ifindex)  # last: if something fails, it is found again
+            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
                     log.error("%s", text)
                     self._let_go(ifindex)
                     self._failures[ifindex] = OSError(errno.ENETDOWN, text)

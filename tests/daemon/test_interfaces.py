@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import wire
+from pyroute2 import IPRoute
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
