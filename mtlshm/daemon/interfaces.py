@@ -25,11 +25,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from itertools import chain, repeat
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.rtnl import RTMGRP_LINK
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTMGRP_LINK
 
 from mtlshm import wire
 from mtlshm.daemon import process
@@ -46,9 +47,9 @@ log = logging.getLogger(__name__)
 
 # The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
 _BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
-
 _FOLLOW_AGAIN = 0.5  # seconds
 _DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebody else may want what is not free
+
 
 class Interfaces:
     """Serves clients from start() to close(), in the event loop.
@@ -213,10 +214,20 @@ class Interfaces:
             os.close(pidfd)
 
     async def _drop(self, owner: int) -> None:
-        used = [use.ifindex for use in self._ledger.uses() if owner in use.owners]
-        await self._nics.drop(owner)
-        for ifindex in used:
-            await self._unload_unused(ifindex)
+        """Until nothing is left of it."""
+        used = {use.ifindex for use in self._ledger.uses() if owner in use.owners}
+        for pause in chain(_DROP_AGAIN, repeat(_DROP_AGAIN[-1])):
+            settled = False
+            try:
+                settled = await self._nics.drop(owner)
+                for ifindex in sorted(used):
+                    await self._unload_unused(ifindex)
+                    used.discard(ifindex)
+            except OSError as error:
+                log.error("what owner %d had cannot all be taken back yet: %s", owner, error.strerror or error)
+            if settled and not used:
+                return
+            await asyncio.sleep(pause)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -232,6 +243,11 @@ class Interfaces:
 
     async def _use(self, client: Client, ifindex: int) -> None:
         """See to it that the interface is loaded, and stays so for this client. OSError if it is not."""
+        # Before anything is remembered of it: clients may name what they like.
+        try:
+            socket.if_indextoname(ifindex)
+        except OSError:
+            raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
         if client.owner not in self._owners:
             self._owners[client.owner] = self._ledger.enter(client.owner, client.process)
         async with self._turns[ifindex]:
@@ -246,11 +262,6 @@ class Interfaces:
         self._failures.pop(ifindex, None)
         try:
             gate = await self._loader.load(ifindex, self._way)
-        # Before anything is remembered of it: clients may name what they like.
-        try:
-            socket.if_indextoname(ifindex)
-        except OSError:
-            raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
         except OSError as error:
             if error.errno == errno.ENODEV:
                 self._ledger.forget_interface(ifindex)
@@ -329,6 +340,8 @@ class Interfaces:
         async with self._turns[ifindex]:
             self._ledger.forget_interface(ifindex)
             await self._loader.unload(ifindex)
+            self._let_go(ifindex)  # last: if something fails, it is found again
+            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
 
     async def _check(self, ifindex: int) -> None:
         """Something has changed; our programs should still be there."""
@@ -340,8 +353,6 @@ class Interfaces:
                 now = await look(ifindex)
                 if [program.id for program in now.ours] != [program.id for program in gate.attached.ours]:
                     text = f"{now.name}: somebody has detached the XDP program; it is loaded again once nobody uses it"
-            self._let_go(ifindex)  # last: if something fails, it is found again
-            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
                     log.error("%s", text)
                     self._let_go(ifindex)
                     self._failures[ifindex] = OSError(errno.ENETDOWN, text)

@@ -13,17 +13,19 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from mtlshm import wire
-from pyroute2 import IPRoute
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
@@ -168,9 +170,6 @@ def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
     manager.heartbeat()
 
 
-def test_who_detaches_the_program_is_told_of_to_the_clients(connect: Callable[..., Manager], link: Veth) -> None:
-    manager = connect()
-    subprocess.run(["ip", "link", "set", "dev", link.name, "xdp", "off"], check=True)
 def test_an_interface_that_goes_amid_more_news_than_anyone_can_hear_is_noticed(
     server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger]
 ) -> None:
@@ -229,6 +228,9 @@ def test_what_cannot_be_crossed_out_now_is_crossed_out_later(
     eventually(lambda: programs(link) == [])
 
 
+def test_who_detaches_the_program_is_told_of_to_the_clients(connect: Callable[..., Manager], link: Veth) -> None:
+    manager = connect()
+    subprocess.run(["ip", "link", "set", "dev", link.name, "xdp", "off"], check=True)
     eventually(lambda: refusal(manager.get_queue, link.index) == errno.ENETDOWN)
     manager.close()
     eventually(lambda: refusal(connect(link.index + 1000).get_queue, link.index) == errno.ENODEV)
