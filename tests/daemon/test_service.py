@@ -20,6 +20,7 @@ import pytest
 from mtlshm import Host, wire
 from mtlshm.manager import Manager
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
+from networks import sandbox, veth
 from processes import BIN, DEADLINE, eventually, held
 
 
@@ -71,6 +72,10 @@ class ServiceManager:
                 self.hear()
         except BlockingIOError:
             self._socket.settimeout(DEADLINE)
+
+    def set(self, **settings: str) -> None:
+        """In the environment of the daemons to come."""
+        self._environment |= settings
 
     def deaf(self) -> None:
         """From now on, whoever tells it something gets an error."""
@@ -139,6 +144,22 @@ def test_clients_notice_nothing_of_a_restart(service, connect, segment, number, 
     assert (descriptor is not None) == (dialect is Dialect.A)
     if descriptor is not None:
         os.close(descriptor)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients over a restart")
+def test_clients_notice_nothing_of_a_restart_at_their_interfaces(service, manager_socket, tmp_path):
+    service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"))
+    with sandbox(), veth() as link:
+        service.start()
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((link.index,))
+            first = manager.get_queue(link.index)
+            service.end(signal.SIGTERM)
+            # Waits for the next daemon, which has to find out about the interface first.
+            manager.socket.sendall(wire.encode(Type.IF_GET_QUEUE, wire.Interface(link.index)))
+            service.start()
+            assert manager.receive() == (202, Response(first + 1))
+        service.end(signal.SIGTERM)
 
 
 def test_new_clients_wait_for_the_next_daemon(service, connect, manager_socket):
