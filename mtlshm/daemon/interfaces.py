@@ -82,10 +82,15 @@ class Interfaces:
                 await self._load(use.ifindex)
         await self._nics.recover()
         for owner in self._ledger.owners():
-            if not owner.leaving:
+            if owner.leaving:
+                self._in_background(self._drop(owner.id))
+            else:
                 self._adopt(owner)
         for ifindex in self._loader.interfaces():
-            await self._unload_unused(ifindex)
+            try:
+                await self._unload_unused(ifindex)
+            except OSError as error:  # no reason not to serve the others
+                log.error("interface %d stays loaded: %s", ifindex, error.strerror or error)
 
     def close(self) -> None:
         """Stop. Everything stays in place."""
