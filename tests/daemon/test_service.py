@@ -19,6 +19,7 @@ import pytest
 
 from mtlshm import Host, wire
 from mtlshm.manager import Manager
+from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
 from networks import sandbox, veth
 from processes import BIN, DEADLINE, eventually, held
@@ -159,6 +160,27 @@ def test_clients_notice_nothing_of_a_restart_at_their_interfaces(service, manage
             manager.socket.sendall(wire.encode(Type.IF_GET_QUEUE, wire.Interface(link.index)))
             service.start()
             assert manager.receive() == (202, Response(first + 1))
+        service.end(signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: a request that takes its time at a stop")
+def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, manager_socket, tmp_path):
+    place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
+    service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
+    with sandbox(), veth() as link:
+        stand_in.set(link.name, combined=4, delay=0.5)
+        service.start()
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((link.index,))
+            flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
+            manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow) + wire.encode(Type.HEARTBEAT, Heartbeat(7)))
+            with Ledger(tmp_path / "state", read_only=True) as ledger:
+                eventually(ledger.flows)
+            service.end(signal.SIGTERM)
+            service.start()
+            assert manager.receive() == (203, Response(1))
+            assert manager.receive() == (204, Response(7))
+        eventually(lambda: stand_in.rules(link.name) == {})
         service.end(signal.SIGTERM)
 
 
