@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack, closing, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -233,7 +233,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     loop.add_signal_handler(signal.SIGHUP, _reload, settings)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
-    with ExitStack() as duties:
+    async with AsyncExitStack() as duties:
         host = duties.enter_context(Host(settings["segment"]))
         me = duties.enter_context(_register(host))
         reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
@@ -253,6 +253,7 @@ async def _serve(settings: dict[str, Any]) -> None:
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
             server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service)
             duties.enter_context(closing(server))
+            duties.push_async_callback(server.finish)
             try:
                 server.start()
             except PermissionError as error:
@@ -266,7 +267,7 @@ async def _serve(settings: dict[str, Any]) -> None:
         log.info("stopping; what living instances hold stays theirs")
 
 
-def _interfaces(settings: dict[str, Any], gid: int | None, duties: ExitStack) -> OnDemand:
+def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStack) -> OnDemand:
     """Served at once if an earlier daemon served any, else once a client names one."""
     if settings["xdp"] == "off":
         return OnDemand(None)

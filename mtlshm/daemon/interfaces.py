@@ -25,9 +25,11 @@ import socket
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from itertools import chain, repeat
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_LINK
 
 from mtlshm import wire
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 # The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
 _BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
+_FOLLOW_AGAIN = 0.5  # seconds
+_DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebody else may want what is not free
 
 
 class Interfaces:
@@ -72,16 +76,21 @@ class Interfaces:
         self._ledger.serve()
         following = self._loop.create_future()
         self._in_background(self._follow_links(following))
-        await following
+        await following  # first, so that nothing falls between
         for use in self._ledger.uses():
             with suppress(OSError):  # it is gone
                 await self._load(use.ifindex)
         await self._nics.recover()
         for owner in self._ledger.owners():
-            if not owner.leaving:
+            if owner.leaving:
+                self._in_background(self._drop(owner.id))
+            else:
                 self._adopt(owner)
         for ifindex in self._loader.interfaces():
-            await self._unload_unused(ifindex)
+            try:
+                await self._unload_unused(ifindex)
+            except OSError as error:  # no reason not to serve the others
+                log.error("interface %d stays loaded: %s", ifindex, error.strerror or error)
 
     def close(self) -> None:
         """Stop. Everything stays in place."""
@@ -210,10 +219,20 @@ class Interfaces:
             os.close(pidfd)
 
     async def _drop(self, owner: int) -> None:
-        used = [use.ifindex for use in self._ledger.uses() if owner in use.owners]
-        await self._nics.drop(owner)
-        for ifindex in used:
-            await self._unload_unused(ifindex)
+        """Until nothing is left of it."""
+        used = {use.ifindex for use in self._ledger.uses() if owner in use.owners}
+        for pause in chain(_DROP_AGAIN, repeat(_DROP_AGAIN[-1])):
+            settled = False
+            try:
+                settled = await self._nics.drop(owner)
+                for ifindex in sorted(used):
+                    await self._unload_unused(ifindex)
+                    used.discard(ifindex)
+            except OSError as error:
+                log.error("what owner %d had cannot all be taken back yet: %s", owner, error.strerror or error)
+            if settled and not used:
+                return
+            await asyncio.sleep(pause)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -229,6 +248,11 @@ class Interfaces:
 
     async def _use(self, client: Client, ifindex: int) -> None:
         """See to it that the interface is loaded, and stays so for this client. OSError if it is not."""
+        # Before anything is remembered of it: clients may name what they like.
+        try:
+            socket.if_indextoname(ifindex)
+        except OSError:
+            raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
         if client.owner not in self._owners:
             self._owners[client.owner] = self._ledger.enter(client.owner, client.process)
         async with self._turns[ifindex]:
@@ -287,27 +311,52 @@ class Interfaces:
     # -- what comes and goes outside
 
     async def _follow_links(self, following: asyncio.Future[None]) -> None:
-        async with AsyncIPRoute() as netlink:
-            await netlink.bind(groups=RTMGRP_LINK)
-            following.set_result(None)
-            while True:
-                async for message in netlink.get():  # ends after each
-                    ifindex = message.get("index", 0)
-                    if ifindex not in self._gates and ifindex not in self._failures:
-                        continue
-                    if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
-                        await self._lose(ifindex)
-                    elif ifindex in self._gates:
-                        await self._check(ifindex)
+        """For ever. Whatever keeps us from it, such as more news than there was room for, is made up for by a look."""
+        while True:
+            try:
+                async with AsyncIPRoute() as netlink:
+                    await netlink.bind(groups=RTMGRP_LINK)
+                    if following.done():
+                        for ifindex in self._gates.keys() | self._failures.keys():
+                            await self._look_again(ifindex)
                     else:
-                        await self._try_again(ifindex)
+                        following.set_result(None)
+                    while True:
+                        async for message in netlink.get():  # ends after each
+                            ifindex = message.get("index", 0)
+                            if ifindex not in self._gates and ifindex not in self._failures:
+                                continue
+                            if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
+                                await self._lose(ifindex)
+                            else:
+                                await self._changed(ifindex)
+            except (OSError, NetlinkError) as error:
+                if not following.done():
+                    following.set_exception(OSError(errno.EIO, f"cannot listen to the kernel's news of links: {error}"))
+                    return
+                log.warning("interfaces: missed what happened to them (%s); looking", error)
+            await asyncio.sleep(_FOLLOW_AGAIN)
+
+    async def _look_again(self, ifindex: int) -> None:
+        try:
+            socket.if_indextoname(ifindex)
+        except OSError:
+            await self._lose(ifindex)
+        else:
+            await self._changed(ifindex)
+
+    async def _changed(self, ifindex: int) -> None:
+        if ifindex in self._gates:
+            await self._check(ifindex)
+        else:
+            await self._try_again(ifindex)
 
     async def _lose(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
-            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
-            self._let_go(ifindex)
             self._ledger.forget_interface(ifindex)
             await self._loader.unload(ifindex)
+            self._let_go(ifindex)  # last: if something fails, it is found again
+            log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
 
     async def _check(self, ifindex: int) -> None:
         """Something has changed; our programs should still be there."""

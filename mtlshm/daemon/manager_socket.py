@@ -29,6 +29,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -56,7 +57,9 @@ _GID = struct.Struct("I")
 _READ = 16 * wire.SIZE
 _BACKLOG = 1024
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_FOR_WORK = 16  # descriptors that are not for clients: a look into /proc, a command with its files
 _LISTENER = "listener"  # in the store
+_FINISH_WITHIN = 15.0  # seconds; a command is killed after 10
 _ACCEPT_AGAIN = 1.0  # seconds; also as soon as a connection ends
 
 
@@ -111,6 +114,7 @@ class ManagerSocket:
         self._connections: set[_Connection] = set()
         self._orphans: dict[int, Instance] = {}  # by pidfd
         self._retry: asyncio.TimerHandle | None = None
+        self.finishing = False
         self._full = False  # said once, until there is room again
         self._listener: socket.socket | None = None
 
@@ -128,10 +132,24 @@ class ManagerSocket:
         self.loop.add_reader(self._listener.fileno(), self._accept)
         log.info("serving libmtl at %s", self._path)
 
+    async def finish(self) -> None:
+        """Begin nothing new, and answer what was read: nobody else can, and whoever asked waits for ever."""
+        self.finishing = True
+        for connection in self._connections:
+            connection.pause()
+        deadline = self.loop.time() + _FINISH_WITHIN
+        while work := [connection.work for connection in self._connections if connection.work]:
+            left = deadline - self.loop.time()
+            if left <= 0:
+                log.error("stopping with %d requests under way", len(work))
+                return
+            await asyncio.wait(work, timeout=left)
+
     def close(self) -> None:
         """Stop. Instances stay in the table."""
         if self._retry:
             self._retry.cancel()
+            self._retry = None  # or gone() would listen again
         if self._listener:
             self.loop.remove_reader(self._listener.fileno())
             if not self.store.active:  # else clients may already be waiting for our successor
@@ -199,7 +217,7 @@ class ManagerSocket:
         assert self._listener
         try:
             if self._spare is None:
-                self._spare = _open_null()
+                self._spare = _open_spare()
             client, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
@@ -258,7 +276,7 @@ class _Connection:
         self._socket = client
         self._unread = b""
         self._unsent: deque[_Reply] = deque()
-        self._work: asyncio.Task[_Result] | None = None  # on the last request that was read
+        self.work: asyncio.Task[_Result] | None = None  # on the last request that was read
         self._ended = False
         self._said = ""  # of it in the log, last; nobody fills that by asking again and again
         self._dialect: Dialect | None = None
@@ -288,6 +306,10 @@ class _Connection:
             if lcore.owner.owner == owner or shared:
                 self._held[lcore.id] = lcore.number
 
+    def pause(self) -> None:
+        """Read nothing more."""
+        self._server.loop.remove_reader(self._socket.fileno())
+
     def leave(self) -> None:
         """Close the connection; the instance stays in the table."""
         self._unwatch()
@@ -312,8 +334,8 @@ class _Connection:
         for lcore_id in list(self._held):
             self._put(lcore_id)
         if self._instance:
-            if self._work:  # what it gets there is given back as well
-                self._work.add_done_callback(lambda _: self._server.interfaces.gone(self.owner))
+            if self.work:  # what it gets there is given back as well
+                self.work.add_done_callback(lambda _: self._server.interfaces.gone(self.owner))
             else:
                 self._server.interfaces.gone(self.owner)
             self._instance.unregister()
@@ -354,7 +376,7 @@ class _Connection:
 
     def _answer_all(self) -> None:
         """What was read, up to a request that takes its time."""
-        while self._work is None and len(self._unread) >= wire.SIZE:
+        while self.work is None and len(self._unread) >= wire.SIZE:
             record, self._unread = self._unread[: wire.SIZE], self._unread[wire.SIZE :]
             self._answer(record)
 
@@ -397,11 +419,11 @@ class _Connection:
     def _begin(self, kind: int, work: Coroutine[Any, Any, _Result]) -> None:
         """Answer a request of this kind once the work is done."""
         self._server.loop.remove_reader(self._socket.fileno())
-        self._work = self._server.loop.create_task(work)
-        self._work.add_done_callback(partial(self._done, kind))
+        self.work = self._server.loop.create_task(work)
+        self.work.add_done_callback(partial(self._done, kind))
 
     def _done(self, kind: int, work: asyncio.Task[_Result]) -> None:
-        self._work = None
+        self.work = None
         if work.cancelled():  # we are stopping
             return
         reply = self._reply_to(kind, work)
@@ -435,7 +457,7 @@ class _Connection:
         return _reply(_REPLY_TYPES.get(kind, _RESPONSE), -number)
 
     def _go_on_reading(self) -> None:
-        if not self._unsent and self._work is None:
+        if not self._unsent and self.work is None and not self._server.finishing:
             self._server.loop.add_reader(self._socket.fileno(), self._read)
 
     def _send(self, reply: _Reply) -> None:
@@ -538,8 +560,10 @@ class _Connection:
         info = host.inspect(owner) if owner else None
         if info is None or noted & GRANTED_TO_ITS_LIBMTL or not self._is_us(info):
             return False
-        host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
-        return True
+        with suppress(MtlshmError):  # its direct owner lets it go this moment
+            host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
+            return True
+        return False
 
     def _is_us(self, info: InstanceInfo) -> bool:
         """Did the client's process register this one itself? While both live, the PID decides."""
@@ -564,6 +588,15 @@ class _Connection:
 
 def _open_null() -> int:
     return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _open_spare() -> int:
+    """OSError if too few would be left to do something for those who are served."""
+    spare = _open_null()  # the lowest that is free
+    if spare < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FOR_WORK:
+        return spare
+    os.close(spare)
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _may_enter(client: socket.socket, uid: int, peer_gid: int, gid: int | None) -> bool:

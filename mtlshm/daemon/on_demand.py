@@ -58,6 +58,8 @@ class OnDemand:
         await served.register(client, interfaces)
 
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
+        async with self._making:  # at a start: the client may have named its interface to an earlier daemon
+            pass
         if self._served is None:
             number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
             raise OSError(number, "no client has named an interface that is served")

@@ -9,11 +9,26 @@ start time has to do; it has a resolution of 10 ms, within which a PID would hav
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process
+
+# ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+
+
+def _eventfd_inode() -> int:
+    event = os.eventfd(0)
+    try:
+        return os.fstat(event).st_ino
+    finally:
+        os.close(event)
+
+
+_SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descriptor left for it
 
 
 class Client(NamedTuple):
@@ -48,7 +63,9 @@ def find(info: InstanceInfo | Process) -> int | None:
         raise LookupError(f"{info.label}, pid {info.pid} in PID namespace {info.pid_namespace}")
     try:
         pidfd = os.pidfd_open(info.pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in _NO_PROCESS:
+            raise
         return None
     inode = _inode(pidfd)
     same = inode == info.pidfd_inode if inode and info.pidfd_inode else _stat(info.pid)[1] == info.start_ticks
@@ -65,13 +82,8 @@ def namespace() -> int:
 
 def _inode(pidfd: int) -> int:
     """0 if it says nothing: before pidfs, pidfds shared one inode with eventfds and others."""
-    event = os.eventfd(0)
-    try:
-        shared = os.fstat(event).st_ino
-    finally:
-        os.close(event)
     inode = os.fstat(pidfd).st_ino
-    return inode if inode != shared else 0
+    return inode if inode != _SHARED_INODE else 0
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -10,9 +10,12 @@ By hand rather than with a package, since those that pass descriptors need libsy
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 
@@ -22,6 +25,7 @@ class Service:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
+        self._heard = True  # said once, until it is heard again
         self.stored: list[tuple[str, int]] = []  # name, descriptor
         if environment.get("LISTEN_PID") == str(os.getpid()):
             names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -51,6 +55,12 @@ class Service:
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.connect(address)
-            socket.send_fds(notifier, [state.encode()], list(descriptors))
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+                notifier.connect(address)
+                socket.send_fds(notifier, [state.encode()], list(descriptors))
+            self._heard = True
+        except OSError as error:  # our clients shall not suffer from that
+            if self._heard:
+                log.error("the service manager at %s does not listen: %s", self._address, error.strerror or error)
+            self._heard = False

@@ -71,8 +71,10 @@ class Nics:
             try:
                 await self._ethtool.insert(change, device, location, spec, queue)
             except OSError:
-                flow = next(flow for flow in self._ledger.flows(ifindex, owner) if flow.location == location)
-                await self._try_to_withdraw(change, flow)
+                # None of them if the interface went meanwhile.
+                for flow in self._ledger.flows(ifindex, owner):
+                    if flow.location == location:
+                        await self._try_to_withdraw(change, flow)
                 raise
             self._ledger.complete_flow(ifindex, location)
             return location
@@ -86,7 +88,7 @@ class Nics:
             await self._withdraw(change, flow)
 
     async def drop(self, owner: int) -> bool:
-        """It has ended: take back all that it has. False if a rule could not be deleted; recover() tries again."""
+        """It has ended: take back all that it has. False if a rule could not be deleted: call it again."""
         self._ledger.leave(owner)
         if self._ledger.flows(owner=owner):
             try:

@@ -13,14 +13,17 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from mtlshm import wire
 from mtlshm.manager import Manager
@@ -165,6 +168,64 @@ def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
     assert refusal(manager.get_queue, link.index) == errno.ENODEV
     eventually(lambda: list(Path("/sys/fs/bpf/mtlshm").glob("*/*")) == [])
     manager.heartbeat()
+
+
+def test_an_interface_that_goes_amid_more_news_than_anyone_can_hear_is_noticed(
+    server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger]
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager, IPRoute() as route:
+        manager.register((link.index,))
+        running.send(signal.SIGSTOP)
+        for mtu in range(1000, 2500):  # each is told to everyone who listens; nobody listens
+            route.link("set", index=link.index, mtu=mtu)
+        subprocess.run(["ip", "link", "del", link.name], check=True)
+        running.resume()
+        with ledger() as book:
+            eventually(lambda: book.state().uses == ())
+        with veth("another") as another:
+            manager.register((another.index,))
+            manager.get_queue(another.index)
+            subprocess.run(["ip", "link", "del", another.name], check=True)
+            with ledger() as book:
+                eventually(lambda: book.state().uses == ())
+
+
+@pytest.mark.parametrize("index", [0, 2**31, 2**32 - 1])
+def test_an_index_that_no_interface_can_have_is_not_there(
+    server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], index: int
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((index, link.index))
+        assert refusal(manager.get_queue, index) == errno.ENODEV
+        assert refusal(manager.open_xsk, wire.OpenXsk(index or 2**31, "", 2048, 64, 64, 64, 64, 0)) == errno.ENODEV
+        manager.get_queue(link.index)
+        with ledger() as book:
+            assert [use.ifindex for use in book.state().uses] == [link.index]
+        running.end(signal.SIGKILL)
+    server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        manager.get_queue(link.index)
+
+
+def test_what_cannot_be_crossed_out_now_is_crossed_out_later(
+    server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    running = server()
+    with ExitStack() as held:
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((link.index,))
+            manager.get_queue(link.index)
+            administrator = sqlite3.connect(tmp_path / "state/ledger", isolation_level=None)
+            held.callback(administrator.close)
+            administrator.execute("BEGIN IMMEDIATE")
+        eventually(lambda: "keeps it locked" in running.log())
+        administrator.execute("ROLLBACK")
+    with ledger() as book:
+        eventually(lambda: (book.state().owners, book.state().uses, book.state().queues) == ((), (), ()))
+    eventually(lambda: programs(link) == [])
 
 
 def test_who_detaches_the_program_is_told_of_to_the_clients(connect: Callable[..., Manager], link: Veth) -> None:

@@ -13,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mtlshm import Host, Kind, wire
+from mtlshm import Host, Kind, MtlshmError, Process, wire
+from mtlshm.daemon.process import namespace
 from mtlshm.manager import Manager
 from mtlshm.wire import Dialect, Filter, Heartbeat, Interface, Lcore, Register, Response, TooManyInterfaces, Type
 from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, needs_root, run_python
@@ -375,6 +377,21 @@ def test_after_a_restart_living_clients_still_hold_what_they_held(daemon, client
         newcomer.get_lcore(1)
 
 
+def test_a_dead_clients_pid_that_is_a_thread_of_somebodys_now_is_nobodys(daemon, segment):
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        with Host(segment) as host:
+            gone = Process(thread.native_id or 0, namespace(), 1, 1, 0, "gone", "vm", "gone")
+            host.register_proxy(Kind.SOCKET, gone).claim(1)
+        daemon()
+        eventually(lambda: held(segment) == set())
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightly(connect, segment, own_cpu):
     manager = connect()
     with Host(segment) as host, host.register("direct") as me:
@@ -389,6 +406,29 @@ def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightl
         me.release(own_cpu)
         manager.put_lcore(own_cpu)
     assert held(segment) == set()
+
+
+def test_asking_for_what_the_same_process_lets_go_this_moment_is_answered(connect, segment, own_cpu):
+    manager = connect()
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        with Host(segment) as host, host.register("direct") as me:
+            while not over.is_set():
+                with suppress(MtlshmError):
+                    me.claim(own_cpu)
+                with suppress(MtlshmError):
+                    me.release(own_cpu)
+
+    direct = threading.Thread(target=come_and_go)
+    direct.start()
+    try:
+        for _ in range(5000):
+            for kind in Type.GET_LCORE, Type.PUT_LCORE:
+                manager.exchange(wire.encode(kind, Lcore(own_cpu), Dialect.A))
+    finally:
+        over.set()
+        direct.join()
 
 
 def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, segment):
@@ -608,6 +648,25 @@ def test_at_the_descriptor_limit_clients_wait_and_the_daemon_does_not_spin(daemo
     assert running.log().count("no room") < 10
     for manager in managers:  # each that ends makes room for one that waits
         assert manager.receive() if manager is not managers[0] else True
+        manager.close()
+
+
+def test_at_the_descriptor_limit_clients_that_are_met_can_register(daemon, manager_socket):
+    running = daemon(prefix=("prlimit", "--nofile=40"))
+    managers = [Manager(manager_socket, timeout=DEADLINE) for _ in range(40)]
+    eventually(lambda: "no room for another client" in running.log())
+    managers[0].register()
+    managers[0].get_lcore(1)
+    for manager in managers:
+        manager.close()
+
+
+def test_stopped_at_the_descriptor_limit_it_ends_well(daemon, manager_socket):
+    running = daemon(prefix=("prlimit", "--nofile=40"))
+    managers = [Manager(manager_socket, timeout=DEADLINE) for _ in range(40)]
+    eventually(lambda: "no room for another client" in running.log())
+    assert running.end(signal.SIGTERM) == 0
+    for manager in managers:
         manager.close()
 
 

@@ -19,7 +19,9 @@ import pytest
 
 from mtlshm import Host, wire
 from mtlshm.manager import Manager
+from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
+from networks import sandbox, veth
 from processes import BIN, DEADLINE, eventually, held
 
 
@@ -72,11 +74,20 @@ class ServiceManager:
         except BlockingIOError:
             self._socket.settimeout(DEADLINE)
 
+    def set(self, **settings: str) -> None:
+        """In the environment of the daemons to come."""
+        self._environment |= settings
+
+    def deaf(self) -> None:
+        """From now on, whoever tells it something gets an error."""
+        self._socket.close()
+
     def end(self, number: int) -> None:
         assert self.process
         self.process.send_signal(number)
         self.process.wait(DEADLINE)
-        self.hear_all()
+        if self._socket.fileno() >= 0:
+            self.hear_all()
 
     def close(self) -> None:
         if self.process and self.process.poll() is None:
@@ -136,6 +147,43 @@ def test_clients_notice_nothing_of_a_restart(service, connect, segment, number, 
         os.close(descriptor)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients over a restart")
+def test_clients_notice_nothing_of_a_restart_at_their_interfaces(service, manager_socket, tmp_path):
+    service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"))
+    with sandbox(), veth() as link:
+        service.start()
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((link.index,))
+            first = manager.get_queue(link.index)
+            service.end(signal.SIGTERM)
+            # Waits for the next daemon, which has to find out about the interface first.
+            manager.socket.sendall(wire.encode(Type.IF_GET_QUEUE, wire.Interface(link.index)))
+            service.start()
+            assert manager.receive() == (202, Response(first + 1))
+        service.end(signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: a request that takes its time at a stop")
+def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, manager_socket, tmp_path):
+    place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
+    service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
+    with sandbox(), veth() as link:
+        stand_in.set(link.name, combined=4, delay=0.5)
+        service.start()
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register((link.index,))
+            flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
+            manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow) + wire.encode(Type.HEARTBEAT, Heartbeat(7)))
+            with Ledger(tmp_path / "state", read_only=True) as ledger:
+                eventually(ledger.flows)
+            service.end(signal.SIGTERM)
+            service.start()
+            assert manager.receive() == (203, Response(1))
+            assert manager.receive() == (204, Response(7))
+        eventually(lambda: stand_in.rules(link.name) == {})
+        service.end(signal.SIGTERM)
+
+
 def test_new_clients_wait_for_the_next_daemon(service, connect, manager_socket):
     connect()
     service.end(signal.SIGTERM)
@@ -184,6 +232,14 @@ def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager
         client.kill()
         client.wait()
     service.start()
+    eventually(lambda: held(segment) == set())
+
+
+def test_clients_do_not_suffer_if_the_service_manager_does_not_listen(service, connect, segment):
+    service.deaf()
+    manager = connect()
+    manager.get_lcore(1)
+    manager.close()
     eventually(lambda: held(segment) == set())
 
 

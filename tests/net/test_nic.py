@@ -268,6 +268,20 @@ async def test_an_interface_that_went_takes_what_was_there(tmp_path: Path, stand
         assert await b.nics.drop(a)
 
 
+async def test_an_interface_that_goes_while_a_rule_is_inserted_leaves_nothing(
+    tmp_path: Path, stand_in: StandIn
+) -> None:
+    stand_in.set("lo", delay=0.5, refuse="No such device")
+    async with bench(tmp_path) as b:
+        adding = asyncio.create_task(b.nics.add_flow(b.owner(), LO, 1, SPEC))
+        while not b.ledger.flows():
+            await asyncio.sleep(0.01)
+        b.ledger.forget_interface(LO)
+        with refused(errno.ENODEV):
+            await adding
+        assert (b.ledger.flows(), b.ledger.queues()) == ((), ())
+
+
 async def test_many_at_once_get_a_place_each(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo", combined=9, size=30)
     async with bench(tmp_path) as b:
