@@ -165,6 +165,9 @@ def _age(now_ns: int, then_ns: int) -> float:
 
 
 def _text(chars: Any) -> str:
+    return printable(bytes(ffi.string(chars)).decode(errors="replace"))
+
+
+def printable(text: str) -> str:
     """What somebody calls himself, fit for a terminal or a log: no control characters, no line ends."""
-    text = bytes(ffi.string(chars)).decode(errors="replace")
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -9,11 +9,13 @@ start time has to do; it has a resolution of 10 ms, within which a PID would hav
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process
+from mtlshm.snapshot import printable
 
 
 class Client(NamedTuple):
@@ -21,6 +23,12 @@ class Client(NamedTuple):
 
     owner: int  # its instance in the table
     process: Process
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Tells it from all others. Its owner alone does not: who may write the table can have one given twice."""
+        who = self.process
+        return self.owner, who.pid, who.pid_namespace, who.start_ticks, who.pidfd_inode
 
 
 def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
@@ -48,8 +56,11 @@ def find(info: InstanceInfo | Process) -> int | None:
         raise LookupError(f"{info.label}, pid {info.pid} in PID namespace {info.pid_namespace}")
     try:
         pidfd = os.pidfd_open(info.pid)
-    except ProcessLookupError:
-        return None
+    except OSError as error:
+        # What is not there, or is a thread's number by now: ENOENT, before Linux 6.15 EINVAL.
+        if error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+            return None
+        raise
     inode = _inode(pidfd)
     same = inode == info.pidfd_inode if inode and info.pidfd_inode else _stat(info.pid)[1] == info.start_ticks
     if same:
@@ -80,4 +91,4 @@ def _stat(pid: int) -> tuple[str, int]:
         before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return "", 0
-    return before.partition("(")[2], int(after.split()[22 - 3])
+    return printable(before.partition("(")[2]), int(after.split()[22 - 3])
