@@ -355,17 +355,15 @@ const char *mtlshm_default_path(void)
 }
 
 /* The process may change its directory later. */
-static int absolute(const char *path, char **result)
+static char *absolute(const char *path)
 {
-	char directory[PATH_MAX];
+	char directory[PATH_MAX], *result;
 
 	if (path[0] == '/')
-		*result = strdup(path);
-	else if (!getcwd(directory, sizeof(directory)))
-		return -errno;
-	else if (asprintf(result, "%s/%s", directory, path) < 0)
-		*result = NULL;
-	return *result ? 0 : -ENOMEM;
+		return strdup(path);
+	if (!getcwd(directory, sizeof(directory)) || asprintf(&result, "%s/%s", directory, path) < 0)
+		return NULL;
+	return result;
 }
 
 static void host_free(struct mtlshm_host *host)
@@ -398,12 +396,10 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 	if (!host)
 		return -ENOMEM;
 	host->read_only = flags & MTLSHM_READ_ONLY;
-	rc = absolute(path, &host->path);
-	if (!rc && sysfs) {
-		host->sysfs = strdup(sysfs);
-		rc = host->sysfs ? 0 : -ENOMEM;
-	}
-	if (!rc)
+	host->path = absolute(path);
+	if (!host->path || (sysfs && !(host->sysfs = strdup(sysfs))))
+		rc = -errno;
+	else
 		rc = attach_or_create(host, may_create);
 	if (rc)
 		host_free(host);

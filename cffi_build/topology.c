@@ -227,7 +227,7 @@ static int read_package(int directory, uint32_t cpu, uint16_t *package)
 /* The online CPUs that share the last-level cache of this one; -ENOENT if the kernel knows no caches. */
 static int read_sharers(int directory, uint32_t cpu, struct mtlshm_cpuset *sharers)
 {
-	int32_t level, last_level = 0;
+	int32_t level = 0, last_level = 0;
 	int rc, type, index = -1;
 	char path[64];
 

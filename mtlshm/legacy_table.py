@@ -39,6 +39,7 @@ from types import TracebackType
 import sysv_ipc
 
 from mtlshm.errors import MtlshmError
+from mtlshm.snapshot import printable
 
 DEFAULT_LOCK = Path("/tmp/kahawai_lcore.lock")
 
@@ -49,6 +50,7 @@ _NAMES = struct.Struct("64s32s64s4xii")  # an entry without `active`
 _ACTIVE = _NAMES.size
 # Enough for every build: a libmtl whose RTE_MAX_LCORE (usually 128) is smaller may attach, one with a larger may not.
 _ENTRIES = 1024
+_MOST_ENTRIES = 4096  # anyone may make the table, and each look goes through all of it
 
 _HOSTNAME, _USER = b"[mtlshm]", b"[mtlshmd]"  # of reservations
 _RESERVED, _RECLAIMED = b"reserved", b"reclaimed"
@@ -214,7 +216,7 @@ class LegacyTable:
         except (sysv_ipc.Error, OSError) as error:
             raise LegacyError(errno.EIO, f"legacy table {key:#x}: {error}") from error
         self.size, odd = divmod(self._memory.size - _FIRST, _ENTRY.size)
-        if odd or self.size <= 0:
+        if odd or not 0 < self.size <= _MOST_ENTRIES:
             size = self._memory.size
             self.close()
             raise LegacyError(errno.EPROTO, f"legacy table {key:#x}: {size} bytes is no table of libmtl's")
@@ -364,7 +366,7 @@ def _entry(data: bytes, offset: int) -> Entry:
 
 
 def _text(chars: bytes) -> str:
-    return chars.partition(b"\0")[0].decode(errors="replace")
+    return printable(chars.partition(b"\0")[0].decode(errors="replace"))
 
 
 def _inner_pid(pid: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def puppet_program(build_once: Callable[..., Path]) -> Path:
     def compile(program: Path) -> None:
         core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
         flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+        flags += shlex.split(os.environ.get("CFLAGS", ""))  # tools/analyse has it watched
         sources = [ROOT / "tests/cffi_build/puppet.c", *core]
         subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
 

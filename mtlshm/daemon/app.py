@@ -24,7 +24,7 @@ from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
-from mtlshm.legacy_table import DEFAULT_LOCK, LegacyError, default_key
+from mtlshm.legacy_table import DEFAULT_LOCK, default_key
 from mtlshm.manager import default_socket
 from mtlshm.net import places
 
@@ -235,6 +235,7 @@ async def _serve(settings: dict[str, Any]) -> None:
 
     async with AsyncExitStack() as duties:
         host = duties.enter_context(Host(settings["segment"]))
+        _check_owner(host.path, settings["socket_group"])
         me = duties.enter_context(_register(host))
         reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
         reaper.start()
@@ -244,9 +245,7 @@ async def _serve(settings: dict[str, Any]) -> None:
             try:
                 legacy.start()
                 duties.callback(legacy.close)
-            except LegacyError as error:
-                if error.errno not in (errno.EACCES, errno.EEXIST):
-                    raise
+            except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that
                 log.error("legacy processes are not served: %s", error.strerror)
         if path := settings["socket"]:
             gid = _gid(settings["socket_group"])
@@ -339,6 +338,21 @@ def _gid(group: str) -> int | None:
     except KeyError:
         log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
         return None
+
+
+def _check_owner(path: str, group: str) -> None:
+    """Anyone may be the first to make a file in /dev/shm, and then write what he likes. Who is root shall not lead
+    others to believe it. A file's group proves that its owner is a member: only members may give it.
+    """
+    if os.geteuid() != 0:
+        return
+    found = os.stat(path)
+    with suppress(KeyError):
+        if found.st_gid == grp.getgrnam(group).gr_gid:
+            return
+    if found.st_uid != 0:
+        text = f"segment {path} belongs to uid {found.st_uid}, neither root nor in group {group}"
+        raise MtlshmError(errno.EPERM, f"{text}; stop who uses it (fuser -v {path}) and remove it")
 
 
 def _register(host: Host) -> Instance:

@@ -64,7 +64,7 @@ class Interfaces:
         self._way = way
         self._umem_limit = umem_limit
         self._loop = asyncio.get_running_loop()
-        self._owners: dict[int, int] = {}  # in the ledger, by the owner in the segment
+        self._owners: dict[tuple[int, ...], int] = {}  # in the ledger, by Client.identity
         self._orphans: dict[int, int] = {}  # pidfds, by the owner in the ledger
         self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
         self._failures: dict[int, OSError] = {}
@@ -119,7 +119,7 @@ class Interfaces:
             raise OSError(number, f"interface {body.ifindex} is in use by no client; name it in REGISTER first")
         if kind in (Type.ADD_UDP_DP_FILTER, Type.IF_GET_QUEUE, Type.IF_ADD_FLOW):
             await self._use(client, body.ifindex)
-        owner = self._owners.get(client.owner, 0)
+        owner = self._owners.get(client.identity, 0)
         match body:
             case wire.Filter(ifindex, port) if kind == Type.ADD_UDP_DP_FILTER:
                 if self._ledger.add_port(owner, ifindex, port):
@@ -148,7 +148,7 @@ class Interfaces:
         layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
         layout.check(self._umem_limit)
         await self._use(client, ifindex)
-        owner = self._owners[client.owner]
+        owner = self._owners[client.identity]
         for pause in _BIND_AGAIN:
             try:
                 return await self._open_xsk(owner, ifindex, layout)
@@ -189,9 +189,9 @@ class Interfaces:
         gate = self._gates.get(ifindex)
         return gate.xsks_map.fd if gate else None
 
-    def gone(self, owner: int) -> None:
+    def gone(self, client: Client) -> None:
         """Nobody asks for this owner any more; what it had is free."""
-        if number := self._owners.pop(owner, 0):
+        if number := self._owners.pop(client.identity, 0):
             self._forget_orphan(number)
             self._in_background(self._drop(number))
 
@@ -205,13 +205,14 @@ class Interfaces:
         except LookupError as error:
             log.warning("cannot tell whether %s lives; what it has stays its own", error)
             return
-        self._owners[owner.token] = owner.id
+        client = Client(owner.token, who)
+        self._owners[client.identity] = owner.id
         if pidfd is None:
             log.info("%s (pid %d) died meanwhile", who.label, who.pid)
-            self.gone(owner.token)
+            self.gone(client)
             return
         self._orphans[owner.id] = pidfd
-        self._loop.add_reader(pidfd, self.gone, owner.token)
+        self._loop.add_reader(pidfd, self.gone, client)
 
     def _forget_orphan(self, owner: int) -> None:
         if (pidfd := self._orphans.pop(owner, None)) is not None:
@@ -253,11 +254,11 @@ class Interfaces:
             socket.if_indextoname(ifindex)
         except OSError:
             raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
-        if client.owner not in self._owners:
-            self._owners[client.owner] = self._ledger.enter(client.owner, client.process)
+        if client.identity not in self._owners:
+            self._owners[client.identity] = self._ledger.enter(client.owner, client.process)
         async with self._turns[ifindex]:
             # Until now anyone might have unloaded it, if this is the first who uses it.
-            first = self._ledger.use(self._owners[client.owner], ifindex)
+            first = self._ledger.use(self._owners[client.identity], ifindex)
             if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):

@@ -46,9 +46,9 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags, parse_events
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, LcoreType, Process
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, LcoreType, MtlshmError, Process
 from mtlshm.daemon import process
-from mtlshm.legacy_table import RESERVATION, Attached, Entry, LegacyError, LegacyLock, LegacyTable, owner_among
+from mtlshm.legacy_table import RESERVATION, Attached, Entry, LegacyLock, LegacyTable, owner_among
 from mtlshm.lending import bring_home, lend, open_pool
 
 log = logging.getLogger(__name__)
@@ -100,11 +100,11 @@ class Legacy:
         self._wanting = False  # is there an lcore that we would claim, if it were free?
 
     def start(self) -> None:
-        """Take over what is there. LegacyError, and it is closed, if that table cannot be used."""
+        """Take over what is there. OSError, and it is closed, if that table cannot be used."""
         self._loop.add_reader(self._inotify.fileno(), self._on_event)
         try:
             self._try()
-        except LegacyError as error:
+        except OSError as error:
             self.close()
             error.strerror = f"{error.strerror}; without that table: --legacy off"
             raise
@@ -392,11 +392,15 @@ class Legacy:
         if info is None or info.kind != Kind.LEGACY:
             return
         try:
+            instance = self._host.adopt(owner)
+        except MtlshmError:  # who may write the table has removed it this moment
+            return
+        try:
             pidfd = process.find(info)
             dead = pidfd is None
-        except LookupError:
+        except (LookupError, OSError):  # it is not seen from here, or no descriptor is left
             pidfd, dead = None, False
-        self._watch(_Owner(self._host.adopt(owner), info.label, info.pid, pidfd, dead))
+        self._watch(_Owner(instance, info.label, info.pid, pidfd, dead))
 
     def _watch(self, owner: _Owner) -> _Owner:
         self._owners[owner.instance.owner] = owner

@@ -12,6 +12,10 @@ table, an orphan with no connection, since libmtl never reconnects; what it hold
 With a descriptor store (service.py) the connections wait there for our successor, with what was sent meanwhile, and
 clients notice nothing; only half a record that we had read is lost.
 
+DESCRIPTORS ARE NOT TAKEN from clients. The kernel drops what is passed to who does not ask for it, but in our name, and
+may make us wait for it: for a TCP connection with SO_LINGER as long as its owner likes. Linux 6.16 can refuse them at
+the sender's; on an older one any client can stop us for a while.
+
 WHAT TAKES ITS TIME, which is whatever concerns an interface, is done by a task, and nothing is read from that
 connection until it is done: replies come in the order of the requests. If the client ends meanwhile, the task goes on,
 and what it got is given back after that.
@@ -36,6 +40,7 @@ import struct
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -51,7 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h, Linux 4.13 and 6.5; not in Python 3.11
+# asm-generic/socket.h, Linux 4.13, 6.5 and 6.16; not in Python 3.11
+_SO_PEERGROUPS, _SO_PEERPIDFD, _SO_PASSRIGHTS = 59, 77, 83
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 _GID = struct.Struct("I")
 _READ = 16 * wire.SIZE
@@ -81,7 +87,7 @@ class Interfaces(Protocol):
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int: ...
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]: ...
     def map_of(self, ifindex: int) -> int | None: ...
-    def gone(self, owner: int) -> None: ...
+    def gone(self, client: Client) -> None: ...
 
 
 # Members of an enumeration take long to look up, and these are needed for every request.
@@ -194,11 +200,14 @@ class ManagerSocket:
         info = self.host.inspect(owner)
         if info is None or info.kind != Kind.SOCKET:
             return
-        instance = self.host.adopt(owner)
         try:
+            instance = self.host.adopt(owner)
             pidfd = process.find(info)
         except LookupError as error:
             log.warning("cannot tell whether %s lives; what it holds stays its own", error)
+            return
+        except OSError as error:  # no descriptor left; or who may write the table has removed it this moment
+            log.error("cannot look after %s (pid %d): %s", info.label, info.pid, error.strerror)
             return
         if pidfd is None:
             log.info("%s (pid %d) died meanwhile: collected", info.label, info.pid)
@@ -281,6 +290,7 @@ class _Connection:
         self._said = ""  # of it in the log, last; nobody fills that by asking again and again
         self._dialect: Dialect | None = None
         self._instance: Instance | None = None
+        self._client: Client | None = None  # the same, for whoever serves interfaces
         self.owner = 0
         self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
         self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
@@ -301,6 +311,8 @@ class _Connection:
             self._unwatch()
             raise
         self.owner, self._dialect = owner, dialect
+        who = process.identify(self._pidfd, self._pid, self._uid, os.uname().nodename)
+        self._client = Client(owner, who)
         for lcore in self._server.host.snapshot().lcores:
             shared = lcore.tag & GRANTED_TO_ITS_LIBMTL and self._is_us(lcore.owner)
             if lcore.owner.owner == owner or shared:
@@ -334,10 +346,12 @@ class _Connection:
         for lcore_id in list(self._held):
             self._put(lcore_id)
         if self._instance:
+            assert self._client
+            gone = partial(self._server.interfaces.gone, self._client)
             if self.work:  # what it gets there is given back as well
-                self.work.add_done_callback(lambda _: self._server.interfaces.gone(self.owner))
+                self.work.add_done_callback(lambda _: gone())
             else:
-                self._server.interfaces.gone(self.owner)
+                gone()
             self._instance.unregister()
             self._instance = None
             self._server.store.forget(self._name())
@@ -404,11 +418,11 @@ class _Connection:
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
                 self._send(_Reply(b"\0", self._map_of(body.ifindex)))
                 return
-            case wire.Filter() | wire.Interface() if self._instance:
-                self._begin(kind, self._server.interfaces.request(self._client(), kind, body))
+            case wire.Filter() | wire.Interface() if self._client:
+                self._begin(kind, self._server.interfaces.request(self._client, kind, body))
                 return
-            case wire.OpenXsk() if self._instance:
-                self._begin(kind, self._server.interfaces.open_xsk(self._client(), body))
+            case wire.OpenXsk() if self._client:
+                self._begin(kind, self._server.interfaces.open_xsk(self._client, body))
                 return
             case wire.Filter() | wire.Interface() | wire.OpenXsk():
                 value = -errno.EPERM
@@ -514,15 +528,15 @@ class _Connection:
                 log.error("cannot register pid %d: %s", self._pid, error.strerror)
                 return -(error.errno or errno.EIO)
             self.owner = self._instance.owner
+            # By its own word only the table shall call its host.
+            self._client = Client(self.owner, replace(who, hostname=os.uname().nodename))
             self._server.store.keep(self._name(), self._socket.fileno())
         return 0
 
     async def _name_interfaces(self, interfaces: tuple[int, ...]) -> int:
-        await self._server.interfaces.register(self._client(), interfaces)
+        assert self._client
+        await self._server.interfaces.register(self._client, interfaces)
         return 0
-
-    def _client(self) -> Client:
-        return Client(self.owner, process.identify(self._pidfd, self._pid, self._uid, os.uname().nodename))
 
     def _map_of(self, ifindex: int) -> int | None:
         """What to hand out instead of a map, if there is none or it is not for this client, depends on the client."""
@@ -556,13 +570,12 @@ class _Connection:
     def _share(self, cpu: int, tag: int) -> bool:
         """Does the client's own process hold it in the table? Then note that its libmtl has it too."""
         host = self._server.host
-        owner, noted = host.holder(cpu)
-        info = host.inspect(owner) if owner else None
-        if info is None or noted & GRANTED_TO_ITS_LIBMTL or not self._is_us(info):
-            return False
         with suppress(MtlshmError):  # its direct owner lets it go this moment
-            host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
-            return True
+            owner, noted = host.holder(cpu)
+            info = host.inspect(owner) if owner else None
+            if info and not noted & GRANTED_TO_ITS_LIBMTL and self._is_us(info):
+                host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
+                return True
         return False
 
     def _is_us(self, info: InstanceInfo) -> bool:
@@ -635,20 +648,33 @@ def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:
             if _answers(path):
                 raise OSError(errno.EADDRINUSE, f"{path}: another daemon serves it; stop it first")
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # ENOPROTOOPT: a kernel that does not know it
+            listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # connections inherit it
         # Nobody else may connect before the mode is set.
         previous = os.umask(0o777)
         try:
             listener.bind(str(path))
         finally:
             os.umask(previous)
-        if gid is not None:
-            os.chown(path, -1, gid)
-        os.chmod(path, mode)
+        _give_access(path, mode, gid)
         listener.listen(_BACKLOG)
         return listener
     except BaseException:
         listener.close()
         raise
+
+
+def _give_access(path: Path, mode: int, gid: int | None) -> None:
+    """To the socket that was just made. Not to what a link may lead to that somebody else has put there since."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ESTALE, f"{path}: somebody has replaced it; name a --socket in a directory of ours")
+        if gid is not None:
+            os.chown(f"/proc/self/fd/{fd}", -1, gid)
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def _is_socket(path: Path) -> bool:

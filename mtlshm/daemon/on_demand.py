@@ -31,7 +31,7 @@ class OnDemand:
         self._make = make
         self._served: Interfaces | None = None
         self._making = asyncio.Lock()
-        self._gone: list[int] = []  # while it is being made
+        self._gone: list[Client] = []  # while it is being made
 
     async def start(self) -> Interfaces:
         """From now on. OSError if they cannot be served; the next who needs them tries again."""
@@ -40,8 +40,8 @@ class OnDemand:
         async with self._making:
             if self._served is None:
                 self._served = await self._make()
-                for owner in self._gone:
-                    self._served.gone(owner)
+                for client in self._gone:
+                    self._served.gone(client)
                 self._gone.clear()
         return self._served
 
@@ -71,8 +71,8 @@ class OnDemand:
     def map_of(self, ifindex: int) -> int | None:
         return self._served.map_of(ifindex) if self._served else None
 
-    def gone(self, owner: int) -> None:
+    def gone(self, client: Client) -> None:
         if self._served:
-            self._served.gone(owner)
+            self._served.gone(client)
         elif self._making.locked():
-            self._gone.append(owner)
+            self._gone.append(client)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process
+from mtlshm.snapshot import printable
 
 # ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
 _NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
@@ -36,6 +37,12 @@ class Client(NamedTuple):
 
     owner: int  # its instance in the table
     process: Process
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Tells it from all others. Its owner alone does not: who may write the table can have one given twice."""
+        who = self.process
+        return self.owner, who.pid, who.pid_namespace, who.start_ticks, who.pidfd_inode
 
 
 def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
@@ -92,4 +99,4 @@ def _stat(pid: int) -> tuple[str, int]:
         before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return "", 0
-    return before.partition("(")[2], int(after.split()[22 - 3])
+    return printable(before.partition("(")[2]), int(after.split()[22 - 3])

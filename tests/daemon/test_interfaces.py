@@ -25,12 +25,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from mtlshm import wire
+from mtlshm import Kind, wire
+from mtlshm._core import ffi
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
 from networks import NEAR4, QUEUES, Veth, sandbox, veth
-from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually
+from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, look, run_python
 from xsk import Xsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients")
@@ -386,6 +387,81 @@ def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
     second.del_flow(link.index, other)
     first.close()
     eventually(lambda: rules() == {})
+
+
+# --- who may not -------------------------------------------------------------------------------------------
+
+MEMBER = """
+import sys, mtlshm.manager
+ifindex, *numbers = map(int, sys.argv[2:])
+with mtlshm.manager.Manager(sys.argv[1], timeout=120) as manager:
+    manager.register((ifindex,))
+    for attempt in (manager.put_queue, manager.del_flow, manager.del_filter):
+        for number in numbers:
+            try:
+                attempt(ifindex, number)
+                print(attempt.__name__, number)
+            except OSError:
+                pass
+"""
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_member_of_the_group_cannot_touch_what_another_has_whatever_it_writes_into_the_segment(
+    daemon: StartDaemon,
+    link: Veth,
+    manager_socket: Path,
+    segment: str,
+    rules,
+    ledger: Callable[[], Ledger],
+    forged: bool,
+) -> None:
+    daemon("--socket-group", "nogroup", environment={"MTLSHMD_XDP": "auto"})
+    with Manager(manager_socket, timeout=DEADLINE) as victim, ExitStack() as stack:
+        victim.register((link.index,))
+        queue = victim.get_queue(link.index)
+        location = victim.add_flow(flow(link, queue))
+        victim.add_filter(link.index, PORT)
+        book = stack.enter_context(ledger())
+        before = book.queues(), book.flows(), book.ports(link.index)
+        assert all(before)
+        member = (12345, 12345, [UNPRIVILEGED])
+        if forged:  # its record is free: the next client gets the same one, and so the same owner
+            (owner,) = [info.owner for info in look(segment).instances if info.kind == Kind.SOCKET]
+            offset = ffi.offsetof("struct mtlshm_segment", "instances", owner >> 8 & 0xFFF, "control")
+            with open(segment, "r+b") as file:
+                file.seek(offset)
+                file.write(b"\0")
+        assert run_python(MEMBER, manager_socket, link.index, queue, location, PORT, user=member) == ""
+        eventually(lambda: len(book.owners()) == 1)  # the member's end is dealt with
+        assert (book.queues(), book.flows(), book.ports(link.index)) == before
+        assert list(rules()) == [location]
+
+
+OUTSIDER = """
+import sys, socket
+for name in sys.argv[1:]:
+    try:
+        if name.endswith(".sock"):
+            socket.socket(socket.AF_UNIX).connect(name)
+        else:
+            open(name)
+        print(name)
+    except PermissionError:
+        pass
+"""
+
+
+def test_who_is_not_in_the_group_cannot_open_what_he_could_lock_or_change(
+    connect: Callable[..., Manager], manager_socket: Path, segment: str, tmp_path: Path
+) -> None:
+    connect()
+    os.chmod(tmp_path.parent, 0o755)
+    os.chmod(tmp_path, 0o755)
+    names = [segment, manager_socket, tmp_path / "state/serve.lock", tmp_path / "state/change.lock"]
+    assert all(Path(name).exists() for name in names)
+    assert (tmp_path / "state").stat().st_mode & 0o022 == 0
+    assert run_python(OUTSIDER, *names, user=(UNPRIVILEGED, UNPRIVILEGED, [])) == ""
 
 
 # --- sockets for clients without capabilities --------------------------------------------------------------

@@ -803,16 +803,16 @@ def test_any_build_of_libmtl_is_served(
 
 
 def test_what_is_no_table_of_libmtls_is_refused_and_left_alone(
-    bridge: StartDaemon, legacy_place: dict[str, str]
+    bridge: StartDaemon, legacy_place: dict[str, str], puppet: StartPuppet
 ) -> None:
     key = int(legacy_place["MTLSHM_LEGACY_KEY"], 0)
     memory = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREX, mode=0o666, size=5000, init_character=b"x")
-    server = bridge("2-3", ready=False)
-    assert server.wait() == 1
+    server = bridge("2-3")
     assert "5000 bytes" in server.log()
     assert "--legacy off" in server.log()
     assert memory.read() == b"x" * 5000
     memory.detach()
+    assert puppet().claim(2) == 0, "all else is served"
 
 
 def test_a_second_daemon_on_the_same_legacy_table_says_so_and_leaves_it_alone(

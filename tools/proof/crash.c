@@ -347,7 +347,7 @@ static void restore_world(void)
 extern const char crash_end[];
 
 /* What is traced lies between the two breakpoints. */
-static __attribute__((noinline, noclone)) void act(void)
+static __attribute__((noinline)) void act(void)
 {
 	__asm__ volatile("int3" ::: "memory");
 	scenario->call();

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What those who mean harm can do to a daemon: users outside the group with what anyone may make or write, and members
+with what they send and write into the segment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import sysv_ipc
+
+from mtlshm import Host
+from mtlshm._core import ffi
+from mtlshm.daemon import process
+from mtlshm.legacy_table import LegacyTable
+from mtlshm.manager import Manager
+from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, needs_root
+
+StartDaemon = Callable[..., Daemon]
+StartPuppet = Callable[..., Puppet]
+SO_PASSRIGHTS = 83  # asm-generic/socket.h
+
+
+def descriptors_can_be_refused() -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        except OSError:
+            return False
+    return True
+
+
+def write_record(segment: str, owner: int, field: str, value: bytes) -> None:
+    """As who may write the segment can: over a field of struct mtlshm_process, in the record of an owner."""
+    offset = ffi.offsetof("struct mtlshm_segment", "instances", owner >> 8 & 0xFFF, "process", field)
+    with open(segment, "r+b") as file:
+        file.seek(offset)
+        file.write(value)
+
+
+# --- descriptors that clients pass -----------------------------------------------------------------------
+
+
+@contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """A connection with unsent data, which whoever closes it last has to wait for."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as ours:
+            other, _ = listener.accept()
+            with other:
+                ours.setblocking(False)
+                with suppress(BlockingIOError):
+                    while True:
+                        ours.send(bytes(65536))
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+                yield ours
+
+
+@pytest.mark.skipif(
+    not descriptors_can_be_refused(),
+    reason="needs Linux 6.16; before it this is not so: that a client cannot stop the daemon by a descriptor",
+)
+def test_nobody_waits_while_a_descriptor_is_closed_that_a_client_passed(
+    daemon: StartDaemon, manager_socket: Path
+) -> None:
+    daemon()
+    with Manager(manager_socket, timeout=DEADLINE) as other, Manager(manager_socket, timeout=DEADLINE) as evil:
+        evil.heartbeat()
+        with lingering() as connection:
+            with suppress(PermissionError):
+                socket.send_fds(evil.socket, [b"IMTL"], [connection.fileno()])
+                connection.close()  # from now on the daemon's is the last
+            assert other.heartbeat(7) == 7
+
+
+def test_no_descriptor_that_clients_pass_stays_with_the_daemon(daemon: StartDaemon, manager_socket: Path) -> None:
+    server = daemon()
+
+    def opened() -> int:
+        return len(os.listdir(f"/proc/{server.pid}/fd"))
+
+    with Manager(manager_socket, timeout=DEADLINE) as manager, open(os.devnull) as null:
+        manager.register()
+        before = opened()
+        for seq in range(100):
+            with suppress(PermissionError):  # refused by the kernel
+                socket.send_fds(manager.socket, [b"IM"], [null.fileno()] * 100)
+                manager.socket.send(b"TL" + bytes(114))
+                manager.receive()
+            assert manager.heartbeat(seq) == seq
+        assert opened() == before
+
+
+# --- what anyone may make, where the daemon looks -----------------------------------------------------------
+
+
+def lead_astray(lock: Path, to: Path) -> None:
+    lock.symlink_to(to)
+
+
+def make_directory(lock: Path, _: Path) -> None:
+    lock.mkdir()
+
+
+def make_fifo(lock: Path, _: Path) -> None:
+    os.mkfifo(lock, 0o666)
+
+
+def make_socket(lock: Path, _: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(lock))
+
+
+@pytest.mark.parametrize("make", [lead_astray, make_directory, make_fifo, make_socket])
+@pytest.mark.parametrize("there", [True, False])
+def test_no_lock_file_misleads_or_stops_it(
+    daemon: StartDaemon,
+    legacy_place: dict[str, str],
+    manager_socket: Path,
+    puppet: StartPuppet,
+    make: Callable[[Path, Path], None],
+    there: bool,
+) -> None:
+    lock, target = manager_socket.with_name("lock"), manager_socket.with_name("target")
+    if there:
+        target.touch(mode=0o600)
+    make(lock, target)
+    server = daemon("--legacy", 1, environment=legacy_place | {"MTLSHM_LEGACY_LOCK": str(lock)})
+    assert puppet().claim(5) == 0
+    assert target.exists() == there
+    assert not there or target.stat().st_mode & 0o777 == 0o600
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_legacy_table_of_any_size_does_not_eat_its_memory(
+    daemon: StartDaemon, legacy_place: dict[str, str], puppet: StartPuppet
+) -> None:
+    key = int(legacy_place["MTLSHM_LEGACY_KEY"], 0)
+    size = 4 + 176 * (1 << 23)  # 1.4 GiB, none of it written, as sysv_ipc would
+    assert ctypes.CDLL(None).shmget(key, ctypes.c_size_t(size), sysv_ipc.IPC_CREX | 0o666) >= 0
+    server = daemon("--legacy", 1, environment=legacy_place)
+    assert "is no table of libmtl's" in server.log()
+    assert puppet().claim(5) == 0
+
+
+@needs_root("a segment that another user has made")
+@pytest.mark.parametrize("member", [True, False])
+def test_root_serves_no_table_that_an_outsider_has_made(
+    daemon: StartDaemon, puppet: StartPuppet, segment: str, member: bool
+) -> None:
+    stranger = puppet(ready=False)
+    stranger.become(12345, 12345)
+    assert stranger.open(1) == 0
+    if member:  # then he can give the group
+        os.chown(segment, -1, UNPRIVILEGED)
+    server = daemon("--socket-group", "nogroup", "--socket", "", ready=member)
+    if not member:
+        assert server.wait() == 1
+        assert "uid 12345" in server.log()
+
+
+# --- what anyone may say of himself ------------------------------------------------------------------------
+
+
+def test_no_name_forges_a_line_of_the_log(legacy_place: dict[str, str], tmp_path: Path) -> None:
+    lie = "x\n2026-01-01 ERROR\x1b[2J"
+    program = f"import ctypes\nctypes.CDLL(None).prctl(15, {lie.encode()!r}, 0, 0, 0)\nprint(flush=True)\ninput()\n"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as liar:
+        assert liar.stdout
+        liar.stdout.readline()
+        pidfd = os.pidfd_open(liar.pid)
+        who = process.identify(pidfd, liar.pid, 0, "host")
+        os.close(pidfd)
+        liar.communicate(b"\n")
+    assert who.comm.startswith("x\N{REPLACEMENT CHARACTER}2026")
+    assert who.label.isprintable()
+
+    memory = sysv_ipc.SharedMemory(int(legacy_place["MTLSHM_LEGACY_KEY"], 0), sysv_ipc.IPC_CREX, size=4 + 176)
+    name = lie.encode()
+    memory.write(struct.pack("=i64s32s64s4xii?", 0, name, name, name, 1, 0, True))
+    with LegacyTable(memory.key, create=False) as table:
+        (entry,) = table.entries()
+    memory.detach()
+    assert entry
+    assert (entry.hostname + entry.user + entry.comm).isprintable()
+
+
+# --- what members may write into the segment -----------------------------------------------------------------
+
+
+def test_it_starts_whatever_number_a_client_has_in_the_table(
+    daemon: StartDaemon, manager_socket: Path, segment: str, legacy_place: dict[str, str]
+) -> None:
+    """The number of a thread: a forged one, or that of a dead client which the kernel has given out again."""
+    first = daemon()
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait, args=(DEADLINE,))
+    thread.start()
+    try:
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register()
+            manager.get_lcore(1)
+            (client,) = [info for info in look(segment).instances if info.lcores]
+            assert thread.native_id
+            write_record(segment, client.owner, "pid", struct.pack("i", thread.native_id))
+            first.kill()
+        daemon("--legacy", 0, environment=legacy_place)
+        with Host(segment) as host, host.register() as me:
+            me.claim(1)  # it is nobody's: that process does not exist
+    finally:
+        ended.set()
+        thread.join()
+
+
+@needs_root("a privileged daemon, and a client of another user")
+def test_a_member_who_writes_others_numbers_has_no_signal_sent_to_them(
+    daemon: StartDaemon, puppet: StartPuppet, segment: str
+) -> None:
+    server = daemon()
+    victim = puppet(path=segment + ".other")
+    try:
+        liar = puppet()
+        write_record(segment, liar.owner(), "pid", struct.pack("i", victim.pid))
+        liar.kill()
+        assert victim.running()
+        server.end(signal.SIGTERM)
+        assert victim.running()
+    finally:
+        os.unlink(segment + ".other")
