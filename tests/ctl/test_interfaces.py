@@ -124,7 +124,9 @@ def test_each_list_shows_what_clients_have(server, connect, rows, ctl, link, sta
 def test_counters_are_the_kernels(server, connect, rows, link):
     server()
     connect().add_filter(link.index, PORT)
-    before = rows("interfaces")[0]["counters"]
+    (interface,) = rows("interfaces")
+    assert (interface["driver"], interface["queues"]) == ("veth", QUEUES)
+    before = interface["counters"]
     with link.udp(PORT) as wanted, link.udp(PORT + 1) as other, link.far_udp(socket.AF_INET) as far:
         for _ in range(30):
             far.sendto(b"x", (NEAR4, PORT))
