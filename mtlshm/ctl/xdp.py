@@ -52,9 +52,9 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
     table = new_table("interface", "mode", "program", "id", "by", "ports", "hits", "passes", "unclaimed", "pins")
     for row in found.interfaces:
         whole = [row["ports"], *interfaces.count(row["counters"]), row["pins"] and Path(row["pins"][0]).parent]
-        for program in row["programs"] or [{"name": None, "id": None, "by": None}]:
-            ours = program["by"] == "mtlshm" or not row["programs"]
-            by = f"{program['by']}, kept" if ours and row["kept"] else program["by"]
+        for program in row["programs"] or [{"name": None, "id": None, "by": "mtlshm"}]:
+            ours = program["by"] == "mtlshm"
+            by = "mtlshm, kept" if ours and row["kept"] else program["by"]
             add_row(
                 table, interfaces.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else "")
             )

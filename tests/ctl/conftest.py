@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from processes import BIN, DEADLINE
+from mtlshm.manager import Manager
+from networks import Veth, sandbox, veth
+from processes import BIN, DEADLINE, Daemon
 
 CTL = str(BIN / "mtlshm-ctl")
 
@@ -59,3 +61,31 @@ def start_ctl(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.
 def own_cpus() -> list[int]:
     """The CPUs that this process, and so mtlshm-ctl, may claim."""
     return sorted(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def link() -> Iterator[Veth]:
+    """An interface of the test's own."""
+    with sandbox(), veth() as made:
+        yield made
+
+
+@pytest.fixture
+def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+    """Starts daemons that serve interfaces."""
+    return lambda *arguments: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"})
+
+
+@pytest.fixture
+def connect(manager_socket: Path, link: Veth) -> Iterator[Callable[[], Manager]]:
+    """Connects to a running daemon, naming the interface."""
+    opened: list[Manager] = []
+
+    def run() -> Manager:
+        opened.append(new := Manager(manager_socket, timeout=DEADLINE))
+        new.register((link.index,))
+        return new
+
+    yield run
+    for each in opened:
+        each.close()

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -17,41 +17,15 @@ import pytest
 
 import mtlshm.ctl
 from mtlshm import Host, Process, wire
-from mtlshm.manager import Manager
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, Veth, sandbox, veth
-from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, needs_root, run_python
+from networks import NEAR4, QUEUES, sandbox
+from processes import DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root, run_python
 
 SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
 VERBS = ("interfaces", "queues", "flows", "ports")
 PORT = 20000
 
 pytestmark = needs_root("what clients have of interfaces")
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    with sandbox(), veth() as made:
-        yield made
-
-
-@pytest.fixture
-def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
-    return lambda *arguments, **settings: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"} | settings)
-
-
-@pytest.fixture
-def connect(manager_socket: Path, link: Veth) -> Iterator[Callable[..., Manager]]:
-    opened: list[Manager] = []
-
-    def run() -> Manager:
-        opened.append(new := Manager(manager_socket, timeout=DEADLINE))
-        new.register((link.index,))
-        return new
-
-    yield run
-    for each in opened:
-        each.close()
 
 
 @pytest.fixture
@@ -124,7 +98,9 @@ def test_each_list_shows_what_clients_have(server, connect, rows, ctl, link, sta
 def test_counters_are_the_kernels(server, connect, rows, link):
     server()
     connect().add_filter(link.index, PORT)
-    before = rows("interfaces")[0]["counters"]
+    (interface,) = rows("interfaces")
+    assert (interface["driver"], interface["queues"]) == ("veth", QUEUES)
+    before = interface["counters"]
     with link.udp(PORT) as wanted, link.udp(PORT + 1) as other, link.far_udp(socket.AF_INET) as far:
         for _ in range(30):
             far.sendto(b"x", (NEAR4, PORT))

@@ -13,47 +13,21 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.tool import Tools
-from networks import Veth, sandbox, veth
-from processes import DEADLINE, Daemon, eventually, needs_root
+from networks import Veth
+from processes import DEADLINE, eventually, needs_root
 
 PINS = Path("/sys/fs/bpf/mtlshm")  # in the sandbox
 PORT = 20000
 
 pytestmark = needs_root("XDP programs on interfaces")
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    with sandbox(), veth() as made:
-        yield made
-
-
-@pytest.fixture
-def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[[], Daemon]:
-    return lambda: daemon(environment={"MTLSHMD_XDP": "auto"})
-
-
-@pytest.fixture
-def connect(manager_socket: Path, link: Veth) -> Iterator[Callable[..., Manager]]:
-    opened: list[Manager] = []
-
-    def run() -> Manager:
-        opened.append(new := Manager(manager_socket, timeout=DEADLINE))
-        new.register((link.index,))
-        return new
-
-    yield run
-    for each in opened:
-        each.close()
 
 
 @pytest.fixture
@@ -254,7 +228,8 @@ def test_what_is_half_done_is_shown_and_put_right(ctl, status, link):
     detach(link)
     (row,) = status()
     assert (row["programs"], row["way"], row["kept"], len(row["pins"])) == ([], None, True, 4)
-    assert link.name in done(ctl("xdp", "status"))
+    (line,) = (line for line in done(ctl("xdp", "status")).splitlines() if line.split()[0] == link.name)
+    assert line.split()[1:6] == ["-", "-", "-", "mtlshm,", "kept"]
     data = json.loads(done(ctl("interfaces", "--json")))
     assert "not loaded" in data["missing"][0]
     done(ctl("xdp", "load", link.name))
