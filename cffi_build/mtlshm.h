@@ -19,11 +19,12 @@
  * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_strerror()
  * says what each means here and what to do about it. Of being killed inside, functions that only look say
  * nothing, since it leaves nothing. Every function may be called from any thread at any time unless its
- * comment says otherwise; none is a cancellation point, none may be called from a signal handler (nor
+ * comment says otherwise; none is a cancellation point, none but mtlshm_fault() may be called from a signal handler (nor
  * fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
  * (sysfs cpuN). Times in nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
  *
- * Trust. Whoever may write the segment's file can do anything to it. Whoever may read it can keep newcomers
+ * Trust. Whoever may write the segment's file can do anything to it, but not crash those who have it open: see
+ * mtlshm_fault(). Whoever may read it can keep newcomers
  * out, by holding read locks on their bytes; neither can be told from a living owner.
  *
  * Processes. No file descriptor is kept, so closefrom() after opening or registering harms nothing. An
@@ -230,6 +231,14 @@ int mtlshm_close(struct mtlshm_host *host);
  * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS;
  * -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
 int mtlshm_retire(struct mtlshm_host *host);
+
+/* A segment cut short under those who have it open (which anyone who may write it can do) is a SIGBUS at the next
+ * access. If that would kill the process when it opens a segment, mtlshm_open() installs a handler, and then it
+ * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. A process with
+ * a handler of its own keeps that, and has the same if it calls this from there, with si_addr of a signal that
+ * was not sent (si_code > 0). Returns 1 if the access was to a segment: return, and it will succeed; 0: not ours.
+ * A process that replaces our handler without calling this, or blocks SIGBUS, dies. errno is kept. */
+int mtlshm_fault(const void *address);
 
 /* ---------------------------------------------------------------------------------------------------
  * Instances

@@ -21,7 +21,8 @@
  *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
  * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
  *
- * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS.
+ * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS. What
+ * becomes of a file that is truncated later is said in fault.c.
  */
 #include "segment.h"
 
@@ -254,6 +255,12 @@ static int attach(struct mtlshm_host *host)
 		rc = -errno;
 		goto out;
 	}
+	host->watched = fault_watch(memory);
+	if (!host->watched) {
+		munmap(memory, sizeof(struct mtlshm_segment));
+		rc = -ENOMEM;
+		goto out;
+	}
 	host->segment = memory;
 	host->device = st.st_dev;
 	host->inode = st.st_ino;
@@ -264,8 +271,10 @@ out:
 
 static void detach(struct mtlshm_host *host)
 {
-	if (host->segment)
+	if (host->segment) {
 		munmap(host->segment, sizeof(struct mtlshm_segment));
+		fault_forget(host->watched);
+	}
 	host->segment = NULL;
 }
 
@@ -285,7 +294,7 @@ static int anyone_alive(const struct mtlshm_host *host, const struct life *life)
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
 		if (control_proxied(__atomic_load_n(&host->segment->instances[i].control, __ATOMIC_SEQ_CST)))
 			return 1;
-	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
+	return segment_lost(host) ? -EBADMSG : life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
 /* nanosleep(3) is a cancellation point; the system call is not. */

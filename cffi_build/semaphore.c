@@ -73,6 +73,8 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 
 		held = __atomic_load_n(word, __ATOMIC_RELAXED);
 		/* We may have slept, and others may still: whoever gives back next shall wake one. */
+		if (segment_lost(host))
+			return -EBADMSG;
 		if (!owner_of(held)) {
 			if (swap(word, &held, owner | WAITERS))
 				return 0;
