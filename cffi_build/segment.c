@@ -53,7 +53,7 @@
 #define OPEN_TRIES 1000
 #define BURIAL_NAP_NS 1000000
 
-static const char magic[8] = "MTLSHM\r\n";
+const char segment_magic[8] = "MTLSHM\r\n";
 
 /* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes.
  * */
@@ -67,7 +67,7 @@ _Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a toke
 _Static_assert(MTLSHM_LCORE_TYPES <= 1 << MTLSHM_TYPE_BITS, "a type fits a token");
 
 /* FNV-1a over every size and offset of the layout. */
-static uint64_t fingerprint(void)
+uint64_t segment_fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
 	const uint64_t layout[] = {
@@ -97,7 +97,7 @@ static uint64_t fingerprint(void)
 }
 
 /* boot_id[] is left empty where /proc cannot say. */
-static void read_boot_id(char boot_id[40])
+void segment_boot_id(char boot_id[40])
 {
 	int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC);
 
@@ -109,23 +109,30 @@ static void read_boot_id(char boot_id[40])
 	close(fd);
 }
 
+int segment_lcores(const char *sysfs, uint32_t *lcores)
+{
+	int rc = topology_possible(sysfs, lcores);
+
+	if (!rc && *lcores < MTLSHM_LCORES_MIN)
+		*lcores = MTLSHM_LCORES_MIN;
+	return rc;
+}
+
 static int write_header(int fd, const char *sysfs)
 {
 	struct mtlshm_header header = {
 		.version = MTLSHM_LAYOUT_VERSION,
-		.fingerprint = fingerprint(),
+		.fingerprint = segment_fingerprint(),
 		.size = sizeof(struct mtlshm_segment),
 		.state = MTLSHM_IN_USE,
 	};
 	struct timespec now;
-	int rc = topology_possible(sysfs, &header.lcores);
+	int rc = segment_lcores(sysfs, &header.lcores);
 
 	if (rc)
 		return rc;
-	if (header.lcores < MTLSHM_LCORES_MIN)
-		header.lcores = MTLSHM_LCORES_MIN;
-	memcpy(header.magic, magic, sizeof(magic));
-	read_boot_id(header.boot_id);
+	memcpy(header.magic, segment_magic, sizeof(segment_magic));
+	segment_boot_id(header.boot_id);
 	clock_gettime(CLOCK_REALTIME, &now);
 	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 	return pwrite(fd, &header, sizeof(header), 0) == sizeof(header) ? 0 : -errno;
@@ -211,15 +218,15 @@ static int check(int fd, uint32_t *lcores)
 		return -errno;
 	if (!S_ISREG(st.st_mode) || pread(fd, &header, sizeof(header), 0) != sizeof(header))
 		return -EBADMSG;
-	if (memcmp(header.magic, magic, sizeof(magic)))
+	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)))
 		return -EBADMSG;
-	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != fingerprint() ||
+	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != segment_fingerprint() ||
 	    header.size != sizeof(struct mtlshm_segment))
 		return -EPROTO;
 	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
 	    header.lcores > MTLSHM_LCORES)
 		return -EBADMSG;
-	read_boot_id(boot_id);
+	segment_boot_id(boot_id);
 	if (boot_id[0] && header.boot_id[0] && memcmp(boot_id, header.boot_id, sizeof(boot_id)))
 		return -ESTALE;
 	if (life_held(&query, MTLSHM_LIFE_BASE, 1) < 0)

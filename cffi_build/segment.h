@@ -27,6 +27,12 @@ struct mtlshm_host {
 	uint64_t self_process;            /* and of which life_process() */
 };
 
+/* What every header of this layout, boot and host says: boot_id[] is empty where /proc cannot say. */
+extern const char segment_magic[8];
+uint64_t segment_fingerprint(void);
+void segment_boot_id(char boot_id[40]);
+int segment_lcores(const char *sysfs, uint32_t *lcores);
+
 /* The record of an owner found in the segment, or NULL if no record can have that index. */
 static inline struct mtlshm_record *segment_record(const struct mtlshm_host *host, uint64_t owner)
 {

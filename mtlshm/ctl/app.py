@@ -8,7 +8,7 @@ import sys
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, legacy, machine, manager, status
+from mtlshm.ctl import claims, collection, doctor, legacy, machine, manager, status
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -33,6 +33,7 @@ for verb in (
     claims.hold,
     collection.release,
     collection.gc,
+    doctor.doctor,
     machine.topology,
     legacy.legacy,
     manager.ping,

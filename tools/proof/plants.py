@@ -129,14 +129,14 @@ CORE = {
     "no-takeover": Plant(
         "a waiter believes every holder alive",
         "semaphore.c",
-        "		alive = mtlshm_alive(host, owner_of(held));\n",
-        "		alive = 1;\n",
+        "		alive = holder_alive(host, owner_of(held));\n",
+        "		(void)holder_alive, alive = 1;\n",
     ),
     "takeover-from-the-living": Plant(
         "a waiter believes every holder dead",
         "semaphore.c",
-        "		alive = mtlshm_alive(host, owner_of(held));\n",
-        "		alive = 0;\n",
+        "		alive = holder_alive(host, owner_of(held));\n",
+        "		(void)holder_alive, alive = 0;\n",
     ),
     "takeover-not-told": Plant(
         "who takes over from a dead holder is not told",
