@@ -382,10 +382,10 @@ class _Connection:
                 self._send(_Reply(b"\0", self._map_of(body.ifindex)))
                 return
             case wire.Filter() | wire.Interface() if self._instance:
-                self._begin(kind, self._server.interfaces.request(self._client(), kind, body))
+                self._begin(kind, self._request(kind, body))
                 return
             case wire.OpenXsk() if self._instance:
-                self._begin(kind, self._server.interfaces.open_xsk(self._client(), body))
+                self._begin(kind, self._open_xsk(body))
                 return
             case wire.Filter() | wire.Interface() | wire.OpenXsk():
                 value = -errno.EPERM
@@ -484,10 +484,10 @@ class _Connection:
             return -errno.EACCES
         self._dialect = body.dialect
         if self._instance is None:
-            who = process.identify(self._pidfd, self._pid, self._uid, body.hostname)
             try:
+                who = process.identify(self._pidfd, self._pid, self._uid, body.hostname)
                 self._instance = self._server.host.register_proxy(Kind.SOCKET, who)
-            except MtlshmError as error:
+            except OSError as error:  # no record left, or no descriptor
                 log.error("cannot register pid %d: %s", self._pid, error.strerror)
                 return -(error.errno or errno.EIO)
             self.owner = self._instance.owner
@@ -497,6 +497,12 @@ class _Connection:
     async def _name_interfaces(self, interfaces: tuple[int, ...]) -> int:
         await self._server.interfaces.register(self._client(), interfaces)
         return 0
+
+    async def _request(self, kind: int, body: wire.Filter | wire.Interface) -> int:
+        return await self._server.interfaces.request(self._client(), kind, body)
+
+    async def _open_xsk(self, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
+        return await self._server.interfaces.open_xsk(self._client(), body)
 
     def _client(self) -> Client:
         return Client(self.owner, process.identify(self._pidfd, self._pid, self._uid, os.uname().nodename))
@@ -519,12 +525,13 @@ class _Connection:
         cpu = self._ids.get(lcore_id, lcore_id)
         tag = tag_of_id(lcore_id) if cpu != lcore_id else 0
         try:
-            self._instance.claim(cpu, _SCH)
-            if tag:
-                self._server.host.tag(cpu, self.owner, tag)
-        except Busy:
-            if not self._share(cpu, tag):
-                return -errno.EBUSY
+            try:
+                self._instance.claim(cpu, _SCH)
+                if tag:
+                    self._server.host.tag(cpu, self.owner, tag)
+            except Busy:
+                if not self._share(cpu, tag):
+                    return -errno.EBUSY
         except MtlshmError as error:
             return -errno.EINVAL if error.errno == errno.ERANGE else -(error.errno or errno.EIO)
         self._held[lcore_id] = cpu

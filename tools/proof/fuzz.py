@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Outcome:
     wrong: str  # '' if nothing is
 
 
+def _seeds() -> Iterator[bytes]:
+    """Inputs with one change each, for libFuzzer to put together: as fuzz_segment.c reads them."""
+    for how in range(32):  # where, in the lowest 3 bits, and what
+        for where in range(32 if how % 8 == 1 else 2):  # of the header, each field
+            change = where.to_bytes(2, "little") + bytes([how]) + b"\xff\x01\x10" + bytes(5)
+            yield bytes([1, how % 8, how, 0]) + change
+
+
 def fuzz_segment(directory: Path, seconds: float, seed: int, plant: Plant | None) -> Outcome:
     core = planted(ROOT / "cffi_build", plant, directory / "core")
     program = directory / "fuzz_segment"
@@ -47,6 +56,8 @@ def fuzz_segment(directory: Path, seconds: float, seed: int, plant: Plant | None
 
     corpus = directory / "corpus"
     corpus.mkdir()
+    for n, seed_input in enumerate(_seeds()):
+        (corpus / f"{n}").write_bytes(seed_input)
     options = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", f"-timeout={_HANGS}", "-max_len=400"]
     # SIGBUS is the core's own affair; the others are for the sanitizers.
     options += ["-len_control=0", "-handle_bus=0", "-print_final_stats=1", f"-artifact_prefix={directory}/"]

@@ -63,7 +63,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 /* One change to a table. Words where states, tokens and the semaphore are come as often as all others together. */
 static void change(struct mtlshm_segment *table, const uint8_t *input)
 {
-	uint64_t value, index = input[0] | (uint64_t)input[1] << 8, *word;
+	uint64_t value, index = input[0] | (uint64_t)input[1] << 8, *word = NULL;
+	uint32_t *half = NULL;
 
 	memcpy(&value, input + 3, sizeof(value));
 	switch (input[2] % 8) {
@@ -71,15 +72,16 @@ static void change(struct mtlshm_segment *table, const uint8_t *input)
 		word = (uint64_t *)table + index % WORDS;
 		break;
 	case 1:
-		word = (uint64_t *)&table->header + index % (sizeof(table->header) / 8);
+		half = (uint32_t *)&table->header + index % (sizeof(table->header) / sizeof(*half));
 		break;
 	case 2:
 	case 3:
 		word = &table->instances[index % MTLSHM_INSTANCES].control;
 		break;
 	case 4:
-		word = (uint64_t *)&table->instances[index % 4] + (index >> 2) % (sizeof(struct mtlshm_record) / 8);
-		break;
+		word = (uint64_t *)&table->instances[index % 4] + 1;
+		word += (index >> 2) % (sizeof(struct mtlshm_record) / 8 - 4);
+		break; /* and the two after it, as texts take some */
 	case 5:
 	case 6:
 		word = &table->lcores[index % MTLSHM_LCORES].owner;
@@ -99,7 +101,11 @@ static void change(struct mtlshm_segment *table, const uint8_t *input)
 	default:
 		value = value & 1 ? ~UINT64_C(0) : 0;
 	}
-	__atomic_store_n(word, value, __ATOMIC_RELAXED);
+	if (half)
+		__atomic_store_n(half, (uint32_t)value, __ATOMIC_RELAXED);
+	else
+		for (int i = 0; i < (input[2] % 8 == 4 ? 3 : 1); i++)
+			__atomic_store_n(word + i, value, __ATOMIC_RELAXED);
 }
 
 static void write_file(const struct mtlshm_segment *table, size_t length)

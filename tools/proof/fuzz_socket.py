@@ -177,7 +177,14 @@ class Daemon:
         self.segment = directory / "segment"
         self.log = directory / "log"
         settings = {"PYTHONPATH": str(package), "MTLSHMD_CONFIG": os.devnull, "MTLSHM_PATH": str(self.segment)}
-        command = [sys.executable, "-c", "from mtlshm.daemon.app import main; main()", "--socket", str(self.socket)]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            "from mtlshm.daemon.app import main; main()",
+            "--socket",
+            str(self.socket),
+        ]
         command += ["--xdp", "off", "--legacy", "off", "--log-level", "error", "--state", str(directory / "state")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=os.environ | settings, stderr=log, stdin=subprocess.DEVNULL)
