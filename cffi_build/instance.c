@@ -198,7 +198,7 @@ static int become(struct mtlshm_instance *me, const struct life *life, uint32_t 
 	if (__atomic_load_n(&header->state, __ATOMIC_SEQ_CST) != MTLSHM_IN_USE) {
 		__atomic_store_n(&record->control, control_after(control), __ATOMIC_RELEASE);
 		life_unpin(me->pin);
-		return -ESTALE;
+		return segment_lost(me->host) ? -EBADMSG : -ESTALE;
 	}
 	me->process = life_adopt();
 	me->owner = owner_make(index, generation);

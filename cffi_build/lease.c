@@ -114,7 +114,7 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	if (host->read_only)
 		return -EROFS;
 	if (!segment_knows(host, owner))
-		return -ESRCH;
+		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
@@ -133,7 +133,7 @@ static int list_owners(const struct mtlshm_host *host, enum mtlshm_record_state 
 		if ((control & CONTROL_STATE_MASK) == state)
 			owners[count++] = owner_make(i, control_generation(control));
 	}
-	return count;
+	return segment_lost(host) ? -EBADMSG : count;
 }
 
 int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners)
@@ -152,7 +152,7 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 	int rc;
 
 	if (!segment_knows(host, owner))
-		return 0;
+		return segment_lost(host) ? -EBADMSG : 0;
 	if (segment_proxied(host, owner))
 		return 1;
 	rc = life_enter(&life, host, O_RDONLY);
@@ -161,7 +161,9 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 	rc = life_held(&life, life_byte(owner), 1);
 	life_leave(&life);
 	/* The lock seen may be that of the record's next owner. */
-	return rc == 1 ? segment_knows(host, owner) : rc;
+	if (rc == 1)
+		rc = segment_knows(host, owner);
+	return segment_lost(host) ? -EBADMSG : rc;
 }
 
 int mtlshm_sweep(struct mtlshm_host *host)
@@ -188,6 +190,8 @@ int mtlshm_sweep(struct mtlshm_host *host)
 			cleared++;
 	}
 	segment_count(&host->segment->header.recovered, cleared);
+	if (segment_lost(host))
+		return -EBADMSG;
 	return rc < 0 && rc != -EBUSY && rc != -ESRCH ? rc : collected;
 }
 
@@ -240,7 +244,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 		rc = take_from(me->host, slot(me->host, lcore), 0, owner | type);
 	if (!rc)
 		stamp(slot(me->host, lcore));
-	return rc;
+	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
 /* A thread that unregisters the instance meanwhile may have swept this lcore already. The claim is then
@@ -276,7 +280,7 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 	token = owner | __atomic_load_n(&me->usual_type, __ATOMIC_RELAXED);
 	if (unlikely(!swap(slot(me->host, lcore), &token, 0))) {
 		if (owner_of(token) != owner || !swap(slot(me->host, lcore), &token, 0))
-			return -EPERM; /* not ours, or an operator took it this moment */
+			return segment_lost(me->host) ? -EBADMSG : -EPERM; /* an operator took it this moment */
 		__atomic_store_n(&me->usual_type, token & TOKEN_TYPE_MASK, __ATOMIC_RELAXED);
 	}
 	return 0;
@@ -432,5 +436,5 @@ int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want
 	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
 	rc = choose_and_take(host, topology, want, &allowed, owner | want->type, lcores);
 	mtlshm_unlock(me);
-	return rc;
+	return segment_lost(host) ? -EBADMSG : rc;
 }

@@ -117,6 +117,8 @@ int life_enter(struct life *life, const struct mtlshm_host *host, int mode)
 		rc = errno == ENOENT ? -ESTALE : -errno;
 	else if (st.st_dev != host->device || st.st_ino != host->inode)
 		rc = -ESTALE;
+	else if (segment_lost(host) || (uint64_t)st.st_size < sizeof(struct mtlshm_segment))
+		rc = -EBADMSG;
 	if (rc)
 		life_leave(life);
 	return rc;

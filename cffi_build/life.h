@@ -20,7 +20,7 @@ int life_init(void);
 
 /* Enter without, and with, opening the segment again. `mode` is O_RDONLY or O_RDWR; the close of a writer
  * wakes the daemon, that of a reader does not. life_enter() fails with -ESTALE if the path is another file
- * by now; on failure nothing is held. */
+ * by now, with -EBADMSG if the file was cut short; on failure nothing is held. */
 void life_guard(struct life *life);
 int life_enter(struct life *life, const struct mtlshm_host *host, int mode);
 void life_leave(struct life *life);

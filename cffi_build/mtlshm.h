@@ -19,11 +19,12 @@
  * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_strerror()
  * says what each means here and what to do about it. Of being killed inside, functions that only look say
  * nothing, since it leaves nothing. Every function may be called from any thread at any time unless its
- * comment says otherwise; none is a cancellation point, none may be called from a signal handler (nor
- * fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
+ * comment says otherwise; none is a cancellation point, none but mtlshm_fault() may be called from a signal
+ * handler (nor fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
  * (sysfs cpuN). Times in nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
  *
- * Trust. Whoever may write the segment's file can do anything to it. Whoever may read it can keep newcomers
+ * Trust. Whoever may write the segment's file can do anything to it, but not crash those who have it open: see
+ * mtlshm_fault(). Whoever may read it can keep newcomers
  * out, by holding read locks on their bytes; neither can be told from a living owner.
  *
  * Processes. No file descriptor is kept, so closefrom() after opening or registering harms nothing. An
@@ -231,6 +232,14 @@ int mtlshm_close(struct mtlshm_host *host);
  * -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
 int mtlshm_retire(struct mtlshm_host *host);
 
+/* A segment cut short under those who have it open (which anyone who may write it can do) is a SIGBUS at the next
+ * access. If that would kill the process when it opens a segment, mtlshm_open() installs a handler, and then it
+ * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. A
+ * process with a handler of its own keeps that, and has the same if it calls this from there, with si_addr of a
+ * signal that was not sent (si_code > 0). Returns 1 if the access was to a segment: return, and it will succeed;
+ * 0: not ours. A process that replaces our handler without calling this, or blocks SIGBUS, dies. errno is kept. */
+int mtlshm_fault(const void *address);
+
 /* ---------------------------------------------------------------------------------------------------
  * Instances
  */
@@ -388,7 +397,7 @@ int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uin
 
 /* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the
  * semaphore is ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it,
- * perhaps stopped); -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
+ * perhaps stopped); -EINVAL a proxied instance; -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
 int mtlshm_lock(struct mtlshm_instance *instance, uint32_t timeout_ms);
 
 /* Give it back. Errors: -EPERM not held by this instance; -EBADF, -ECHILD. Killed inside: given back, with
@@ -440,6 +449,49 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
 /* The same for one instance. Errors: -ESRCH there is no such instance (any more); -ESTALE, -EACCES,
  * -EMFILE. */
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Damage
+ *
+ * All who may write the segment trust each other, and one of them may have gone wrong. Nothing of the kind
+ * crashes or hangs anyone here; but people want to know. These take any file, in whatever state.
+ */
+enum mtlshm_damage_kind {
+	MTLSHM_DAMAGE_FOREIGN = 1, /* no segment at all. Of this one and the next, nothing else is said. */
+	MTLSHM_DAMAGE_LAYOUT = 2,  /* a segment of another layout, or what says so is damaged; value: its version */
+	MTLSHM_DAMAGE_SHORT = 3,   /* cut short; value: to how many bytes */
+	MTLSHM_DAMAGE_HEADER = 4,  /* a field that never changes has changed; index: its offset, value: what it says */
+	MTLSHM_DAMAGE_BOOT = 5,    /* by its header, of another boot or host */
+	MTLSHM_DAMAGE_STATE = 6,   /* neither in use nor retired, so nobody can register; value: what it says */
+	MTLSHM_DAMAGE_RETIRED = 7, /* retired by one who died before he removed it */
+	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by somebody dead, or by nobody; value: its word */
+	MTLSHM_DAMAGE_RECORD = 9,  /* in no state that there is; index: which record, value: its control word */
+	MTLSHM_DAMAGE_HIDDEN = 10, /* does not say LIVE or PROXIED, or not of whom, while its owner lives; likewise */
+	MTLSHM_DAMAGE_KIND = 11,   /* of an instance: none that there is; index: which record, value: the kind */
+	MTLSHM_DAMAGE_DEAD = 12,   /* an instance that is dead and not collected; likewise, value: its owner */
+	MTLSHM_DAMAGE_TOKEN = 13,  /* an lcore held by nobody; index: which, value: its token */
+
+	MTLSHM_DAMAGES = 2048,     /* more than there can be */
+};
+
+struct mtlshm_damage {
+	uint32_t kind;  /* enum mtlshm_damage_kind */
+	uint32_t index;
+	uint64_t value;
+};
+
+/* What is wrong with the file at `path`, into damages[MTLSHM_DAMAGES]; returns how many. Reads a copy and writes
+ * nothing. What is only passing (somebody is just registering, or has just died) is seen as well: what is there
+ * a second time, some 100 ms later, is not that. Errors: -ENOENT, -EACCES and what else open(2) and pread(2)
+ * return; -EBADMSG it is no file. */
+int mtlshm_examine(const char *path, struct mtlshm_damage *damages);
+
+/* Put one of them right, if it is still there and nobody who lives loses anything by it. A file that cannot be
+ * made good is removed if nobody uses it.
+ *
+ * Errors: -EBUSY somebody lives who would lose; -EOPNOTSUPP there is no way to put it right; -ESRCH it is not there
+ * any more; and as above. Killed inside: it is put right or not. */
+int mtlshm_mend(const char *path, const struct mtlshm_damage *damage);
 
 /* ---------------------------------------------------------------------------------------------------
  * Topology

@@ -21,7 +21,8 @@
  *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
  * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
  *
- * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS.
+ * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS. What
+ * becomes of a file that is truncated later is said in fault.c.
  */
 #include "segment.h"
 
@@ -52,7 +53,7 @@
 #define OPEN_TRIES 1000
 #define BURIAL_NAP_NS 1000000
 
-static const char magic[8] = "MTLSHM\r\n";
+const char segment_magic[8] = "MTLSHM\r\n";
 
 /* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes.
  * */
@@ -66,7 +67,7 @@ _Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a toke
 _Static_assert(MTLSHM_LCORE_TYPES <= 1 << MTLSHM_TYPE_BITS, "a type fits a token");
 
 /* FNV-1a over every size and offset of the layout. */
-static uint64_t fingerprint(void)
+uint64_t segment_fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
 	const uint64_t layout[] = {
@@ -96,7 +97,7 @@ static uint64_t fingerprint(void)
 }
 
 /* boot_id[] is left empty where /proc cannot say. */
-static void read_boot_id(char boot_id[40])
+void segment_boot_id(char boot_id[40])
 {
 	int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC);
 
@@ -108,23 +109,30 @@ static void read_boot_id(char boot_id[40])
 	close(fd);
 }
 
+int segment_lcores(const char *sysfs, uint32_t *lcores)
+{
+	int rc = topology_possible(sysfs, lcores);
+
+	if (!rc && *lcores < MTLSHM_LCORES_MIN)
+		*lcores = MTLSHM_LCORES_MIN;
+	return rc;
+}
+
 static int write_header(int fd, const char *sysfs)
 {
 	struct mtlshm_header header = {
 		.version = MTLSHM_LAYOUT_VERSION,
-		.fingerprint = fingerprint(),
+		.fingerprint = segment_fingerprint(),
 		.size = sizeof(struct mtlshm_segment),
 		.state = MTLSHM_IN_USE,
 	};
 	struct timespec now;
-	int rc = topology_possible(sysfs, &header.lcores);
+	int rc = segment_lcores(sysfs, &header.lcores);
 
 	if (rc)
 		return rc;
-	if (header.lcores < MTLSHM_LCORES_MIN)
-		header.lcores = MTLSHM_LCORES_MIN;
-	memcpy(header.magic, magic, sizeof(magic));
-	read_boot_id(header.boot_id);
+	memcpy(header.magic, segment_magic, sizeof(segment_magic));
+	segment_boot_id(header.boot_id);
 	clock_gettime(CLOCK_REALTIME, &now);
 	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 	return pwrite(fd, &header, sizeof(header), 0) == sizeof(header) ? 0 : -errno;
@@ -210,15 +218,15 @@ static int check(int fd, uint32_t *lcores)
 		return -errno;
 	if (!S_ISREG(st.st_mode) || pread(fd, &header, sizeof(header), 0) != sizeof(header))
 		return -EBADMSG;
-	if (memcmp(header.magic, magic, sizeof(magic)))
+	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)))
 		return -EBADMSG;
-	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != fingerprint() ||
+	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != segment_fingerprint() ||
 	    header.size != sizeof(struct mtlshm_segment))
 		return -EPROTO;
 	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
 	    header.lcores > MTLSHM_LCORES)
 		return -EBADMSG;
-	read_boot_id(boot_id);
+	segment_boot_id(boot_id);
 	if (boot_id[0] && header.boot_id[0] && memcmp(boot_id, header.boot_id, sizeof(boot_id)))
 		return -ESTALE;
 	if (life_held(&query, MTLSHM_LIFE_BASE, 1) < 0)
@@ -254,6 +262,12 @@ static int attach(struct mtlshm_host *host)
 		rc = -errno;
 		goto out;
 	}
+	host->watched = fault_watch(memory);
+	if (!host->watched) {
+		munmap(memory, sizeof(struct mtlshm_segment));
+		rc = -ENOMEM;
+		goto out;
+	}
 	host->segment = memory;
 	host->device = st.st_dev;
 	host->inode = st.st_ino;
@@ -264,8 +278,10 @@ out:
 
 static void detach(struct mtlshm_host *host)
 {
-	if (host->segment)
+	if (host->segment) {
 		munmap(host->segment, sizeof(struct mtlshm_segment));
+		fault_forget(host->watched);
+	}
 	host->segment = NULL;
 }
 
@@ -285,7 +301,7 @@ static int anyone_alive(const struct mtlshm_host *host, const struct life *life)
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
 		if (control_proxied(__atomic_load_n(&host->segment->instances[i].control, __ATOMIC_SEQ_CST)))
 			return 1;
-	return life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
+	return segment_lost(host) ? -EBADMSG : life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
 /* nanosleep(3) is a cancellation point; the system call is not. */

@@ -6,11 +6,13 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "fault.h"
 #include "mtlshm.h"
 #include "token.h"
 
 struct mtlshm_host {
 	struct mtlshm_segment *segment;
+	struct watched *watched; /* see fault.c */
 	uint32_t lcores;  /* header.lcores, checked */
 	bool read_only;
 	char *path;
@@ -24,6 +26,12 @@ struct mtlshm_host {
 	struct mtlshm_process self;       /* who we are, read from /proc; under the guard of life.h, */
 	uint64_t self_process;            /* and of which life_process() */
 };
+
+/* What every header of this layout, boot and host says: boot_id[] is empty where /proc cannot say. */
+extern const char segment_magic[8];
+uint64_t segment_fingerprint(void);
+void segment_boot_id(char boot_id[40]);
+int segment_lcores(const char *sysfs, uint32_t *lcores);
 
 /* The record of an owner found in the segment, or NULL if no record can have that index. */
 static inline struct mtlshm_record *segment_record(const struct mtlshm_host *host, uint64_t owner)
@@ -48,6 +56,13 @@ static inline bool segment_proxied(const struct mtlshm_host *host, uint64_t owne
 {
 	return segment_knows(host, owner) &&
 	       control_proxied(__atomic_load_n(&segment_record(host, owner)->control, __ATOMIC_RELAXED));
+}
+
+/* Was the file cut short, and is the table we see no longer anybody else's? Asked by whoever was refused, and by
+ * whoever would otherwise believe what he read; see fault.c. */
+static inline bool segment_lost(const struct mtlshm_host *host)
+{
+	return __builtin_expect(fault_seen(host->watched), 0);
 }
 
 static inline void segment_count(uint64_t *counter, uint64_t by)

@@ -61,6 +61,12 @@ static void spin(const uint64_t *word, uint64_t held)
 	}
 }
 
+/* An instance that a daemon keeps for another process never takes it, so a word that names one is damage. */
+static int holder_alive(struct mtlshm_host *host, uint64_t owner)
+{
+	return segment_proxied(host, owner) ? 0 : mtlshm_alive(host, owner);
+}
+
 static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadline)
 {
 	uint64_t *word = &host->segment->header.semaphore;
@@ -73,12 +79,14 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 
 		held = __atomic_load_n(word, __ATOMIC_RELAXED);
 		/* We may have slept, and others may still: whoever gives back next shall wake one. */
+		if (segment_lost(host))
+			return -EBADMSG;
 		if (!owner_of(held)) {
 			if (swap(word, &held, owner | WAITERS))
 				return 0;
 			continue;
 		}
-		alive = mtlshm_alive(host, owner_of(held));
+		alive = holder_alive(host, owner_of(held));
 		if (alive == 0) {
 			if (!swap(word, &held, owner | WAITERS))
 				continue;
@@ -103,6 +111,8 @@ int mtlshm_lock(struct mtlshm_instance *me, uint32_t timeout_ms)
 
 	if (!owner)
 		return rc;
+	if (me->proxied) /* nobody could tell that its daemon died in it */
+		return -EINVAL;
 	if (swap(&me->host->segment->header.semaphore, &nobody, owner))
 		return 0;
 	return lock_slowly(me->host, owner, now_ns() + timeout_ms * INT64_C(1000000));

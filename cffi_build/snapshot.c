@@ -142,7 +142,7 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 	for (uint32_t i = 0; i < host->lcores; i++)
 		copy_lcore(host, &life, i, out, &positions);
 	life_leave(&life);
-	return 0;
+	return segment_lost(host) ? -EBADMSG : 0;
 }
 
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info)
@@ -151,12 +151,14 @@ int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_insta
 	int rc;
 
 	if (!segment_knows(host, owner))
-		return -ESRCH;
+		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	rc = read_record(host, &life, owner_index(owner), info);
 	life_leave(&life);
+	if (segment_lost(host))
+		return -EBADMSG;
 	if (rc || info->owner != owner)
 		return rc ? rc : -ESRCH;
 	for (uint32_t i = 0; i < host->lcores; i++)

@@ -102,6 +102,11 @@ class Puppet:
         if self._process:
             self._process.wait(DEADLINE)
 
+    def wait(self) -> int:
+        """Wait until it has ended by itself; returns its exit status, or minus the signal."""
+        assert self._process
+        return self._process.wait(DEADLINE)
+
     def clean_up(self) -> None:
         for child in self._children:
             child.clean_up()

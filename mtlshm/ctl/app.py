@@ -9,7 +9,7 @@ import sys
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, interfaces, legacy, machine, manager, status, xdp
+from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, machine, manager, status, xdp
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -35,6 +35,7 @@ for verb in (
     claims.hold,
     collection.release,
     collection.gc,
+    doctor.doctor,
     machine.topology,
     legacy.legacy,
     manager.ping,

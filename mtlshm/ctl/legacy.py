@@ -61,7 +61,7 @@ class _Lcore:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     segment: str | None
     key: int
     lock: Path
@@ -89,7 +89,7 @@ class _Amount(click.ParamType[int | CpuSet]):
             self.fail(str(error), param, ctx)
 
 
-def _key(_: click.Context, __: click.Parameter, text: str | None) -> int:
+def key(_: click.Context, __: click.Parameter, text: str | None) -> int:
     try:
         return default_key() if text is None else int(text, 0)
     except ValueError:
@@ -97,7 +97,7 @@ def _key(_: click.Context, __: click.Parameter, text: str | None) -> int:
 
 
 @click.group()
-@click.option("--key", callback=_key, envvar="MTLSHM_LEGACY_KEY", help="Of the table.  [env: MTLSHM_LEGACY_KEY]")
+@click.option("--key", callback=key, envvar="MTLSHM_LEGACY_KEY", help="Of the table.  [env: MTLSHM_LEGACY_KEY]")
 @click.option(
     "--lock",
     type=click.Path(path_type=Path),
@@ -111,13 +111,13 @@ def legacy(context: click.Context, key: int, lock: Path) -> None:
 
     A COUNT is a number, a LIST like 4-7 or 4,6; a list of one is 4-4.
     """
-    context.obj = _Place(context.obj, key, lock)
+    context.obj = Place(context.obj, key, lock)
 
 
 @legacy.command()
 @click.option("--json", "as_json", is_flag=True, help="One object: key, size, bridged, lcores[].")
 @click.pass_obj
-def info(place: _Place, as_json: bool) -> None:
+def info(place: Place, as_json: bool) -> None:
     """Show both tables side by side, as far as anything is in them but lcores of ours.
 
     STATE is: lent (for legacy processes to take), legacy (one has it), reclaimed (not to be lent), ours; between,
@@ -126,7 +126,7 @@ def info(place: _Place, as_json: bool) -> None:
     time.
     """
     with place.table() as table:
-        lcores = _both(place, table)
+        lcores = both(place, table)
         bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
     if not bridged:  # then this is just what a legacy table is like
         lcores = [lcore for lcore in lcores if lcore.state != "unprotected"]
@@ -173,7 +173,7 @@ def _as_data(lcore: _Lcore) -> dict[str, Any]:
 @legacy.command(name="lend")
 @click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
 @click.pass_obj
-def lend_(place: _Place, amount: int | CpuSet) -> None:
+def lend_(place: Place, amount: int | CpuSet) -> None:
     """Let legacy processes take free lcores: so many, or these; beyond what the daemon lends of itself.
 
     Those reclaimed before come first. Others that a COUNT takes are online. Without a daemon, too, as long as the table
@@ -181,7 +181,7 @@ def lend_(place: _Place, amount: int | CpuSet) -> None:
     """
     with Host(place.segment, create=False) as host, place.table() as table:
         # The legacy table may have more entries than ours, and ours more than there are CPUs.
-        free = [lcore for lcore in _both(place, table) if lcore.free and lcore.number < host.snapshot().size]
+        free = [lcore for lcore in both(place, table) if lcore.free and lcore.number < host.snapshot().size]
         if isinstance(amount, int):
             online = host.topology().online
             free = [lcore for lcore in free if lcore.number in online or lcore.state == "reclaimed"]
@@ -203,7 +203,7 @@ def lend_(place: _Place, amount: int | CpuSet) -> None:
 @legacy.command()
 @click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
 @click.pass_obj
-def reclaim(place: _Place, amount: int | CpuSet) -> None:
+def reclaim(place: Place, amount: int | CpuSet) -> None:
     """Take back lent lcores that no legacy process uses: so many, or these.
 
     Those that an operator lent go first. The daemon does not lend the others again, nor others for them, until `lend`.
@@ -211,7 +211,7 @@ def reclaim(place: _Place, amount: int | CpuSet) -> None:
     with Host(place.segment, create=False) as host, place.table() as table:
         chosen = _choose(
             amount,
-            [lcore for lcore in _both(place, table) if lcore.available],
+            [lcore for lcore in both(place, table) if lcore.available],
             lambda lcore: (not lcore.tag & LENT_BY_HAND, lcore.number),
             "not lent, or in use",
         )
@@ -223,13 +223,13 @@ def reclaim(place: _Place, amount: int | CpuSet) -> None:
 
 @legacy.command()
 @click.pass_obj
-def clean(place: _Place) -> None:
+def clean(place: Place) -> None:
     """Delete what dead processes left in the legacy table: of any user, in any container of this host.
 
     Only of those proven dead: whoever lives has the table in its memory. A daemon does this by itself.
     """
     with place.table() as table:
-        lcores = _both(place, table)
+        lcores = both(place, table)
         bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
         attached, complete = table.attached()
         unsure = 0
@@ -252,7 +252,7 @@ def clean(place: _Place) -> None:
         click.echo(f"{unsure} lcores left alone: their processes are not seen from here, but some process is hidden")
 
 
-def _both(place: _Place, table: LegacyTable) -> list[_Lcore]:
+def both(place: Place, table: LegacyTable) -> list[_Lcore]:
     owners: dict[int, InstanceInfo] = {}
     tags: dict[int, int] = {}
     try:

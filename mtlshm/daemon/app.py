@@ -19,6 +19,7 @@ import click
 
 from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, lending
 from mtlshm.daemon import config
+from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
@@ -239,6 +240,8 @@ async def _serve(settings: dict[str, Any]) -> None:
         me = duties.enter_context(_register(host))
         reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
         reaper.start()
+        examiner = duties.enter_context(closing(Examiner(host)))
+        examiner.start()
         if settings["legacy"] != "off":
             key, lock = settings["legacy_key"], Path(settings["legacy_lock"])
             legacy = Legacy(host, settings["legacy"], key, lock)

@@ -29,10 +29,9 @@ def lcores(pid: int) -> dict[int, int]:
         try:
             worker = _WORKER.match((thread / "comm").read_text().strip())
             allowed = _AFFINITY.search((thread / "status").read_text()) if worker else None
-        except OSError:  # a thread that has ended
+            cpus = CpuSet.parse(allowed[1]) if allowed else CpuSet()
+        except (OSError, ValueError):  # a thread that has ended; or one on CPUs beyond the table
             continue
-        if worker and allowed:
-            cpus = CpuSet.parse(allowed[1])
-            if len(cpus) == 1:  # else it may run anywhere among them, and stands for no CPU
-                found[int(worker[1])] = min(cpus)
+        if worker and len(cpus) == 1:  # else it may run anywhere among them, and stands for no CPU
+            found[int(worker[1])] = min(cpus)
     return found

@@ -521,10 +521,10 @@ class _Connection:
             return -errno.EACCES
         self._dialect = body.dialect
         if self._instance is None:
-            who = process.identify(self._pidfd, self._pid, self._uid, body.hostname)
             try:
+                who = process.identify(self._pidfd, self._pid, self._uid, body.hostname)
                 self._instance = self._server.host.register_proxy(Kind.SOCKET, who)
-            except MtlshmError as error:
+            except OSError as error:  # no record left, or no descriptor
                 log.error("cannot register pid %d: %s", self._pid, error.strerror)
                 return -(error.errno or errno.EIO)
             self.owner = self._instance.owner
@@ -556,12 +556,13 @@ class _Connection:
         cpu = self._ids.get(lcore_id, lcore_id)
         tag = tag_of_id(lcore_id) if cpu != lcore_id else 0
         try:
-            self._instance.claim(cpu, _SCH)
-            if tag:
-                self._server.host.tag(cpu, self.owner, tag)
-        except Busy:
-            if not self._share(cpu, tag):
-                return -errno.EBUSY
+            try:
+                self._instance.claim(cpu, _SCH)
+                if tag:
+                    self._server.host.tag(cpu, self.owner, tag)
+            except Busy:
+                if not self._share(cpu, tag):
+                    return -errno.EBUSY
         except MtlshmError as error:
             return -errno.EINVAL if error.errno == errno.ERANGE else -(error.errno or errno.EIO)
         self._held[lcore_id] = cpu

@@ -128,7 +128,12 @@ class Reaper:
         self._meet_newcomers()
 
     def _meet_newcomers(self) -> None:
-        present = set(self._host.owners())
+        try:
+            present = set(self._host.owners())
+            self._host.alive(self._spare)  # asks the file as well: was it cut short?
+        except MtlshmError as error:
+            self._report(error)
+            return
         present.discard(self._spare)
         for owner in self._watched.keys() - present:
             self._forget(owner)
@@ -191,7 +196,7 @@ class Reaper:
             self._unseen.add(owner)
 
     def _report(self, error: MtlshmError) -> None:
-        if error.errno == errno.ESTALE:
+        if error.errno in (errno.ESTALE, errno.EBADMSG):
             self._lost(error)
         else:  # such as no descriptor left: clients collect for themselves, and the next event tries again
             log.error("cannot look after the table: %s", error.strerror)

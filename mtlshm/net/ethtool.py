@@ -54,6 +54,7 @@ _ANY = {
 }
 _ANY_ADDRESS = (str(IPv4Address(2**32 - 1)), str(IPv6Address(2**128 - 1)))
 _EXACT = ("0x0", "0.0.0.0", "::")
+_NUMBER = r"[0-9]{1,10}"  # of 32 bits; int() refuses what is very much longer
 _ERRNOS = {os.strerror(number): number for number in errno.errorcode}
 
 
@@ -182,7 +183,7 @@ class Ethtool:
 def channels(output: str) -> int | None:
     """What `ethtool -l` says of the present; None if it says something else."""
     _, _, current = output.partition("Current hardware settings:\n")
-    numbers = dict(re.findall(r"^(RX|Combined):\s+(\d+|n/a)$", current, re.MULTILINE))
+    numbers = dict(re.findall(rf"^(RX|Combined):\s+({_NUMBER}|n/a)$", current, re.MULTILINE))
     if not numbers.keys() >= {"RX", "Combined"}:
         return None
     return sum(int(number) for number in numbers.values() if number != "n/a")
@@ -190,8 +191,8 @@ def channels(output: str) -> int | None:
 
 def rules(output: str) -> dict[int, Rule] | None:
     """What `ethtool -n` says; None if it says something else."""
-    head, *parts = re.split(r"^Filter: (\d+)\n", output, flags=re.MULTILINE)
-    total = re.search(r"^Total (\d+) rules$", head, re.MULTILINE)
+    head, *parts = re.split(rf"^Filter: ({_NUMBER})\n", output, flags=re.MULTILINE)
+    total = re.search(rf"^Total ({_NUMBER}) rules$", head, re.MULTILINE)
     found = {int(number): Rule.parse(text.splitlines()) for number, text in zip(parts[::2], parts[1::2], strict=True)}
     if total is None or len(found) != int(total[1]):
         return None

@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -640,6 +641,92 @@ static long do_replace(char **words)
 	}
 }
 
+/* --- a table that is taken away or overwritten ------------------------------------------------------- */
+
+static int times_handled;
+
+/* A result that no call may have, whatever is done to the segment's bytes. */
+static int is_nonsense(int rc)
+{
+	static const int sensible[] = {EBUSY, EALREADY, EPERM, ETIMEDOUT, ESRCH, EUSERS, ERANGE, ESTALE};
+
+	for (size_t i = 0; i < sizeof(sensible) / sizeof(sensible[0]); i++)
+		if (rc == -sensible[i])
+			return 0;
+	return rc < 0;
+}
+
+/* Do everything, over and over, until something gives another error than there may be: that is the answer. With an
+ * argument: so many rounds at most, then 0. */
+static long do_storm(char **words)
+{
+	const struct mtlshm_want want = {.count = 3, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1};
+	static struct mtlshm_instance *other;
+	long rounds = words[1] ? number(words[1]) : -1;
+	uint16_t lcores[3];
+	int rc = 0;
+
+	srand((unsigned int)getpid());
+	while (rounds--) {
+		switch (rand() % 8) {
+		case 0: rc = mtlshm_claim(me, (uint32_t)rand() % LCORES, MTLSHM_LCORE_APP); break;
+		case 1: rc = mtlshm_release(me, (uint32_t)rand() % LCORES); break;
+		case 2: rc = mtlshm_claim_many(me, &want, lcores); break;
+		case 3: rc = mtlshm_release_all(me); break;
+		case 4: rc = mtlshm_snapshot(host, &snapshot); break;
+		case 5: rc = mtlshm_sweep(host); break;
+		case 6: rc = mtlshm_alive(host, mtlshm_owner(me)); break;
+		case 7:
+			rc = mtlshm_register(&other, host, NULL);
+			if (!rc)
+				mtlshm_instance_free(other);
+			break;
+		}
+		if (is_nonsense(rc))
+			return rc;
+	}
+	return 0;
+}
+
+/* FILE: die of it, as a process does whose mapped file is cut short. */
+static long do_touch_truncated(char **words)
+{
+	int fd = open(words[1], O_RDWR);
+	volatile char *memory = mmap(NULL, 1, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	EXPECT(!ftruncate(fd, 0));
+	return *memory;
+}
+
+static long do_die(char **words)
+{
+	return raise((int)number(words[1]));
+}
+
+static void handle(int number, siginfo_t *info, void *unused)
+{
+	(void)number;
+	(void)unused;
+	times_handled++;
+	if (!mtlshm_fault(info->si_addr))
+		_exit(1);
+}
+
+/* What an application may do about SIGBUS before it opens a segment. */
+static long do_own_handler(char **words)
+{
+	struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO};
+
+	(void)words;
+	return sigaction(SIGBUS, &action, NULL);
+}
+
+static long do_times_handled(char **words)
+{
+	(void)words;
+	return times_handled;
+}
+
 /* ---------------------------------------------------------------------------------------------------- */
 
 static const struct {
@@ -657,6 +744,7 @@ static const struct {
 	{"closefrom", do_closefrom},
 	{"collect", do_collect},
 	{"count", do_count},
+	{"die", do_die},
 	{"evict", do_evict},
 	{"exec", do_exec},
 	{"exit", do_exit},
@@ -669,6 +757,7 @@ static const struct {
 	{"limit_descriptors", do_limit_descriptors},
 	{"lock", do_lock},
 	{"next_pid", do_next_pid},
+	{"own_handler", do_own_handler},
 	{"open", do_open},
 	{"owner", do_owner},
 	{"register", do_register},
@@ -682,7 +771,10 @@ static const struct {
 	{"sleep_on_semaphore", do_sleep_on_semaphore},
 	{"snapshot", do_snapshot},
 	{"spawn", do_spawn},
+	{"storm", do_storm},
 	{"sweep", do_sweep},
+	{"times_handled", do_times_handled},
+	{"touch_truncated", do_touch_truncated},
 	{"umask", do_umask},
 	{"unlock", do_unlock},
 	{"unregister", do_unregister},

@@ -137,6 +137,7 @@ def test_the_file_can_be_named_in_the_environment(daemon: StartDaemon, tmp_path:
         pytest.param('log_level = "loud"\n', "loud", id="unknown level"),
         pytest.param("log_level = 3\n", "log_level", id="not a string"),
         pytest.param("segment = {}\n", "segment", id="not a string either"),
+        pytest.param(f"log_level = {'9' * 5000}\n", "digits", id="an absurd number"),
         pytest.param('segment = "/x\n', "line 1", id="bad syntax"),
         pytest.param("\xff\n", "0xff", id="not text at all"),
     ],

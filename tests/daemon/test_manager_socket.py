@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -712,3 +713,22 @@ def test_what_libmtl_says_of_itself_is_for_display_only(connect, segment):
 
 def test_records_at_a_time_are_decoded_as_too_many_interfaces_only_beyond_eight():
     assert isinstance(wire.decode(REGISTER[:84] + b"\x00\x09" + REGISTER[86:])[1], TooManyInterfaces)
+
+
+def test_with_no_descriptor_left_every_request_is_answered_all_the_same(daemon, manager_socket):
+    server = daemon()
+    manager = Manager(manager_socket, timeout=DEADLINE)
+    manager.heartbeat(1)
+    before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    assert refusal(manager.register) == errno.EMFILE
+    manager.heartbeat(2)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+    manager.register()
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    manager.get_lcore(1)
+    manager.put_lcore(1)
+    assert refusal(manager.get_queue, 3) in (errno.EMFILE, errno.ENODEV)
+    manager.heartbeat(3)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+    manager.close()

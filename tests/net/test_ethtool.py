@@ -49,6 +49,13 @@ def test_the_number_of_channels_as_it_was_printed() -> None:
     assert channels("") is channels("Channel parameters for v0:\n") is None
 
 
+def test_a_number_that_cannot_be_one_is_not_understood() -> None:
+    absurd = "9" * 5000
+    assert channels(f"Current hardware settings:\nRX:\t\t{absurd}\nCombined:\t1\n") is None
+    assert rules(f"Total 1 rules\n\nFilter: {absurd}\n\tAction: Drop\n") is None
+    assert rules(f"Total {absurd} rules\n") is None
+
+
 def test_rules_as_they_were_printed() -> None:
     lists = [rules(output) for output in recorded("veth_ntuple", "-n v0")]
     assert {

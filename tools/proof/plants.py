@@ -129,14 +129,14 @@ CORE = {
     "no-takeover": Plant(
         "a waiter believes every holder alive",
         "semaphore.c",
-        "		alive = mtlshm_alive(host, owner_of(held));\n",
-        "		alive = 1;\n",
+        "		alive = holder_alive(host, owner_of(held));\n",
+        "		(void)holder_alive, alive = 1;\n",
     ),
     "takeover-from-the-living": Plant(
         "a waiter believes every holder dead",
         "semaphore.c",
-        "		alive = mtlshm_alive(host, owner_of(held));\n",
-        "		alive = 0;\n",
+        "		alive = holder_alive(host, owner_of(held));\n",
+        "		(void)holder_alive, alive = 0;\n",
     ),
     "takeover-not-told": Plant(
         "who takes over from a dead holder is not told",
@@ -166,5 +166,98 @@ CORE = {
         "segment.c",
         "		rc = anyone_alive(host, &life) ? -EBUSY : life_pin(&life, &host->burial);",
         "		rc = life_pin(&life, &host->burial);",
+    ),
+}
+
+FUZZ_SEGMENT = {
+    "index-not-checked": Plant(
+        "an owner's index is taken for one that a record has",
+        "segment.h",
+        "	return index < MTLSHM_INSTANCES ? &host->segment->instances[index] : NULL;",
+        "	return &host->segment->instances[index];",
+    ),
+    "lcores-not-checked": Plant(
+        "the number of lcores in the header is believed",
+        "segment.c",
+        "header.lcores < MTLSHM_LCORES_MIN ||\n	    header.lcores > MTLSHM_LCORES)",
+        "header.lcores < MTLSHM_LCORES_MIN)",
+    ),
+    "text-not-ended": Plant(
+        "a name in a record is taken for one that ends",
+        "snapshot.c",
+        "		info->process.comm[sizeof(info->process.comm) - 1] = '\\0';\n",
+        "",
+    ),
+    "waits-for-ever": Plant(
+        "who waits for the semaphore forgets the time",
+        "semaphore.c",
+        "		if (left <= 0)\n",
+        "		if (left <= 0 && alive < 0)\n",
+    ),
+    "examines-beyond": Plant(
+        "the doctor takes an index for one that a record has",
+        "examine.c",
+        "	bool hidden[1 << MTLSHM_INDEX_BITS] = {false};",
+        "	bool hidden[MTLSHM_INSTANCES] = {false};",
+    ),
+    "truncation-kills": Plant(
+        "nobody catches SIGBUS",
+        "fault.c",
+        "	sigaction(SIGBUS, &handler, NULL);\n",
+        "	(void)handler;\n",
+    ),
+}
+
+FUZZ_SOCKET = {
+    "half-a-record-lost": Plant(
+        "half a record that was read is forgotten",
+        "daemon/manager_socket.py",
+        "                self._unread += data\n",
+        "                self._unread = data\n",
+    ),
+    "unknown-not-answered": Plant(
+        "a type that is not known gets no answer",
+        "daemon/manager_socket.py",
+        "            case _:\n                value = -errno.ENOTSUP\n",
+        "            case _:\n                return\n",
+    ),
+    "descriptor-kept": Plant(
+        "the pidfd of a client that has gone stays open",
+        "daemon/manager_socket.py",
+        "        self._server.loop.remove_reader(self._pidfd)\n        os.close(self._pidfd)\n",
+        "        self._server.loop.remove_reader(self._pidfd)\n",
+    ),
+    "instance-kept": Plant(
+        "a client that has gone stays in the table",
+        "daemon/manager_socket.py",
+        "            self._instance.unregister()\n            self._instance = None\n            self._server.store",
+        "            self._instance.close()\n            self._instance = None\n            self._server.store",
+    ),
+    "heartbeat-of-another": Plant(
+        "a heartbeat is answered with another number",
+        "daemon/manager_socket.py",
+        "wire.Heartbeat(seq))))",
+        "wire.Heartbeat(seq & 0xFFFF))))",
+    ),
+}
+
+FUZZ_TEXT = {
+    "absurd-numbers": Plant(
+        "a number may have any length",
+        "net/ethtool.py",
+        '_NUMBER = r"[0-9]{1,10}"',
+        '_NUMBER = r"[0-9]+"',
+    ),
+    "not-a-number": Plant(
+        "what ethtool does not know is taken for a number",
+        "net/ethtool.py",
+        'for number in numbers.values() if number != "n/a")',
+        "for number in numbers.values())",
+    ),
+    "nested-too-deeply": Plant(
+        "a file nested too deeply is no error of the file",
+        "daemon/config.py",
+        "    except RecursionError:\n",
+        "    except NotImplementedError:\n",
     ),
 }

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""doctor: what is wrong with the segment and what surrounds it, and putting it right.
+
+Put right is only what takes nothing from anyone who lives; for the rest it says what a person can do.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from mtlshm import Busy, Host, MtlshmError, NoSegment
+from mtlshm.ctl import legacy
+from mtlshm.damage import Damage, User, What, examine, mend, users
+from mtlshm.host import default_path
+from mtlshm.legacy_table import DEFAULT_LOCK, LegacyError
+from mtlshm.lending import bring_home
+
+_GROUP = "mtl"
+_ROUNDS = 5  # what is put right can bring to light what it had hidden
+
+_STOP_ALL = "stop all who use it, then: mtlshm-ctl doctor --repair"
+_ADVICE = {
+    What.FOREIGN: "name another path, or remove the file",
+    What.LAYOUT: "let all use the same version of mtlshm: stop them, then: mtlshm-ctl doctor --repair",
+    What.SHORT: _STOP_ALL,
+    What.HIDDEN: "stop that process and start it again",
+    What.KIND: "it harms nobody, and goes when that process ends",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    what: str
+    text: str
+    advice: str
+    repair: Callable[[], None] | None = None  # raises OSError if it cannot be done
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Put right what takes nothing from anyone who lives.")
+@click.option("--json", "as_json", is_flag=True, help="One object: segment, sound, findings[].")
+@click.option(
+    "--legacy-key", callback=legacy.key, envvar="MTLSHM_LEGACY_KEY", help="As of `legacy`.  [env: MTLSHM_LEGACY_KEY]"
+)
+@click.option(
+    "--legacy-lock",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_LOCK,
+    envvar="MTLSHM_LEGACY_LOCK",
+    help="As of `legacy`.  [env: MTLSHM_LEGACY_LOCK]",
+)
+@click.pass_context
+def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int, legacy_lock: Path) -> None:
+    """Say what is wrong with the segment, and how it can be put right.
+
+    Looks at the file, its users and its permissions, and at the legacy table if a daemon has bridged it. Needs no
+    daemon, and nothing is changed without --repair. Exit status 0 if nothing is wrong (any more), 1 if something is.
+    """
+    path = os.path.abspath(context.obj or default_path())
+    place = legacy.Place(path, legacy_key, legacy_lock)
+    findings = list(_look(path, place))
+    repaired: list[_Finding] = []
+    refused: dict[_Finding, str] = {}
+    for _ in range(_ROUNDS if repair else 0):
+        done = [finding for finding in findings if _repaired(finding, refused)]
+        if not done:
+            break
+        repaired += done
+        try:
+            findings = list(_look(path, place))
+        except NoSegment:  # that was the repair
+            findings = []
+    if as_json:
+        rows = [{"what": f.what, "text": f.text, "repaired": True, "advice": None} for f in repaired]
+        rows += [
+            {"what": f.what, "text": f.text, "repaired": False, "advice": refused.get(f, f.advice)} for f in findings
+        ]
+        click.echo(json.dumps({"segment": path, "sound": not findings, "findings": rows}, indent=2))
+    else:
+        for finding in repaired:
+            click.echo(f"repaired: {finding.text}")
+        for finding in findings:
+            click.echo(f"{finding.text}; {refused.get(finding, finding.advice)}")
+        if not findings:
+            click.echo(f"{path}: nothing is wrong{' any more' if repaired else ''}")
+    context.exit(1 if findings else 0)
+
+
+def _repaired(finding: _Finding, refused: dict[_Finding, str]) -> bool:
+    if finding.repair is None:
+        return False
+    try:
+        finding.repair()
+    except Busy:
+        refused[finding] = f"not repaired, as somebody who lives would lose by it; {finding.advice}"
+    except OSError as error:
+        if error.errno == errno.ESRCH:  # somebody else has, or the lcore is another's meanwhile
+            return True
+        if error.errno != errno.EOPNOTSUPP:
+            refused[finding] = f"not repaired: {error.strerror}; {finding.advice}"
+    else:
+        return True
+    return False
+
+
+def _look(path: str, place: legacy.Place) -> Iterator[_Finding]:
+    present = sorted(users(path), key=lambda user: user.pid)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        yield from _elsewhere(path, present, 0)
+        if not present:
+            examine(path)  # to fail as everything does where there is no segment
+        return
+    yield from _elsewhere(path, [user for user in present if user.inode != status.st_ino], status.st_ino)
+    yield from _permissions(path, status)
+    here = [user for user in present if user.inode == status.st_ino and not user.removed]
+    sound = True
+    for damage in examine(path):
+        sound = sound and damage.what in (What.DEAD, What.TOKEN, What.SEMAPHORE, What.RECORD, What.KIND, What.HIDDEN)
+        yield _of(path, damage, here)
+    if sound:
+        yield from _legacy(path, place)
+
+
+def _of(path: str, damage: Damage, here: list[User]) -> _Finding:
+    text, advice = str(damage), _ADVICE.get(damage.what, "to put that right: mtlshm-ctl doctor --repair")
+    if damage.what in (What.SHORT, What.LAYOUT, What.BOOT) and here:
+        text += f"; used by {_names(here)}"
+    return _Finding(damage.what.name.lower(), text, advice, partial(mend, path, damage))
+
+
+def _names(those: list[User]) -> str:
+    return ", ".join(f"{user.comm} (pid {user.pid})" for user in those)
+
+
+def _elsewhere(path: str, those: list[User], inode: int) -> Iterator[_Finding]:
+    if those:
+        how = "replaced" if inode else "removed"
+        text = f"{path} was {how} under {_names(those)}: what they hold is not in the table that others see"
+        yield _Finding(how, text, "stop them, and start them again")
+
+
+def _permissions(path: str, status: os.stat_result) -> Iterator[_Finding]:
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if mode & 0o660 != 0o660:
+        text = f"its mode is {mode:04o}: its group cannot use it"
+        yield _Finding("mode", text, f"chmod ug+rw {path}", lambda: os.chmod(path, mode | 0o660))
+    if mode & 0o002:
+        yield _Finding(
+            "mode", f"its mode is {mode:04o}: anybody may write it", f"chmod o-w {path}, if nobody needs that"
+        )
+    with suppress(KeyError):
+        wanted = grp.getgrnam(_GROUP).gr_gid
+        if status.st_gid != wanted:
+            text = f"it belongs to group {_group(status.st_gid)}, not to {_GROUP}, whose members cannot use it"
+            yield _Finding("group", text, f"chgrp {_GROUP} {path}", lambda: os.chown(path, -1, wanted))
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _legacy(path: str, place: legacy.Place) -> Iterator[_Finding]:
+    """Only of a table that a daemon has bridged: others are as they are."""
+    try:
+        with place.table() as table:
+            lcores = legacy.both(place, table)
+    except (LegacyError, MtlshmError):  # there is none, or not for us
+        return
+    if not any(lcore.entry and lcore.entry.reserved for lcore in lcores):
+        return
+    for lcore in lcores:
+        if words := _OUT_OF_STEP.get(lcore.state):
+            text = f"lcore {lcore.number}: {words}"
+            repairable = lcore.state in ("unprotected", "between")
+            advice = "mtlshmd puts that right" if lcore.state != "clash" else "stop one of them: mtlshm-ctl legacy info"
+            repair = partial(_put_in_step, path, place, lcore.number) if repairable else None
+            yield _Finding("legacy", text, advice, repair)
+
+
+_OUT_OF_STEP = {
+    "unprotected": "a legacy process could take it any time, as their table does not show that it is ours",
+    "between": "neither a legacy process nor one of ours can have it, as somebody was killed while he moved it",
+    "not taken over": "a legacy process has it, and our table does not know",
+    "clash": "has two owners, one in each table",
+}
+
+
+def _put_in_step(path: str, place: legacy.Place, number: int) -> None:
+    with Host(path, create=False) as host, place.table() as table:
+        lcore = legacy.both(place, table)[number]
+        if lcore.state == "unprotected":
+            table.reserve(number)
+        elif lcore.state == "between" and lcore.owner:
+            bring_home(host, table, number, lcore.owner.owner)

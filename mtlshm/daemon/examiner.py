@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The examiner: says in the log when the segment is damaged.
+
+Whoever may write the segment may have gone wrong. Nothing that he writes makes us fall, but somebody should know. A
+write to the file is an event, one through a mapping is not; but each newcomer rings, and then the examiner looks. It
+looks a while after, at most twice a second, and twice before it says anything: what is only passing is no damage.
+
+It puts nothing right but what the reaper does anyway; for the rest there is mtlshm-ctl doctor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from inotify_simple import INotify, flags
+
+from mtlshm import Host
+from mtlshm.damage import Damage, What, glance
+
+log = logging.getLogger(__name__)
+
+_AFTER = 0.5  # seconds after an event; and how long damage has to last to be believed
+_SAID_AT_ONCE = 5
+_EVENTS_AT_ONCE = 65536  # bytes
+_COLLECTED = (What.DEAD, What.SHORT)  # the reaper's
+
+
+class Examiner:
+    """Watches the segment of `host` from start() to close(), both in the event loop."""
+
+    def __init__(self, host: Host) -> None:
+        self._path = host.path
+        self._loop = asyncio.get_running_loop()
+        self._inotify = INotify(nonblocking=True)
+        self._next: asyncio.TimerHandle | None = None
+        self._seen: set[Damage] = set()  # at the last look
+        self._said: set[Damage] = set()
+
+    def start(self) -> None:
+        self._inotify.add_watch(self._path, flags.MODIFY)
+        self._loop.add_reader(self._inotify.fileno(), self._on_event)
+        self._look()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._inotify.fileno())
+        self._inotify.close()
+        if self._next:
+            self._next.cancel()
+
+    def _on_event(self) -> None:
+        os.read(self._inotify.fileno(), _EVENTS_AT_ONCE)
+        if self._next is None:
+            self._next = self._loop.call_later(_AFTER, self._look)
+
+    def _look(self) -> None:
+        self._next = None
+        try:
+            now = {damage for damage in glance(self._path) if damage.what not in _COLLECTED}
+        except OSError:  # gone: the reaper says so
+            return
+        lasting = now & self._seen
+        self._say(sorted(lasting - self._said, key=lambda damage: (damage.what, damage.index)))
+        self._said = lasting
+        fresh = now - self._seen
+        self._seen = now
+        if fresh:
+            self._next = self._loop.call_later(_AFTER, self._look)
+
+    def _say(self, damages: list[Damage]) -> None:
+        for damage in damages[:_SAID_AT_ONCE]:
+            log.error("the segment is damaged: %s; see mtlshm-ctl doctor", damage)
+        if (more := len(damages) - _SAID_AT_ONCE) > 0:
+            log.error("the segment is damaged in %d more places; see mtlshm-ctl doctor", more)

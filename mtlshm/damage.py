@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is wrong with a segment, in plain words, and putting it right. cffi_build/examine.c finds and mends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from mtlshm._core import ffi, lib
+from mtlshm.errors import check
+
+_SETTLES = 0.1  # seconds: what is only passing, such as a registration, is over by then
+
+
+class What(IntEnum):
+    """Kinds of damage."""
+
+    FOREIGN = lib.MTLSHM_DAMAGE_FOREIGN
+    LAYOUT = lib.MTLSHM_DAMAGE_LAYOUT
+    SHORT = lib.MTLSHM_DAMAGE_SHORT
+    HEADER = lib.MTLSHM_DAMAGE_HEADER
+    BOOT = lib.MTLSHM_DAMAGE_BOOT
+    STATE = lib.MTLSHM_DAMAGE_STATE
+    RETIRED = lib.MTLSHM_DAMAGE_RETIRED
+    SEMAPHORE = lib.MTLSHM_DAMAGE_SEMAPHORE
+    RECORD = lib.MTLSHM_DAMAGE_RECORD
+    HIDDEN = lib.MTLSHM_DAMAGE_HIDDEN
+    KIND = lib.MTLSHM_DAMAGE_KIND
+    DEAD = lib.MTLSHM_DAMAGE_DEAD
+    TOKEN = lib.MTLSHM_DAMAGE_TOKEN
+
+
+_SIZE = int(ffi.sizeof("struct mtlshm_segment"))
+_FIELDS = {
+    int(ffi.offsetof("struct mtlshm_header", name)): words
+    for name, words in (
+        ("magic", "the magic is wrong"),
+        ("version", f"the layout version says {{}}, not {lib.MTLSHM_LAYOUT_VERSION}"),
+        ("size", f"the size in the header says {{}}, not {_SIZE}"),
+        ("lcores", f"the number of lcores says {{}}, not {lib.MTLSHM_LCORES_MIN} to {lib.MTLSHM_LCORES}"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong with a segment."""
+
+    what: What
+    index: int
+    value: int
+
+    def __str__(self) -> str:
+        match self.what:
+            case What.FOREIGN:
+                return "this is no mtlshm segment"
+            case What.LAYOUT:
+                return f"a segment of another build or version (it says {self.value}), or its fingerprint is damaged"
+            case What.SHORT:
+                return f"truncated to {self.value} of {_SIZE} bytes: what its users held is not known any more"
+            case What.HEADER:
+                return f"{_FIELDS[self.index].format(self.value)}: nobody new can open it"
+            case What.BOOT:
+                return "its header names another boot, or another host: nobody new can open it"
+            case What.STATE:
+                return f"it is neither in use nor retired, but {self.value}: nobody can register"
+            case What.RETIRED:
+                return "retired, by one who died before he removed it: nobody can register"
+            case What.SEMAPHORE:
+                return f"the semaphore is held by {self.value:#x}, who is dead or was never there"
+            case What.RECORD:
+                return f"record {self.index} is in no state that there is ({self.value:#x})"
+            case What.HIDDEN:
+                return f"record {self.index} says {self.value:#x}, but its owner lives: others can take his lcores"
+            case What.KIND:
+                return f"the instance in record {self.index} came in no way that there is ({self.value})"
+            case What.DEAD:
+                return f"the instance in record {self.index} ({self.value:#x}) is dead and not collected"
+            case What.TOKEN:
+                return f"lcore {self.index} is held by nobody ({self.value:#x})"
+
+
+def glance(path: str) -> list[Damage]:
+    """What looks wrong at this moment, and may be only passing. OSError if the file cannot be read."""
+    found = ffi.new("struct mtlshm_damage[]", lib.MTLSHM_DAMAGES)
+    count = check(lib.mtlshm_examine(os.fsencode(path), found), f"segment {path}")
+    return [Damage(What(one.kind), one.index, one.value) for one in found[0:count]]
+
+
+def examine(path: str) -> list[Damage]:
+    """What is wrong, and was a moment ago."""
+    if before := set(glance(path)):
+        time.sleep(_SETTLES)
+        return [damage for damage in glance(path) if damage in before]
+    return []
+
+
+def mend(path: str, damage: Damage) -> None:
+    """Put it right. Busy if somebody who lives would lose by it; EOPNOTSUPP if it cannot be; ESRCH: it is gone."""
+    c = ffi.new("struct mtlshm_damage *", {"kind": damage.what, "index": damage.index, "value": damage.value})
+    check(lib.mtlshm_mend(os.fsencode(path), c), str(damage))
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A process that has a segment of that name in its memory."""
+
+    pid: int
+    comm: str
+    inode: int
+    removed: bool  # it has no name any more
+
+
+def users(path: str) -> Iterator[User]:
+    """Whoever uses it or one that was there before, as far as we may see."""
+    pattern = re.compile(rf" (\d+) +{re.escape(path)}( \(deleted\))?$", re.MULTILINE)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # gone, or not ours to see
+                found = {(int(n), bool(gone)) for n, gone in pattern.findall((entry / "maps").read_text())}
+                for inode, removed in sorted(found):
+                    yield User(int(entry.name), (entry / "comm").read_text().strip(), inode, removed)

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`mtlshm-ctl doctor` names what is wrong, and puts right what takes nothing from a living owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from errno import EBUSY, ESTALE
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from damages import SIZE, peek, poke, token
+from mtlshm import Host, Kind, Process
+from processes import UNPRIVILEGED, Daemon, Puppet, eventually, held, look, needs_root, run_python
+
+Start = Callable[..., Puppet]
+Ctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], legacy_place: dict[str, str]) -> dict[str, str]:
+    return environment | legacy_place
+
+
+@pytest.fixture
+def doctor(ctl: Ctl) -> Callable[..., dict[str, str]]:
+    """Runs it; returns what it found, each kind with its text, but what it repaired with "repaired"."""
+
+    def run(*options: str) -> dict[str, str]:
+        done = ctl("doctor", "--json", *options)
+        assert not done.stderr
+        data = json.loads(done.stdout)
+        found = {one["what"]: "repaired" if one["repaired"] else one["text"] for one in data["findings"]}
+        assert data["sound"] == (set(found.values()) <= {"repaired"})
+        assert done.returncode == (0 if data["sound"] else 1)
+        return found
+
+    return run
+
+
+Doctor = Callable[..., dict[str, str]]
+
+
+def test_a_segment_in_use_is_sound(puppet: Start, daemon: Any, doctor: Doctor, ctl: Ctl, segment: str) -> None:
+    daemon()
+    client = puppet()
+    client.claim(3)
+    client.lock(1000)
+    assert doctor() == {}
+    assert ctl("doctor").stdout == f"{segment}: nothing is wrong\n"
+
+
+def test_no_segment_is_said_as_by_every_other_command(ctl: Ctl) -> None:
+    assert ctl("doctor").returncode == 3
+
+
+def test_it_says_what_to_do_in_words_for_people(puppet: Start, ctl: Ctl, segment: str) -> None:
+    puppet()
+    poke(segment, "header", "magic", value=b"X")
+    done = ctl("doctor")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the magic is wrong" in done.stdout
+    assert "mtlshm-ctl doctor --repair" in done.stdout
+    assert "repaired: the magic is wrong" in ctl("doctor", "--repair").stdout
+
+
+@pytest.mark.parametrize("field", ["magic", "version", "size", "lcores"])
+def test_a_damaged_header_is_written_anew_under_living_owners(
+    puppet: Start, doctor: Doctor, segment: str, field: str
+) -> None:
+    owner = puppet()
+    owner.claim(3)
+    before = Path(segment).read_bytes()[:32]
+    poke(segment, "header", field, value=b"????")
+    assert puppet(ready=False).open(0) < 0
+    assert set(doctor()) == {"header"}
+    assert puppet(ready=False).open(0) < 0, "nothing is changed without --repair"
+    assert doctor("--repair") == {"header": "repaired"}
+    assert Path(segment).read_bytes()[:32] == before
+    assert puppet().claim(3) == -EBUSY
+    assert owner.release(3) == 0
+
+
+def test_a_damaged_boot_id_is_told_from_another_boots_by_the_living(
+    puppet: Start, doctor: Doctor, segment: str
+) -> None:
+    owner = puppet()
+    owner.claim(3)
+    poke(segment, "header", "boot_id", value=b"11111111-2222-3333-4444-555555555555")
+    assert set(doctor()) == {"boot"}
+    assert doctor("--repair") == {"boot": "repaired"}
+    assert puppet().claim(3) == -EBUSY
+    owner.kill()
+
+
+def test_another_boots_segment_is_removed(doctor: Doctor, segment: str) -> None:
+    Host(segment).close()
+    poke(segment, "header", "boot_id", value=b"11111111-2222-3333-4444-555555555555")
+    assert set(doctor()) == {"boot"}
+    assert doctor("--repair") == {"boot": "repaired"}
+    assert not os.path.exists(segment)
+
+
+def test_a_truncated_one_is_removed_once_nobody_uses_it(puppet: Start, doctor: Doctor, segment: str, ctl: Ctl) -> None:
+    owner = puppet()
+    owner.claim(3)
+    os.truncate(segment, 5000)
+    assert f"truncated to 5000 of {SIZE} bytes" in doctor()["short"]
+    assert f"pid {owner.pid}" in doctor("--repair")["short"]
+    assert "somebody who lives" in ctl("doctor", "--repair").stdout
+    owner.kill()
+    assert doctor("--repair") == {"short": "repaired"}
+    assert not os.path.exists(segment)
+    assert puppet().claim(3) == 0
+
+
+@pytest.mark.parametrize(("offset", "what"), [(0, "foreign"), (16, "layout")])
+def test_what_is_no_segment_of_this_layout_is_named(doctor: Doctor, segment: str, offset: int, what: str) -> None:
+    Host(segment).close()
+    content = bytearray(Path(segment).read_bytes())
+    content[offset : offset + 24] = bytes(24)
+    Path(segment).write_bytes(content)
+    assert set(doctor()) == {what}
+    assert doctor("--repair").get(what) == ("repaired" if what == "layout" else doctor()["foreign"])
+    assert os.path.exists(segment) == (what == "foreign")
+
+
+def test_one_of_another_layout_that_somebody_uses_is_left_alone(puppet: Start, doctor: Doctor, segment: str) -> None:
+    puppet()
+    poke(segment, "header", "fingerprint", value=1)
+    assert doctor("--repair")["layout"] != "repaired"
+    assert os.path.exists(segment)
+
+
+def test_removed_under_running_clients(puppet: Start, doctor: Doctor, segment: str) -> None:
+    clients = [puppet() for _ in range(3)]
+    os.unlink(segment)
+    assert all(f"pid {client.pid}" in doctor("--repair")["removed"] for client in clients)
+
+
+@pytest.mark.parametrize("by", ["another", "a copy"])
+def test_replaced_under_running_clients(puppet: Start, doctor: Doctor, segment: str, by: str) -> None:
+    clients = [puppet() for _ in range(3)]
+    shutil.copy(segment, f"{segment}.new")
+    os.rename(f"{segment}.new", segment)
+    if by == "another":
+        os.unlink(segment)
+        Host(segment).close()
+    text = doctor()["replaced"]
+    assert all(f"pid {client.pid}" in text for client in clients)
+    for client in clients:
+        client.kill()
+    assert set(doctor("--repair").values()) <= {"repaired"}  # a copy has their records
+
+
+def test_a_state_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
+    owner = puppet()
+    owner.claim(3)
+    poke(segment, "header", "state", value=7)
+    assert puppet(ready=False).open(0) == 0
+    assert owner.register() == -ESTALE
+    assert set(doctor()) == {"state"}
+    assert doctor("--repair") == {"state": "repaired"}
+    assert puppet().claim(3) == -EBUSY
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_retired_by_somebody_who_died(puppet: Start, doctor: Doctor, segment: str, alive: bool) -> None:
+    owner = puppet()
+    owner.claim(3)
+    if not alive:
+        owner.kill()
+    poke(segment, "header", "state", value=2)
+    assert "retired" in doctor()
+    assert doctor("--repair")["retired"] == "repaired"
+    assert os.path.exists(segment) == alive
+    if alive:
+        assert puppet().claim(3) == -EBUSY
+
+
+def test_the_dead_and_what_they_held(puppet: Start, doctor: Doctor, segment: str) -> None:
+    living, dead = puppet(), puppet()
+    living.claim(1)
+    dead.claim(2)
+    dead.lock(1000)
+    dead.kill()
+    found = doctor()
+    assert set(found) == {"dead", "semaphore"}
+    assert set(doctor("--repair").values()) == {"repaired"}
+    assert held(segment) == {1}
+    assert living.lock(0) == 0
+
+
+def test_tokens_of_nobody(puppet: Start, doctor: Doctor, segment: str) -> None:
+    puppet().claim(1)
+    for lcore, word in (2, token(7, 5)), (3, 2**64 - 1), (4, token(0, 999)):
+        poke(segment, "lcores", lcore, "owner", value=word)
+    assert set(doctor()) == {"token"}
+    assert doctor("--repair") == {"token": "repaired"}
+    assert [peek(segment).lcores[n].owner for n in (2, 3, 4)] == [0, 0, 0]
+    assert held(segment) == {1}
+
+
+def test_a_record_in_no_state(doctor: Doctor, segment: str, puppet: Start) -> None:
+    puppet()
+    poke(segment, "instances", 9, "control", value=5 << 8 | 77)
+    assert set(doctor()) == {"record"}
+    assert doctor("--repair") == {"record": "repaired"}
+
+
+@pytest.mark.parametrize("control", [0, 2**64 - 1, 5 << 8 | 77])
+def test_an_overwritten_record_of_a_living_owner_says_again_whose_it_is(
+    puppet: Start, doctor: Doctor, segment: str, control: int
+) -> None:
+    owner = puppet()
+    owner.claim(3)
+    poke(segment, "instances", 0, "control", value=control)
+    assert held(segment) == set()
+    assert set(doctor()) == {"hidden"}
+    assert doctor("--repair") == {"hidden": "repaired"}
+    assert puppet().claim(3) == -EBUSY
+    assert owner.release(3) == 0
+
+
+@pytest.mark.parametrize("control", [0, 2**64 - 1])
+def test_so_does_that_of_one_whom_a_daemon_speaks_for(doctor: Doctor, segment: str, control: int) -> None:
+    with Host(segment) as host:
+        me = Process(os.getpid(), 1, 1, 0, 0, "", "", "somebody")
+        proxy = host.register_proxy(Kind.SOCKET, me)
+        proxy.claim(3)
+        poke(segment, "instances", 0, "control", value=control)
+        assert set(doctor()) == {"hidden"}
+        assert doctor("--repair") == {"hidden": "repaired"}
+        assert host.holder(3)[0] == proxy.owner
+        proxy.unregister()
+
+
+@pytest.mark.parametrize("word", [token(7, 5, 0), token(0, 999, 0), 2**64 - 2])
+def test_a_semaphore_of_nobody(puppet: Start, doctor: Doctor, segment: str, word: int) -> None:
+    puppet()
+    poke(segment, "header", "semaphore", value=word)
+    assert set(doctor()) == {"semaphore"}
+    assert doctor("--repair") == {"semaphore": "repaired"}
+    assert peek(segment).header.semaphore == 0
+
+
+def test_one_of_a_living_holder_is_not_taken(puppet: Start, doctor: Doctor, segment: str) -> None:
+    holder = puppet()
+    holder.lock(1000)
+    holder.stop()
+    assert doctor("--repair") == {}
+    assert peek(segment).header.semaphore == look(segment).instances[0].owner
+
+
+def test_a_kind_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
+    puppet()
+    poke(segment, "instances", 0, "kind", value=99)
+    assert "came in no way" in doctor("--repair")["kind"]
+
+
+def test_modes_that_keep_the_group_out_or_let_anybody_in(puppet: Start, doctor: Doctor, segment: str) -> None:
+    puppet()
+    os.chmod(segment, 0o600)
+    assert "0600" in doctor()["mode"]
+    assert doctor("--repair") == {"mode": "repaired"}
+    os.chmod(segment, 0o666)
+    assert "anybody may write it" in doctor("--repair")["mode"]
+
+
+@needs_root("who may not look")
+def test_who_may_not_look_is_told_so(puppet: Start, segment: str) -> None:
+    puppet()
+    said = run_python(
+        "import os, grp, pwd, mtlshm.damage\n"
+        f"os.setgroups([]); os.setgid({UNPRIVILEGED}); os.setuid({UNPRIVILEGED})\n"
+        f"try: mtlshm.damage.examine('{segment}')\n"
+        "except mtlshm.NotPermitted as error: print(error.strerror)\n"
+    )
+    assert "not permitted" in said
+
+
+def test_a_legacy_table_out_of_step(
+    puppet: Start, legacy: Start, daemon: Any, doctor: Doctor, legacy_place: dict[str, str], segment: str
+) -> None:
+    server: Daemon = daemon("--legacy", "1", environment=legacy_place)
+    keeper = legacy()  # so that the table stays
+    server.kill()
+    assert doctor("--repair").get("dead") == "repaired"  # the daemon
+    from mtlshm.legacy_table import LegacyTable
+
+    with LegacyTable(int(legacy_place["MTLSHM_LEGACY_KEY"], 0), create=False) as table:
+        table.clear(100)
+        assert "lcore 100" in doctor()["legacy"]
+        assert doctor("--repair") == {"legacy": "repaired"}
+        entry = table.entries()[100]
+        assert entry
+        assert entry.reserved
+    assert keeper.running()
+
+
+def test_what_is_only_passing_is_no_damage(puppet: Start, doctor: Doctor, host64: Path, tmp_path: Path) -> None:
+    churners = [puppet(sysfs=host64) for _ in range(4)]
+    for n, churner in enumerate(churners):
+        churner.churn(tmp_path / "witness", n)
+    for _ in range(5):
+        assert doctor("--repair") == {}
+    assert all(churner.running() for churner in churners)
+
+
+def test_repairs_amid_claims_take_nothing_from_anyone(
+    puppet: Start, doctor: Doctor, host64: Path, tmp_path: Path, segment: str
+) -> None:
+    """Each churner dies at once if something of its own is another's."""
+    churners = [puppet(sysfs=host64) for _ in range(4)]
+    for n, churner in enumerate(churners):
+        churner.churn(tmp_path / "witness", n)
+    for n in range(5):
+        poke(segment, "header", "magic", value=b"????")
+        poke(segment, "instances", 200, "control", value=n << 8 | 77)
+        for lcore in range(70, 90):
+            poke(segment, "lcores", lcore, "owner", value=token(200, 3 + n))
+        assert set(doctor("--repair").values()) == {"repaired"}
+    assert all(churner.running() for churner in churners)
+    eventually(lambda: look(segment).instances)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/fuzz finds nothing wrong with what takes input, and something with each copy that has a bug planted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tools/proof"))
+from plants import FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, planted  # noqa: E402 - lies beside the tools
+
+PLANTS = FUZZ_SEGMENT | FUZZ_SOCKET | FUZZ_TEXT
+
+
+def fuzz(*arguments: object) -> str:
+    """The last line."""
+    command = [str(ROOT / "tools/fuzz"), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_no_input_is_a_crash_a_hang_or_an_answer_less(tmp_path: Path) -> None:
+    assert fuzz("--seconds", 40, "--json", tmp_path / "figures.json").startswith("fuzz: PASSED: 3 targets, 0 with")
+    targets = json.loads((tmp_path / "figures.json").read_text())["targets"]
+    assert targets["segment"]["segments"] > 100  # what was given nothing would pass as well
+    assert targets["segment"]["coverage"] > 300
+    assert targets["socket"]["requests"] > 1000
+    assert all(targets["text"][name] > 100 for name in ("config", "channels", "rules", "lcores", "wire"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ["truncation-kills", "half-a-record-lost", "not-a-number"])
+def test_it_finds_a_planted_bug(bug: str) -> None:
+    assert fuzz("--self-test", bug).startswith("fuzz: PASSED: 1 of 1 planted bugs found")
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_every_bug_can_still_be_planted(bug: str, tmp_path: Path) -> None:
+    planted(ROOT / ("cffi_build" if bug in FUZZ_SEGMENT else "mtlshm"), PLANTS[bug], tmp_path / "copy")

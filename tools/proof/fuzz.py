@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nonsense of all kinds, to whoever takes input: the segment's content, the manager socket, and text that is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plants import FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, Plant, planted
+from proof import HERE, ROOT, arguments, check_names, verdict
+
+NAME = "fuzz"
+
+# Of the time there is. The segment has the most ways to be wrong, and coverage to look for them.
+SHARES = {"segment": 0.5, "socket": 0.3, "text": 0.2}
+PLANTS = {"segment": FUZZ_SEGMENT, "socket": FUZZ_SOCKET, "text": FUZZ_TEXT}
+
+_SANITIZED = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"]
+_HANGS = 10  # seconds that one segment may take
+_SECONDS_TO_FIND = 45  # a planted bug
+_GRACE = 120  # seconds after which a fuzzer that does not end is itself at fault
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one target."""
+
+    figures: dict[str, Any]
+    wrong: str  # '' if nothing is
+
+
+def _seeds() -> Iterator[bytes]:
+    """Inputs with one change each, for libFuzzer to put together: as fuzz_segment.c reads them."""
+    for how in range(32):  # where, in the lowest 3 bits, and what
+        for where in range(32 if how % 8 == 1 else 2):  # of the header, each field
+            change = where.to_bytes(2, "little") + bytes([how]) + b"\xff\x01\x10" + bytes(5)
+            yield bytes([1, how % 8, how, 0]) + change
+
+
+def fuzz_segment(directory: Path, seconds: float, seed: int, plant: Plant | None) -> Outcome:
+    core = planted(ROOT / "cffi_build", plant, directory / "core")
+    program = directory / "fuzz_segment"
+    sources = [HERE / "fuzz_segment.c", *(core / name for name in (core / "sources.txt").read_text().split())]
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-pthread", "-Wall", "-Wextra", *([] if plant else ["-Werror"])]
+    command = ["clang", *flags, *_SANITIZED, "-I", core, "-o", program, *sources]
+    subprocess.run(list(map(str, command)), check=True)
+
+    corpus = directory / "corpus"
+    corpus.mkdir()
+    for n, seed_input in enumerate(_seeds()):
+        (corpus / f"{n}").write_bytes(seed_input)
+    options = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", f"-timeout={_HANGS}", "-max_len=400"]
+    # SIGBUS is the core's own affair; the others are for the sanitizers.
+    options += ["-len_control=0", "-handle_bus=0", "-print_final_stats=1", f"-artifact_prefix={directory}/"]
+    environment = os.environ | {
+        "ASAN_OPTIONS": "handle_sigbus=0:quarantine_size_mb=16",
+        "MTLSHM_FUZZ": f"{directory}/segment",
+    }
+    done = subprocess.run(
+        [program, *options, corpus],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        timeout=seconds + _GRACE,
+    )
+    runs = re.search(r"^stat::number_of_executed_units: (\d+)", done.stderr, re.MULTILINE)
+    coverage = re.findall(r" cov: (\d+) ", done.stderr)
+    figures = {"segments": int(runs[1]) if runs else 0, "coverage": int(coverage[-1]) if coverage else 0}
+    if not done.returncode:
+        return Outcome(figures, "")
+    said = re.search(r"(not so: .*|runtime error: .*|ERROR: .*)", done.stderr)
+    inputs = [path.read_bytes().hex() for path in directory.glob("*-*") if path.is_file()]
+    what = said[1] if said else f"it ended with {done.returncode}"
+    return Outcome(figures, f"{what}{f'; input {inputs[0]}' if inputs else ''}")
+
+
+def _fuzz_python(name: str, directory: Path, seconds: float, seed: int, plant: Plant | None) -> Outcome:
+    """In a process of its own, which imports the package with the bug."""
+    planted(ROOT / "mtlshm", plant, directory / "package/mtlshm")
+    package = directory / "package"
+    command = [sys.executable, HERE / f"fuzz_{name}.py", package, directory / "files", str(seconds), str(seed)]
+    environment = os.environ | {"PYTHONPATH": str(package)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + _GRACE)
+    try:
+        said = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise RuntimeError(f"{name}: the fuzzer itself failed\n{done.stderr}") from None
+    return Outcome(said.get("figures", {}), said.get("wrong", ""))
+
+
+def fuzz(target: str, directory: Path, seconds: float, seed: int, plant: Plant | None = None) -> Outcome:
+    """In a new directory, which is made."""
+    directory.mkdir()
+    if target == "segment":
+        return fuzz_segment(directory, seconds, seed, plant)
+    return _fuzz_python(target, directory, seconds, seed, plant)
+
+
+def test_itself(names: list[str], directory: Path, seed: int) -> dict[str, str]:
+    """What gave away each planted bug."""
+
+    def find(name: str) -> str:
+        target = next(target for target, plants in PLANTS.items() if name in plants)
+        return fuzz(target, directory / name, _SECONDS_TO_FIND, seed, PLANTS[target][name]).wrong
+
+    found = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for name, wrong in zip(names, pool.map(find, names), strict=True):
+            found[name] = wrong
+            print(f"{name}: {wrong[:300] or 'NOT FOUND'}", flush=True)
+    return found
+
+
+def main() -> int:
+    parser = arguments(__doc__, NAME)
+    parser.add_argument("--seconds", type=float, default=60, help="for all targets together (60)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which targets, or with --self-test which bugs (all)")
+    options = parser.parse_args()
+    begin = time.monotonic()
+    if options.self_test:
+        known = [name for plants in PLANTS.values() for name in plants]
+        found = test_itself(check_names(parser, options.names, known), options.directory, options.seed)
+        caught = sum(map(bool, found.values()))
+        sentence = f"{caught} of {len(found)} planted bugs found ({time.monotonic() - begin:.0f} s)"
+        return verdict(NAME, caught == len(found), sentence, {"found": found}, options.json)
+
+    targets = check_names(parser, options.names, SHARES)
+    total = sum(SHARES[target] for target in targets)
+    outcomes = {}
+    for target in targets:
+        seconds = options.seconds * SHARES[target] / total
+        outcomes[target] = one = fuzz(target, options.directory / target, seconds, options.seed)
+        print(f"{target}: {one.wrong or 'nothing wrong'}; {one.figures}", flush=True)
+    wrong = sum(bool(one.wrong) for one in outcomes.values())
+    sentence = (
+        f"{len(targets)} targets, {wrong} with something wrong (seed {options.seed}, {time.monotonic() - begin:.0f} s)"
+    )
+    figures = {target: {"wrong": one.wrong, **one.figures} for target, one in outcomes.items()}
+    return verdict(NAME, not wrong, sentence, {"seed": options.seed, "targets": figures}, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nonsense for the manager socket of a real daemon, which must answer each well-framed request, and stay as it was.
+
+Each connection's records are sent split and joined at random; how many answers of which kind are due is known, whatever
+is in the records. In between processes that hold lcores die. At the end nothing of it may be left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_SIZE = 118
+_MAGIC = bytes.fromhex("494d544c")
+_PATIENCE = 20.0  # seconds, after which a request counts as not answered
+_MOST = 40  # connections at once
+_VM = b"vm".ljust(64, b"\0")
+
+# What a real libmtl sends, up to the end of the body.
+_REAL = [
+    bytes.fromhex(text.replace(" ", ""))
+    for text in (
+        f"494d544c 00000065 6a000000 00005dfa 00000000 {_VM.hex()} 0000",
+        f"494d544c 00000065 0000006a 00005dfa 00000000 {_VM.hex()} 0000",
+        f"494d544c 00000065 6a000000 00001d7e 00000000 {_VM.hex()} 0001 00000003",
+        "494d544c 00000066 00000004 00000001",
+        "494d544c 00000067 00000002 0001",
+        "494d544c 00000068 02000000 0001",
+        "494d544c 00000069 00000006 00000003 7530",
+        "494d544c 0000006a 00000006 00000003 7530",
+        "494d544c 0000006b 0000001a 00000003",
+        "494d544c 0000006c 0000001a 00000003",
+        "494d544c 0000006d 0000001a 00000003 0001",
+        "494d544c 0000006e 0000001a 00000003 0001 00000000 00000002 024da8c0 014da8c0 0000 7530",
+        "494d544c 0000006f 0000001a 00000003 c832 0000000f",
+        "494d544c 000003e9 00000000 00000003",
+    )
+]
+_REGISTER, _HEARTBEAT, _XSK_MAP_FD = 101, 102, 107
+_ANSWERS = {_HEARTBEAT: 204, 108: 202, 110: 203, 1001: 1201}  # all others: 201
+
+# What may be more at the end than when all had been done once.
+_DESCRIPTORS, _KILOBYTES = 2, 4096
+
+
+class Wrong(Exception):
+    """What the daemon may not do."""
+
+
+class Client:
+    """A connection, and what is still to come on it."""
+
+    def __init__(self, path: Path, chance: random.Random) -> None:
+        self._chance = chance
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self.socket.setblocking(False)
+        self.due: list[bytes] = []  # requests not yet answered
+        self._unsent = b""
+        self._got = b""
+        self._closes = False  # what was sent last is no record
+
+    def ask(self) -> int:
+        """Make up some requests; returns how many."""
+        chance = self._chance
+        count = chance.choice([1, 1, 1, 2, 5, 50])
+        for _ in range(count):
+            record = self._record()
+            self._unsent += record
+            self.due.append(record)
+        if chance.random() < 0.02:
+            self._unsent += chance.choice([chance.randbytes(_SIZE), b"\0" * _SIZE, b"GET / HTTP/1.0\r\n".ljust(_SIZE)])
+            self._closes = True
+        elif chance.random() < 0.1:
+            self._unsent += self._record()[: chance.randrange(_SIZE)]  # half a record, and then the end
+            self._closes = True
+        return count
+
+    def _record(self) -> bytes:
+        """A real one, changed more or less, but its magic."""
+        chance = self._chance
+        record = bytearray(chance.choice(_REAL).ljust(_SIZE, b"\0"))
+        if chance.random() < 0.3:
+            record[4:8] = struct.pack(
+                ">I", chance.choice([0, 100, 105, 112, 200, 201, 204, 1001, 1201, 54321, 2**32 - 1])
+            )
+        for _ in range(chance.choice([0, 1, 1, 3, 20])):
+            at = chance.randrange(8, _SIZE)
+            width = chance.choice([1, 2, 4])
+            edges = [0, 1, 7, 8, 2 ** (8 * width) - 1, 2 ** (8 * width - 1), chance.randrange(2 ** (8 * width))]
+            record[at : at + width] = chance.choice(edges).to_bytes(width, "big")
+        return bytes(record[:_SIZE])
+
+    def send_some(self) -> None:
+        size = self._chance.choice([1, 11, 12, 13, _SIZE - 1, _SIZE, _SIZE + 1, 10 * _SIZE, 10**6])
+        try:
+            sent = self.socket.send(self._unsent[:size], socket.MSG_NOSIGNAL)
+            self._unsent = self._unsent[sent:]
+        except BlockingIOError:
+            pass
+        except ConnectionError as error:
+            if not self._closes:
+                raise Wrong(f"closed amid requests: {error}") from error
+            self._unsent = b""  # it has read what is no record
+
+    def read(self) -> None:
+        """Take what has come, and compare it with what is due."""
+        while self.due:
+            request = self.due[0]
+            kind = int.from_bytes(request[4:8], "big")
+            size = 1 if kind == _XSK_MAP_FD else _SIZE
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self.socket, size - len(self._got), 4)
+            except BlockingIOError:
+                return
+            except ConnectionError as error:
+                raise Wrong(f"closed without an answer to {request.hex()}: {error}") from error
+            for fd in descriptors:
+                os.close(fd)
+            if not data:
+                raise Wrong(f"closed without an answer to {request.hex()}")
+            self._got += data
+            if len(self._got) == size:
+                self._compare(request, kind)
+                self._got = b""
+                del self.due[0]
+
+    def _compare(self, request: bytes, kind: int) -> None:
+        if kind == _XSK_MAP_FD:
+            return
+        wanted = _MAGIC + _ANSWERS.get(kind, 201).to_bytes(4, "big")
+        if self._got[:8] != wanted:
+            raise Wrong(f"{request.hex()} was answered with {self._got.hex()}")
+        if kind == _HEARTBEAT and self._got[12:16] != request[12:16]:
+            raise Wrong(f"the heartbeat {request.hex()} was answered with {self._got.hex()}")
+
+    @property
+    def may_ask(self) -> bool:
+        return not self._unsent and not self._closes and len(self.due) < 200
+
+    @property
+    def finished(self) -> bool:
+        return self._closes and not self.due and not self._unsent
+
+    def finish(self) -> None:
+        """Send and read all; TimeoutError is a Wrong."""
+        deadline = time.monotonic() + _PATIENCE
+        while self._unsent or self.due:
+            if self._unsent:
+                self.send_some()
+            self.read()
+            if self.due and not self._unsent:
+                select.select([self.socket], [], [], 0.1)
+            if time.monotonic() > deadline:
+                raise Wrong(f"no answer to {self.due[0].hex() if self.due else 'what is not even read'}")
+
+
+class Daemon:
+    """mtlshmd, of the package in `package`, in a directory of its own."""
+
+    def __init__(self, package: Path, directory: Path) -> None:
+        directory.mkdir()
+        self.socket = directory / "s"
+        self.segment = directory / "segment"
+        self.log = directory / "log"
+        settings = {"PYTHONPATH": str(package), "MTLSHMD_CONFIG": os.devnull, "MTLSHM_PATH": str(self.segment)}
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            "from mtlshm.daemon.app import main; main()",
+            "--socket",
+            str(self.socket),
+        ]
+        command += ["--xdp", "off", "--legacy", "off", "--log-level", "error", "--state", str(directory / "state")]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=os.environ | settings, stderr=log, stdin=subprocess.DEVNULL)
+        self.watched = psutil.Process(self.process.pid)
+        deadline = time.monotonic() + _PATIENCE
+        while not self.socket.exists() or not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Wrong(f"the daemon does not start: {self.log.read_text()}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
+            probe.connect(str(self.socket))
+            return True
+        return False
+
+    def check(self) -> None:
+        if (status := self.process.poll()) is not None:
+            raise Wrong(f"the daemon ended, with {status}: {self.log.read_text()[-2000:]}")
+        if "Traceback" in (said := self.log.read_text()):
+            raise Wrong(f"the daemon stumbled: {said[-2000:]}")
+
+    def used(self) -> tuple[int, int]:
+        """Descriptors, and kilobytes."""
+        return self.watched.num_fds(), self.watched.memory_info().rss // 1024
+
+    def end(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _victim(path: Path) -> int:
+    """A process that has registered and holds lcores; returns its PID."""
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mine:
+                mine.connect(str(path))
+                for record in _REAL[0], *(_REAL[4][:-1] + bytes([lcore]) for lcore in range(60, 64)):
+                    mine.sendall(record.ljust(_SIZE, b"\0"))
+                    mine.recv(_SIZE)
+                os.write(writable, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writable)
+    os.read(readable, 1)
+    os.close(readable)
+    return pid
+
+
+def _round(daemon: Daemon, chance: random.Random, until: float) -> int:
+    """Do things at random, then end all there is; returns how many requests were answered."""
+    clients: list[Client] = []
+    victims: list[int] = []
+    asked = 0
+    try:
+        while time.monotonic() < until:
+            if len(clients) < _MOST and chance.random() < 0.1:
+                clients.append(Client(daemon.socket, chance))
+            if len(victims) < 4 and chance.random() < 0.005:
+                victims.append(_victim(daemon.socket))
+            if victims and chance.random() < 0.005:
+                os.kill(victims[0], signal.SIGKILL)
+                os.waitpid(victims.pop(0), 0)
+            if not clients:
+                continue
+            client = chance.choice(clients)
+            if client.finished or chance.random() < 0.01:
+                if chance.random() < 0.5:  # else it goes with requests unanswered
+                    client.finish()
+                if chance.random() < 0.3:
+                    with suppress(OSError):
+                        client.socket.shutdown(chance.choice([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]))
+                client.socket.close()
+                clients.remove(client)
+                continue
+            if client.may_ask:
+                asked += client.ask()
+            client.send_some()
+            client.read()
+        for client in clients:
+            client.finish()
+    finally:
+        for client in clients:
+            client.socket.close()
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return asked
+
+
+def _is_clean(daemon: Daemon) -> bool:
+    from mtlshm import Host, Kind
+
+    with Host(daemon.segment, create=False, read_only=True) as host:
+        snapshot = host.snapshot()
+        return not snapshot.lcores and not any(info.kind == Kind.SOCKET for info in snapshot.instances)
+
+
+def fuzz(package: Path, directory: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """Figures; raises Wrong."""
+    chance = random.Random(seed)
+    daemon = Daemon(package, directory)
+    begin = time.monotonic()
+    asked, rounds, before = 0, 0, (0, 0)
+    try:
+        while rounds < 3 or time.monotonic() < begin + seconds:
+            asked += _round(daemon, chance, time.monotonic() + max(0.5, seconds / 6))
+            daemon.check()
+            deadline = time.monotonic() + _PATIENCE
+            while not _is_clean(daemon):
+                if time.monotonic() > deadline:
+                    raise Wrong("what clients had is not given back after they went")
+                time.sleep(0.01)
+            rounds += 1
+            if rounds == 2:  # by now it has done everything once
+                before = daemon.used()
+        after = daemon.used()
+        for what, had, has, limit in zip(
+            ("descriptors", "KiB of memory"), before, after, (_DESCRIPTORS, _KILOBYTES), strict=True
+        ):
+            if has > had + limit:
+                raise Wrong(f"it had {had} {what} after two rounds, and {has} after {rounds}")
+    finally:
+        daemon.end()
+    if "Traceback" in (said := daemon.log.read_text()):  # when it stopped
+        raise Wrong(f"the daemon stumbled: {said[-2000:]}")
+    return {"requests": asked, "rounds": rounds, "descriptors": [before[0], after[0]], "kib": [before[1], after[1]]}
+
+
+def main() -> None:
+    """Arguments: package, directory, seconds, seed. Prints the figures, or what is wrong."""
+    package, directory, seconds, seed = sys.argv[1:]
+    try:
+        print(json.dumps({"figures": fuzz(Path(package), Path(directory), float(seconds), int(seed))}))
+    except Wrong as wrong:
+        print(json.dumps({"wrong": str(wrong)}))
+
+
+if __name__ == "__main__":
+    main()
