@@ -105,7 +105,7 @@ def _records() -> list[bytes]:
 
 
 READERS: dict[str, tuple[Callable[[Path, bytes], None], Callable[[], list[bytes]]]] = {
-    "config": (_config, lambda: [_CONFIG.encode()]),
+    "config": (_config, lambda: [_CONFIG.encode(), b"legacy = [[[4]]]\n"]),
     "channels": (_channels, lambda: _recorded("-l")),
     "rules": (_rules, lambda: _recorded("-n")),
     "lcores": (_lcores, lambda: [text.encode() for text in _LISTS]),
