@@ -158,12 +158,13 @@ static bool find_group(gid_t *gid)
 	return found;
 }
 
-/* Group and mode. A caller that may not give files to the group keeps the segment to its own. */
+/* Group and mode. A caller that may not give files to the group, or in whose user namespace that group has no number
+ * (EINVAL), keeps the segment to its own. */
 static int set_access(int fd)
 {
 	gid_t group;
 
-	if (find_group(&group) && fchown(fd, (uid_t)-1, group) && errno != EPERM)
+	if (find_group(&group) && fchown(fd, (uid_t)-1, group) && errno != EPERM && errno != EINVAL)
 		return -errno;
 	return fchmod(fd, MODE) ? -errno : 0;
 }

@@ -227,7 +227,7 @@ def needs_root(untested: str) -> pytest.MarkDecorator:
 
 
 @cache
-def _unshare_works() -> bool:
+def namespaces_work() -> bool:
     command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--ipc", "--mount-proc", "true"]
     try:
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
@@ -237,7 +237,7 @@ def _unshare_works() -> bool:
 
 def namespaces(*names: str) -> tuple[str, ...]:
     """The prefix of a command that runs in namespaces of its own: a user namespace and those named, as "pid"."""
-    if not _unshare_works():
+    if not namespaces_work():
         pytest.skip("unshare(1) makes no namespaces here; not tested: anything across namespaces")
     options = [f"--{name}" for name in names]
     if "pid" in names:

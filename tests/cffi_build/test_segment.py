@@ -94,6 +94,16 @@ def test_a_segment_belongs_to_group_mtl_where_there_is_one(puppet: Start, segmen
     assert creator.claim(0) == 0
 
 
+def test_a_segment_is_made_where_group_mtl_is_not_to_be_had(puppet: Start, segment: str, tmp_path: Path) -> None:
+    """As in a container without root: the group's number means nothing in its user namespace."""
+    groups = tmp_path / "group"
+    groups.write_text("mtl:x:54321:\n")
+    with_group = 'mount --bind "$1" /etc/group && shift && exec "$@"'
+    creator = puppet(prefix=(*namespaces("mount"), "sh", "-c", with_group, "sh", str(groups)), ready=False)
+    assert creator.open(CREATE) == 0
+    assert os.stat(segment).st_gid == os.getegid()
+
+
 @needs_root("a host without /proc, where a file needs another way to its name")
 def test_a_segment_can_be_made_and_used_without_proc(puppet: Start, segment: str) -> None:
     without_proc = 'mount -t tmpfs none /proc && exec "$@"'

@@ -261,3 +261,13 @@ FUZZ_TEXT = {
         "    except NotImplementedError:\n",
     ),
 }
+
+# What no single call shows.
+PROCESSES = {
+    "child-is-its-parent": Plant(
+        "a forked child may use its parent's instance",
+        "instance.h",
+        "	if (__builtin_expect(!owner || instance->process != life_process(), 0)) {\n",
+        "	if (__builtin_expect(!owner, 0)) {\n",
+    ),
+}

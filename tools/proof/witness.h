@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The record of an independent observer: who may own what, by the word of those who were given it, never by the table's.
+ *
+ * It is a file of the tool's own that every process maps. Who has been granted something notes it here at once, and takes the
+ * note off just before giving it back. So the record never says too much: whoever finds somebody's note where he puts
+ * his own was given what another still has.
+ *
+ *     claim() == 0                     note: old = exchange(place, me)
+ *                                      old is somebody's who has not come to his end: WRONG
+ *     note off: place == me, else      release()
+ *     WRONG
+ *
+ * The dead leave their notes behind, and theirs may be replaced. Who is dead is not asked of the table either: a process
+ * comes to its end by a mark in `lives`, which is set before the signal is sent, or before it exits or execs by itself.
+ * Between mark and death, some microseconds, a wrong grant goes unnoticed.
+ *
+ * A process is named by its incarnation, which is given out once, and its slot in `lives`.
+ */
+#ifndef WITNESS_H
+#define WITNESS_H
+
+#include <stdint.h>
+
+enum {
+	WITNESS_LCORES = 128,
+	WITNESS_SLOTS = 256,
+	WITNESS_WRONGS = 16,
+	WITNESS_LINE = 200,
+};
+
+enum { WITNESS_SHM, WITNESS_PYTHON, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
+
+/* The low bits of a life: has its end begun, by itself or by others? */
+enum { WITNESS_ENDING = 1, WITNESS_KILLED = 2, WITNESS_LIFE_BITS = 2 };
+
+struct witness {
+	uint64_t incarnations; /* given out so far */
+	uint32_t over;         /* everybody shall go */
+	uint32_t wrongs;
+	uint64_t semaphore;
+	uint64_t semaphores;   /* how often anybody had it */
+	uint64_t granted[WITNESS_KINDS];
+	uint64_t killed[WITNESS_KINDS];
+	uint64_t ended[WITNESS_KINDS]; /* by themselves */
+	uint64_t stopped[WITNESS_KINDS];
+	uint64_t forked;
+	uint64_t executed;
+	uint64_t inherited; /* lcores granted whose last owner died with them */
+	uint64_t lcores[WITNESS_LCORES];
+	uint64_t lives[WITNESS_SLOTS];
+	char wrong[WITNESS_WRONGS][WITNESS_LINE];
+};
+
+/* Map the record; NULL if it cannot be. */
+struct witness *witness_open(const char *path);
+
+/* For whoever starts and kills: nobody is in the slot now; whoever is there is about to be killed. */
+void witness_vacate(uint32_t slot);
+void witness_condemn(uint32_t slot);
+
+/* Begin to live in the slot; waits for the end if that was decided meanwhile. witness_end() begins the end of that life. */
+void witness_begin(uint32_t slot, uint32_t kind);
+void witness_end(void);
+
+/* This process was granted an lcore; is about to give it back; is in, and about to leave, what the semaphore protects. */
+void witness_got(uint32_t lcore);
+void witness_gives(uint32_t lcore);
+void witness_entered(void);
+void witness_leaves(void);
+
+/* Something is wrong that this process saw. It does not return. */
+_Noreturn void witness_wrong(const char *what, long value);
+
+/* The same for who watches, and returns. */
+void witness_report(const char *line);
+
+void witness_count(uint64_t *counter);
+
+#endif

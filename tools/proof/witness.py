@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The observer's record, witness.h, as Python sees it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+from proof import HERE
+
+_HEADER = re.sub(r"^#.*$|_Noreturn ", "", (HERE / "witness.h").read_text(), flags=re.MULTILINE)
+
+KINDS = ("shm", "python", "janitor", "socket", "legacy")  # in the order of the header's
+
+
+class Witness:
+    """The record in `file`, which is made if it is missing; `library` is witness.c, compiled."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        ffi = FFI()
+        ffi.cdef(_HEADER)
+        self._ffi = ffi
+        self._lib: Any = ffi.dlopen(str(library))
+        if not file.exists():
+            file.write_bytes(bytes(ffi.sizeof("struct witness")))
+        self.record: Any = self._lib.witness_open(str(file).encode())
+        if not self.record:
+            raise OSError(f"{file} cannot be mapped")
+        for name in ("begin", "end", "vacate", "condemn", "got", "gives", "entered", "leaves"):
+            setattr(self, name, getattr(self._lib, f"witness_{name}"))
+
+    def __getattr__(self, name: str) -> Any:  # what was set above
+        raise AttributeError(name)
+
+    def wrong(self, what: str, value: int) -> None:
+        """Does not return."""
+        self._lib.witness_wrong(what.encode(), value)
+
+    def report(self, line: str) -> None:
+        self._lib.witness_report(line.encode())
+
+    def count(self, counter: str, kind: int | None = None) -> None:
+        place = self._ffi.addressof(self.record, counter) if kind is None else getattr(self.record, counter) + kind
+        self._lib.witness_count(place)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything that is counted."""
+        by_kind = {
+            name: dict(zip(KINDS, list(getattr(self.record, name)), strict=True))
+            for name in ("granted", "killed", "ended", "stopped")
+        }
+        return by_kind | {
+            name: getattr(self.record, name) for name in ("forked", "executed", "inherited", "semaphores")
+        }
+
+    def wrongs(self) -> list[str]:
+        """What was wrong; the first few of it."""
+        lines = list(self.record.wrong)[: self.record.wrongs]
+        return [self._ffi.string(line).decode(errors="replace") for line in lines]
