@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import sysv_ipc
+
 from keeper import Setting, keeper_command
 from mtlshm import Host
 from witness import KINDS, Witness
@@ -140,10 +142,14 @@ class Arena:
         with ExitStack() as company:
             Host(self._setting.segment, sysfs=self._setting.sysfs).close()
             self._await_daemon()
-            # As long as somebody is attached the legacy table stays: what happens otherwise cannot be helped.
+            # As long as somebody is attached the legacy table stays: what happens otherwise cannot be helped. So
+            # nothing happens to the daemon before he is there.
             anchor = subprocess.Popen(self._setting.command("anchor", _ANCHOR, 1))
             company.callback(anchor.wait)
             company.callback(anchor.kill)
+            table = sysv_ipc.SharedMemory(_KEY)  # attached by this, too
+            self._eventually(lambda: table.number_attached == 3, lambda: "nobody stays with the legacy table")
+            table.detach()
             keepers = self._start_keepers(company)
             self._go_on(keepers)
             self._witness.record.over = 1
