@@ -64,13 +64,18 @@ def show(figures: list[Figure]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def _path(text: str) -> Path:
+    return Path(text).resolve()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, epilog="names: " + " ".join(FIGURES))
     parser.add_argument("directory", type=Path, help=argparse.SUPPRESS)  # from tools/bench, which removes it
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (everything)")
     parser.add_argument("--all", action="store_true", help="everything, which is what no name means, too")
-    parser.add_argument("--report", type=Path, metavar="DIRECTORY", help="write figures.md and figures.png there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    # Resolved now: who comes back from another mount namespace is in its root directory.
+    parser.add_argument("--report", type=_path, metavar="DIRECTORY", help="write figures.md and figures.png there")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FIGURES):
         parser.error(f"no such figure: {' '.join(sorted(unknown))} (there are: {' '.join(FIGURES)})")
