@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mtlshm.net.xdp import Gate, Loader
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Only print the commands that would run.")
+_json = click.option("--json", "as_json", is_flag=True, help="One object: what is so now; with --dry-run, commands[].")
 
 
 @click.group()
@@ -70,9 +71,10 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
     help="As a chain under libxdp's dispatcher, fused into one program, or as a chain where the kernel can (auto).",
 )
 @_dry_run
+@_json
 @interfaces.state_option
 @interfaces.pins_option
-def load(interface: str, way: str, dry_run: bool, state: Path, pins: Path) -> None:
+def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
     """Load our XDP programs on INTERFACE, and keep them there whether clients use them or not.
 
     What is loaded already stays as it is. Ends with `xdp unload`, or with the next boot. A dry run cannot know what the
@@ -82,15 +84,17 @@ def load(interface: str, way: str, dry_run: bool, state: Path, pins: Path) -> No
 
     ifindex = _ifindex(interface)
     _check_root(dry_run)
-    asyncio.run(_load(ifindex, way, dry_run, state, pins))
+    done = asyncio.run(_load(ifindex, way, dry_run, state, pins))
+    _say(done, as_json, "{interface}: {way}, {mode} mode, kept")
 
 
 @xdp.command()
 @click.argument("interface")
 @_dry_run
+@_json
 @interfaces.state_option
 @interfaces.pins_option
-def unload(interface: str, dry_run: bool, state: Path, pins: Path) -> None:
+def unload(interface: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
     """Keep our XDP programs on INTERFACE no longer than clients use them: if none does, unload them.
 
     If some do, says who; then they are unloaded after the last of them. Programs of others stay.
@@ -99,18 +103,28 @@ def unload(interface: str, dry_run: bool, state: Path, pins: Path) -> None:
 
     ifindex = _ifindex(interface)
     _check_root(dry_run)
-    asyncio.run(_unload(ifindex, interface, dry_run, state, pins))
+    done = asyncio.run(_unload(ifindex, interface, dry_run, state, pins))
+    _say(done, as_json, "{interface}: unloaded" if done.get("unloaded") else "{interface}: nothing of ours was loaded")
 
 
-async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) -> None:
+def _say(done: dict[str, Any], as_json: bool, words: str) -> None:
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    else:
+        for line in done["commands"] if "commands" in done else [words.format(**done)]:
+            click.echo(line)
+
+
+async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) -> dict[str, Any]:
     from mtlshm.net.ledger import Ledger
     from mtlshm.net.tool import Tools
     from mtlshm.net.xdp import Loader, Way
 
-    loader = Loader(Tools(state, show=click.echo if dry_run else None), pins)
+    commands: list[str] = []
+    loader = Loader(Tools(state, show=commands.append if dry_run else None), pins)
     if dry_run:
         await loader.rehearse(ifindex, Way(way))
-        return
+        return {"commands": commands}
     with Ledger(state) as ledger:
         kept = any(use.kept for use in ledger.uses() if use.ifindex == ifindex)
         ledger.keep(ifindex)
@@ -122,7 +136,7 @@ async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) 
             raise
         with gate:
             _set_ports(ledger, gate)
-            click.echo(f"{gate.attached.name}: {gate.way}, {gate.mode} mode, kept")
+            return {"interface": gate.attached.name, "way": gate.way, "mode": gate.mode, "kept": True}
 
 
 def _set_ports(ledger: Ledger, gate: Gate) -> None:
@@ -138,23 +152,24 @@ def _set_ports(ledger: Ledger, gate: Gate) -> None:
         gate.set_port(port, port in wanted)
 
 
-async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Path) -> None:
+async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Path) -> dict[str, Any]:
     from mtlshm.net.ledger import Ledger
     from mtlshm.net.tool import Tools
     from mtlshm.net.xdp import Loader
 
-    loader = Loader(Tools(state, show=click.echo if dry_run else None), pins)
+    commands: list[str] = []
+    loader = Loader(Tools(state, show=commands.append if dry_run else None), pins)
     if dry_run:
         with suppress(interfaces.NoLedger):
             _check_unused(interfaces.read_ledger(state), ifindex, name)
         await loader.rehearse(ifindex, None)
-        return
+        return {"commands": commands}
     with Ledger(state) as ledger:
         ledger.unkeep(ifindex)
         loaded = loader.pins(ifindex) is not None
         await loader.unload(ifindex, lambda: ledger.in_use(ifindex))
         _check_unused(ledger.state(), ifindex, name)
-    click.echo(f"{name}: unloaded" if loaded else f"{name}: nothing of ours was loaded")
+    return {"interface": name, "unloaded": loaded}
 
 
 def _check_unused(book: State, ifindex: int, name: str) -> None:

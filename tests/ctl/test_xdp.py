@@ -202,6 +202,18 @@ def test_a_dry_run_prints_the_commands_and_changes_nothing(ctl, link, tmp_path):
     assert json.loads(done(ctl("interfaces", "--json")))["interfaces"][0]["kept"]
 
 
+def test_what_was_done_or_would_be_is_said_in_json_too(ctl, link):
+    def said(*words):
+        return json.loads(done(ctl("xdp", *words, "--json")))
+
+    (command,) = said("load", link.name, "--way", "fused", "--dry-run")["commands"]
+    assert command.startswith("xdp-loader load")
+    loaded = {"interface": link.name, "way": "fused", "mode": "native", "kept": True}
+    assert said("load", link.name, "--way", "fused") == loaded
+    assert said("unload", link.name) == {"interface": link.name, "unloaded": True}
+    assert said("unload", link.name) == {"interface": link.name, "unloaded": False}
+
+
 def test_somebody_elses_program_is_shown_as_such_and_left_alone(ctl, status, link, tmp_path):
     subprocess.run(["xdp-loader", "load", "-m", "skb", link.name, xdp.find_object("xdpfilt_alw_udp.o")], check=True)
     before = ids(link)
