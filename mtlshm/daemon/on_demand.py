@@ -45,6 +45,11 @@ class OnDemand:
                 self._gone.clear()
         return self._served
 
+    async def _once_made(self) -> Interfaces | None:
+        """If it is being made: at a start, a client may have named its interface to an earlier daemon."""
+        async with self._making:
+            return self._served
+
     def close(self) -> None:
         if self._served:
             self._served.close()
@@ -58,18 +63,18 @@ class OnDemand:
         await served.register(client, interfaces)
 
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
-        async with self._making:  # at a start: the client may have named its interface to an earlier daemon
-            pass
-        if self._served is None:
+        served = await self._once_made()
+        if served is None:
             number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
             raise OSError(number, "no client has named an interface that is served")
-        return await self._served.request(client, kind, body)
+        return await served.request(client, kind, body)
 
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
         return await (await self.start()).open_xsk(client, body)
 
-    def map_of(self, ifindex: int) -> int | None:
-        return self._served.map_of(ifindex) if self._served else None
+    async def map_of(self, ifindex: int) -> int | None:
+        served = await self._once_made()
+        return served.map_of(ifindex) if served else None
 
     def gone(self, client: Client) -> None:
         if self._served:

@@ -266,6 +266,16 @@ def test_descriptors_that_had_to_wait_come_with_their_replies(connect):
         os.close(descriptors[0])
 
 
+@pytest.mark.parametrize("offset", [0, 1, wire.SIZE - 1])
+def test_what_comes_out_of_band_is_read_like_the_rest(connect, offset):
+    manager = connect()
+    manager.socket.sendall(GET_1[:offset])
+    manager.socket.send(GET_1[offset : offset + 1], socket.MSG_OOB)
+    manager.socket.sendall(GET_1[offset + 1 :] + PUT_1)
+    assert manager.receive() == (201, Response(0))
+    assert manager.receive() == (201, Response(0))
+
+
 def test_half_a_record_for_ever_stops_nobody(connect):
     stuck, other = connect(), connect()
     stuck.socket.sendall(GET_1[:10])

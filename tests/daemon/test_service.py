@@ -164,7 +164,10 @@ def test_clients_notice_nothing_of_a_restart_at_their_interfaces(service, manage
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: a request that takes its time at a stop")
-def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, manager_socket, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_takes_its_time_is_answered_by_this_daemon_or_the_next(
+    service, stand_in, manager_socket, tmp_path, number
+):
     place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
     service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
     with sandbox(), veth() as link:
@@ -176,10 +179,11 @@ def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, mana
             manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow) + wire.encode(Type.HEARTBEAT, Heartbeat(7)))
             with Ledger(tmp_path / "state", read_only=True) as ledger:
                 eventually(ledger.flows)
-            service.end(signal.SIGTERM)
+            service.end(number)
             service.start()
             assert manager.receive() == (203, Response(1))
             assert manager.receive() == (204, Response(7))
+            assert list(stand_in.rules(link.name)) == [1]
         eventually(lambda: stand_in.rules(link.name) == {})
         service.end(signal.SIGTERM)
 

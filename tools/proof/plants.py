@@ -211,33 +211,33 @@ FUZZ_SEGMENT = {
 FUZZ_SOCKET = {
     "half-a-record-lost": Plant(
         "half a record that was read is forgotten",
-        "daemon/manager_socket.py",
-        "                self._unread += data\n",
-        "                self._unread = data\n",
+        "daemon/connection.py",
+        "            self._half = rest\n",
+        '            self._half = b""\n',
     ),
     "unknown-not-answered": Plant(
         "a type that is not known gets no answer",
-        "daemon/manager_socket.py",
+        "daemon/session.py",
         "            case _:\n                value = -errno.ENOTSUP\n",
-        "            case _:\n                return\n",
+        '            case _:\n                return Reply(b"")\n',
     ),
     "descriptor-kept": Plant(
         "the pidfd of a client that has gone stays open",
-        "daemon/manager_socket.py",
-        "        self._server.loop.remove_reader(self._pidfd)\n        os.close(self._pidfd)\n",
-        "        self._server.loop.remove_reader(self._pidfd)\n",
+        "daemon/connection.py",
+        "        self._server.loop.remove_reader(self._peer.pidfd)\n        os.close(self._peer.pidfd)\n",
+        "        self._server.loop.remove_reader(self._peer.pidfd)\n",
     ),
     "instance-kept": Plant(
         "a client that has gone stays in the table",
-        "daemon/manager_socket.py",
-        "            self._instance.unregister()\n            self._instance = None\n            self._server.store",
-        "            self._instance.close()\n            self._instance = None\n            self._server.store",
+        "daemon/session.py",
+        "        self._instance.unregister()\n        return partial",
+        "        self._instance.close()\n        return partial",
     ),
     "heartbeat-of-another": Plant(
         "a heartbeat is answered with another number",
-        "daemon/manager_socket.py",
-        "wire.Heartbeat(seq))))",
-        "wire.Heartbeat(seq & 0xFFFF))))",
+        "daemon/session.py",
+        "wire.Heartbeat(seq)))",
+        "wire.Heartbeat(seq & 0xFFFF)))",
     ),
 }
 

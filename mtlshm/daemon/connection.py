@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bytes of one client of the manager socket: requests come in, and each has its reply.
+
+libmtl blocks in recv() with no time-out, is killed by SIGPIPE when we close on it, and takes the first piece it gets
+for a whole reply. So: every whole record is answered, in order, by one send; nobody waits for anybody else; and a
+connection is closed only if what came is no record, or its process is dead.
+
+A REQUEST STAYS IN THE SOCKET until its reply is about to be sent: it is peeked at, answered, taken out, and the reply
+sent. So whatever kills us takes no request with it, if the service manager keeps the connection: our successor finds
+it there and does it, maybe again. What the client had got by then and was not told of is its own until it ends. The
+request is taken out first and the reply sent then: between these two system calls a request can be lost. The other way
+round it could be answered twice, and the client would misread all that follows. Only half a record has to be taken out
+at once, or it would wake us for ever; it is lost if we are killed before the rest has come.
+
+While a request is worked on, or its reply waits for the client to read, nothing is read from that connection. If the
+client ends meanwhile, the work goes on, and what it got is given back after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Protocol
+
+from mtlshm import Host, wire
+from mtlshm.daemon.peer import meet
+from mtlshm.daemon.session import Interfaces, Reply, Session
+from mtlshm.wire import Dialect
+
+log = logging.getLogger(__name__)
+
+_READ = 16 * wire.SIZE
+
+
+class Store(Protocol):
+    """Keeps descriptors for our successor; see service.py."""
+
+    @property
+    def active(self) -> bool: ...
+    @property
+    def stored(self) -> list[tuple[str, int]]: ...
+    def keep(self, name: str, fd: int) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class Server(Protocol):
+    """Who lets clients in; see manager_socket.py."""
+
+    host: Host
+    interfaces: Interfaces
+    store: Store
+    loop: asyncio.AbstractEventLoop
+    null: int  # a descriptor of /dev/null
+    finishing: bool  # nothing more is to be begun
+
+    def gone(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """Answers one client in the event loop, from when it is made until the client ends or leave().
+
+    It ends when the connection is closed, or when its process is dead, whichever is first: a child may hold the socket
+    long after. OSError if it has ended already, or if no descriptor is left.
+    """
+
+    def __init__(self, server: Server, client: socket.socket, gid: int | None) -> None:
+        self._server = server
+        self._socket = client
+        self._half = b""  # of a record, taken out already
+        self._unsent: Reply | None = None  # as the client does not read
+        self._ended = False
+        self.work: asyncio.Task[Reply] | None = None  # on the first request in the socket
+        client.setblocking(False)
+        # Or a byte that was sent out of band would wake us, and not be there when we peek (Linux 5.15).
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._peer = meet(client, gid)
+        self._session = Session(server.host, server.interfaces, self._peer, server.null, self._keep)
+        server.loop.add_reader(client.fileno(), self._read)
+        server.loop.add_reader(self._peer.pidfd, self._died)
+
+    @property
+    def owner(self) -> int:
+        """Its instance in the table, or 0."""
+        return self._session.owner
+
+    def resume(self, owner: int, dialect: Dialect) -> None:
+        """Be the connection of an instance that is in the table already. OSError if it is not."""
+        try:
+            self._session.resume(owner, dialect)
+        except OSError:
+            self._unwatch()
+            raise
+
+    def pause(self) -> None:
+        """Read nothing more."""
+        self._server.loop.remove_reader(self._socket.fileno())
+
+    def leave(self) -> None:
+        """Close the connection; the instance stays in the table."""
+        self._close()
+        self._session.leave()
+
+    def _close(self) -> None:
+        self._unwatch()
+        self._ended = True
+        self._socket.close()
+        if self._unsent:
+            self._unsent.close()
+        self._server.gone(self)
+
+    def _unwatch(self) -> None:
+        self._server.loop.remove_reader(self._socket.fileno())
+        self._server.loop.remove_writer(self._socket.fileno())
+        self._server.loop.remove_reader(self._peer.pidfd)
+        os.close(self._peer.pidfd)
+
+    def _end(self) -> None:
+        """Close the connection and give back all that was granted through it."""
+        give_back = self._session.end()
+        if self.work:  # what it gets there is given back as well
+            self.work.add_done_callback(lambda _: give_back())
+        else:
+            give_back()
+        if self.owner:
+            self._server.store.forget(self._name())
+        self._close()
+
+    def _keep(self) -> None:
+        self._server.store.keep(self._name(), self._socket.fileno())
+
+    def _name(self) -> str:
+        """In the store; ManagerSocket reads it."""
+        dialect = self._session.dialect
+        return f"client-{self.owner:x}-{dialect.value if dialect else ''}"
+
+    def _died(self) -> None:
+        if self.owner:
+            log.info("pid %d died: %d lcores given back", self._peer.pid, self._session.lcores)
+        self._end()
+
+    # -- requests
+
+    def _read(self) -> None:
+        try:
+            arrived = self._socket.recv(_READ, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:  # reset: it closed with our reply unread
+            self._end()
+            return
+        if not arrived:
+            self._end()
+            return
+        try:
+            self._answer(self._half + arrived)
+        except (wire.BadMagic, OSError) as error:
+            self._give_up(error)
+
+    def _answer(self, records: bytes) -> None:
+        """What is in the socket, up to a request that takes its time, or a reply that is not read."""
+        whole = len(records) // wire.SIZE * wire.SIZE
+        for start in range(0, whole, wire.SIZE):
+            answer = self._session.answer(records[start : start + wire.SIZE])
+            if not isinstance(answer, Reply):
+                self._begin(answer)
+                return
+            self._send(answer)
+            if self._unsent:
+                return
+        if rest := records[whole:]:
+            self._take(len(rest) - len(self._half))
+            self._half = rest
+
+    def _take(self, length: int) -> None:
+        """Out of the socket. What comes with descriptors comes in pieces."""
+        while length:
+            taken = len(self._socket.recv(length))
+            if not taken:
+                raise ConnectionResetError
+            length -= taken
+
+    def _begin(self, work: Coroutine[Any, Any, Reply]) -> None:
+        """Reply once the work is done."""
+        self.pause()
+        self.work = self._server.loop.create_task(work)
+        self.work.add_done_callback(self._done)
+
+    def _done(self, work: asyncio.Task[Reply]) -> None:
+        self.work = None
+        if work.cancelled():  # we are stopping
+            return
+        reply = work.result()
+        if self._ended:
+            reply.close()
+            return
+        try:
+            self._send(reply)
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._go_on_reading()
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, wire.BadMagic):
+            log.warning("pid %d speaks something else (magic %s): closed", self._peer.pid, error)
+            with suppress(OSError):
+                self._socket.recv(_READ)  # or it would hear of a reset, not of the end
+        self._end()  # else: it is gone, with our reply
+
+    def _go_on_reading(self) -> None:
+        if self._unsent is None and self.work is None and not self._server.finishing:
+            self._server.loop.add_reader(self._socket.fileno(), self._read)
+
+    # -- replies
+
+    def _send(self, reply: Reply) -> None:
+        """To the first request in the socket, which is taken out."""
+        self._unsent = reply  # for _close(), should it not be sent
+        self._take(wire.SIZE - len(self._half))
+        self._half = b""
+        try:
+            self._transmit(reply)
+        except BlockingIOError:
+            # It does not read. Nor do we then.
+            self.pause()
+            self._server.loop.add_writer(self._socket.fileno(), self._flush)
+
+    def _transmit(self, reply: Reply) -> None:
+        if descriptors := reply.given or reply.lent:
+            socket.send_fds(self._socket, [reply.record], descriptors, socket.MSG_NOSIGNAL)
+            reply.close()
+        else:
+            self._socket.send(reply.record, socket.MSG_NOSIGNAL)
+        self._unsent = None
+
+    def _flush(self) -> None:
+        assert self._unsent
+        try:
+            self._transmit(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end()
+            return
+        self._server.loop.remove_writer(self._socket.fileno())
+        self._go_on_reading()
