@@ -11,6 +11,9 @@ in the table, in the tag.
 
 AN LCORE THAT THE SAME PROCESS CLAIMED DIRECTLY is granted when its libmtl asks for it, and noted as such in the
 tag; giving it back then undoes the note, not the claim.
+
+DESCRIPTORS that go with a reply are its own until it is closed, but for /dev/null: a reply may have to wait for its
+client to read, and a number that is closed meanwhile would soon stand for something that is none of its business.
 """
 
 from __future__ import annotations
@@ -214,7 +217,7 @@ class Session:
         if self._peer.admitted:
             try:
                 if (known := await self._interfaces.map_of(ifindex)) is not None:
-                    return Reply(b"\0", lent=(known,))
+                    return Reply(b"\0", given=(os.dup(known),))
             except OSError as error:  # no descriptor is left
                 log.error("pid %d gets no map: %s", self._peer.pid, error.strerror)
         # One of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -450,6 +451,33 @@ for name in sys.argv[1:]:
     except PermissionError:
         pass
 """
+
+
+def test_a_map_that_waits_to_be_read_is_that_map_whatever_becomes_of_it(
+    connect: Callable[..., Manager], manager_socket: Path, link: Veth
+) -> None:
+    """And never another descriptor of the daemon's, which has got the number of the map's since."""
+    user = connect()
+    with Manager(manager_socket, dialect=wire.Dialect.A, timeout=DEADLINE) as slow:
+        slow.register()
+        request = wire.encode(wire.Type.IF_XSK_MAP_FD, wire.Interface(link.index))
+        slow.socket.setblocking(False)
+        asked = 0
+        while select.select([], [slow.socket], [], 0.3)[1]:  # until the daemon waits for it to read
+            with suppress(BlockingIOError):
+                asked += slow.socket.send(request)
+        slow.socket.settimeout(DEADLINE)
+        user.close()
+        eventually(lambda: programs(link) == [])
+        with ExitStack() as others:
+            for _ in range(20):
+                others.enter_context(Manager(manager_socket, timeout=DEADLINE)).register()
+            got = set()
+            for _ in range(asked // wire.SIZE):
+                _, descriptors, _, _ = socket.recv_fds(slow.socket, 1, 1)
+                got.add(os.readlink(f"/proc/self/fd/{descriptors[0]}"))
+                os.close(descriptors[0])
+    assert got == {"anon_inode:bpf-map", os.devnull}
 
 
 def test_who_is_not_in_the_group_cannot_open_what_he_could_lock_or_change(
