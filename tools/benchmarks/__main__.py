@@ -70,7 +70,7 @@ def _path(text: str) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__, epilog="names: " + " ".join(FIGURES))
-    parser.add_argument("directory", type=Path, help=argparse.SUPPRESS)  # from tools/bench, which removes it
+    parser.add_argument("--directory", type=Path, required=True, help=argparse.SUPPRESS)  # from tools/enclosed
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (everything)")
     parser.add_argument("--all", action="store_true", help="everything, which is what no name means, too")
     # Resolved now: who comes back from another mount namespace is in its root directory.

@@ -31,7 +31,7 @@ def build(program: Path, source: Path, plant: Plant | None, *flags: str) -> Path
 
 def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"tools/{name}", description=description)
-    parser.add_argument("--directory", type=Path, required=True, help=argparse.SUPPRESS)  # run makes and removes it
+    parser.add_argument("--directory", type=Path, required=True, help=argparse.SUPPRESS)  # from tools/enclosed
     parser.add_argument("--seed", type=int, default=1, help="of what is random; a failure names it (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--self-test", action="store_true", help="plant bugs in copies of the core, and find them")
