@@ -3,6 +3,9 @@
 
 Each connection's records are sent split and joined at random; how many answers of which kind are due is known, whatever
 is in the records. In between processes that hold lcores die. At the end nothing of it may be left.
+
+Twice: once with no interfaces, so that very much is asked; and, by root, once with a real one, in a network
+namespace of its own, where the answers take their time.
 """
 
 from __future__ import annotations
@@ -18,39 +21,50 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from proof import ROOT
+
+sys.path.append(str(ROOT / "tests"))
+import networks
+
 _SIZE = 118
 _MAGIC = bytes.fromhex("494d544c")
 _PATIENCE = 20.0  # seconds, after which a request counts as not answered
-_MOST = 40  # connections at once
+_MOST = 40  # connections at once,
+_MOST_AT_INTERFACE = 6  # if each request there may run a program
+_QUEUES = 64  # more than they can all have
 _VM = b"vm".ljust(64, b"\0")
 
-# What a real libmtl sends, up to the end of the body.
-_REAL = [
-    bytes.fromhex(text.replace(" ", ""))
-    for text in (
+
+def real_requests(ifindex: int) -> list[bytes]:
+    """What a real libmtl sends, up to the end of the body; and what asks for a socket."""
+    number = f"{ifindex:08x}"
+    texts = (
         f"494d544c 00000065 6a000000 00005dfa 00000000 {_VM.hex()} 0000",
         f"494d544c 00000065 0000006a 00005dfa 00000000 {_VM.hex()} 0000",
-        f"494d544c 00000065 6a000000 00001d7e 00000000 {_VM.hex()} 0001 00000003",
+        f"494d544c 00000065 6a000000 00001d7e 00000000 {_VM.hex()} 0001 {number}",
         "494d544c 00000066 00000004 00000001",
         "494d544c 00000067 00000002 0001",
         "494d544c 00000068 02000000 0001",
-        "494d544c 00000069 00000006 00000003 7530",
-        "494d544c 0000006a 00000006 00000003 7530",
-        "494d544c 0000006b 0000001a 00000003",
-        "494d544c 0000006c 0000001a 00000003",
-        "494d544c 0000006d 0000001a 00000003 0001",
-        "494d544c 0000006e 0000001a 00000003 0001 00000000 00000002 024da8c0 014da8c0 0000 7530",
-        "494d544c 0000006f 0000001a 00000003 c832 0000000f",
-        "494d544c 000003e9 00000000 00000003",
+        f"494d544c 00000069 00000006 {number} 7530",
+        f"494d544c 0000006a 00000006 {number} 7530",
+        f"494d544c 0000006b 0000001a {number}",
+        f"494d544c 0000006c 0000001a {number}",
+        f"494d544c 0000006d 0000001a {number} 0001",
+        f"494d544c 0000006e 0000001a {number} 0001 00000000 00000002 024da8c0 014da8c0 0000 7530",
+        f"494d544c 0000006f 0000001a {number} c832 0000000f",
+        f"494d544c 000003e9 00000000 {number} {bytes(16).hex()} 00000800 00000010 00000008 00000008 00000008 00000000",
     )
-]
-_REGISTER, _HEARTBEAT, _XSK_MAP_FD = 101, 102, 107
-_ANSWERS = {_HEARTBEAT: 204, 108: 202, 110: 203, 1001: 1201}  # all others: 201
+    return [bytes.fromhex(text.replace(" ", "")) for text in texts]
+
+
+_HEARTBEAT, _XSK_MAP_FD, _GET_QUEUE, _OPEN_XSK = 102, 107, 108, 1001
+_ANSWERS = {_HEARTBEAT: 204, _GET_QUEUE: 202, 110: 203, _OPEN_XSK: 1201}  # all others: 201
 
 # What may be more at the end than when all had been done once.
 _DESCRIPTORS, _KILOBYTES = 2, 4096
@@ -63,12 +77,14 @@ class Wrong(Exception):
 class Client:
     """A connection, and what is still to come on it."""
 
-    def __init__(self, path: Path, chance: random.Random) -> None:
+    def __init__(self, path: Path, chance: random.Random, real: list[bytes]) -> None:
         self._chance = chance
+        self._real = real
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(str(path))
         self.socket.setblocking(False)
         self.due: list[bytes] = []  # requests not yet answered
+        self.granted = 0  # of what there is of interfaces
         self._unsent = b""
         self._got = b""
         self._closes = False  # what was sent last is no record
@@ -92,7 +108,7 @@ class Client:
     def _record(self) -> bytes:
         """A real one, changed more or less, but its magic."""
         chance = self._chance
-        record = bytearray(chance.choice(_REAL).ljust(_SIZE, b"\0"))
+        record = bytearray(chance.choice(self._real).ljust(_SIZE, b"\0"))
         if chance.random() < 0.3:
             record[4:8] = struct.pack(
                 ">I", chance.choice([0, 100, 105, 112, 200, 201, 204, 1001, 1201, 54321, 2**32 - 1])
@@ -144,6 +160,8 @@ class Client:
         wanted = _MAGIC + _ANSWERS.get(kind, 201).to_bytes(4, "big")
         if self._got[:8] != wanted:
             raise Wrong(f"{request.hex()} was answered with {self._got.hex()}")
+        if kind in (_GET_QUEUE, _OPEN_XSK) and int.from_bytes(self._got[12:16], "big", signed=True) > 0:
+            self.granted += 1
         if kind == _HEARTBEAT and self._got[12:16] != request[12:16]:
             raise Wrong(f"the heartbeat {request.hex()} was answered with {self._got.hex()}")
 
@@ -171,21 +189,22 @@ class Client:
 class Daemon:
     """mtlshmd, of the package in `package`, in a directory of its own."""
 
-    def __init__(self, package: Path, directory: Path) -> None:
-        directory.mkdir()
+    def __init__(self, package: Path, directory: Path, xdp: str) -> None:
+        directory.mkdir(parents=True)
+        self.state = directory / "state"
+        self.pins = Path("/sys/fs/bpf/mtlshm")  # of the sandbox
         self.socket = directory / "s"
         self.segment = directory / "segment"
         self.log = directory / "log"
-        settings = {"PYTHONPATH": str(package), "MTLSHMD_CONFIG": os.devnull, "MTLSHM_PATH": str(self.segment)}
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            "from mtlshm.daemon.app import main; main()",
-            "--socket",
-            str(self.socket),
-        ]
-        command += ["--xdp", "off", "--legacy", "off", "--log-level", "error", "--state", str(directory / "state")]
+        settings = {
+            "PYTHONPATH": str(package),
+            "MTLSHMD_CONFIG": os.devnull,
+            "MTLSHM_PATH": str(self.segment),
+            "MTLSHM_BPF_PATH": str(ROOT / "build/bpf"),
+        }
+        flags = {"socket": self.socket, "xdp": xdp, "legacy": "off", "log-level": "error", "state": self.state}
+        command = [sys.executable, "-P", "-c", "from mtlshm.daemon.app import main; main()", "--pins", str(self.pins)]
+        command += [f"--{name}={value}" for name, value in flags.items()]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=os.environ | settings, stderr=log, stdin=subprocess.DEVNULL)
         self.watched = psutil.Process(self.process.pid)
@@ -220,18 +239,23 @@ class Daemon:
             self.process.wait()
 
 
-def _victim(path: Path) -> int:
-    """A process that has registered and holds lcores; returns its PID."""
+def _victim(path: Path, ifindex: int) -> int:
+    """A process that has registered and holds lcores, and keeps asking for sockets if there is an interface; returns
+    its PID."""
     readable, writable = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mine:
                 mine.connect(str(path))
-                for record in _REAL[0], *(_REAL[4][:-1] + bytes([lcore]) for lcore in range(60, 64)):
-                    mine.sendall(record.ljust(_SIZE, b"\0"))
-                    mine.recv(_SIZE)
+                requests = [record.ljust(_SIZE, b"\0") for record in real_requests(ifindex)]
+                _ask(mine, requests[2] if ifindex else requests[0])
+                for lcore in range(60, 64):
+                    _ask(mine, requests[4][:13] + bytes([lcore]) + requests[4][14:])
                 os.write(writable, b"x")
+                while ifindex:
+                    queue = _ask(mine, requests[13])
+                    _ask(mine, requests[10][:16] + queue.to_bytes(2, "big") + requests[10][18:])
                 signal.pause()
         finally:
             os._exit(1)
@@ -241,17 +265,28 @@ def _victim(path: Path) -> int:
     return pid
 
 
-def _round(daemon: Daemon, chance: random.Random, until: float) -> int:
-    """Do things at random, then end all there is; returns how many requests were answered."""
+def _ask(manager: socket.socket, record: bytes) -> int:
+    """What the answer says; 0 instead of what is wrong."""
+    manager.sendall(record)
+    answer, descriptors, _, _ = socket.recv_fds(manager, _SIZE, 2)
+    for fd in descriptors:
+        os.close(fd)
+    return max(0, int.from_bytes(answer[12:16], "big", signed=True))
+
+
+def _round(daemon: Daemon, chance: random.Random, until: float, ifindex: int) -> tuple[int, int]:
+    """Do things at random, then end all there is; returns how many requests there were, and what was granted of an
+    interface."""
     clients: list[Client] = []
     victims: list[int] = []
-    asked = 0
+    asked = granted = 0
+    real, most = real_requests(ifindex or 3), _MOST_AT_INTERFACE if ifindex else _MOST
     try:
         while time.monotonic() < until:
-            if len(clients) < _MOST and chance.random() < 0.1:
-                clients.append(Client(daemon.socket, chance))
+            if len(clients) < most and chance.random() < 0.1:
+                clients.append(Client(daemon.socket, chance, real))
             if len(victims) < 4 and chance.random() < 0.005:
-                victims.append(_victim(daemon.socket))
+                victims.append(_victim(daemon.socket, ifindex))
             if victims and chance.random() < 0.005:
                 os.kill(victims[0], signal.SIGKILL)
                 os.waitpid(victims.pop(0), 0)
@@ -266,6 +301,7 @@ def _round(daemon: Daemon, chance: random.Random, until: float) -> int:
                         client.socket.shutdown(chance.choice([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]))
                 client.socket.close()
                 clients.remove(client)
+                granted += client.granted
                 continue
             if client.may_ask:
                 asked += client.ask()
@@ -279,26 +315,36 @@ def _round(daemon: Daemon, chance: random.Random, until: float) -> int:
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    return asked
+    return asked, granted + sum(client.granted for client in clients)
 
 
 def _is_clean(daemon: Daemon) -> bool:
     from mtlshm import Host, Kind
+    from mtlshm.net.ledger import Ledger
 
     with Host(daemon.segment, create=False, read_only=True) as host:
         snapshot = host.snapshot()
-        return not snapshot.lcores and not any(info.kind == Kind.SOCKET for info in snapshot.instances)
+        if snapshot.lcores or any(info.kind == Kind.SOCKET for info in snapshot.instances):
+            return False
+    if not (daemon.state / "ledger").exists():
+        return True
+    with Ledger(daemon.state, read_only=True) as ledger:
+        if any(astuple(ledger.state())):
+            return False
+    # Nor is anything still being unloaded.
+    return not any(daemon.pins.glob("*")) and not daemon.watched.children()
 
 
-def fuzz(package: Path, directory: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """Figures; raises Wrong."""
+def fuzz(package: Path, directory: Path, seconds: float, seed: int, ifindex: int) -> dict[str, Any]:
+    """Figures; raises Wrong. With an interface, unless its index is 0."""
     chance = random.Random(seed)
-    daemon = Daemon(package, directory)
+    daemon = Daemon(package, directory, "fused" if ifindex else "off")
     begin = time.monotonic()
-    asked, rounds, before = 0, 0, (0, 0)
+    asked, granted, rounds, before = 0, 0, 0, (0, 0)
     try:
         while rounds < 3 or time.monotonic() < begin + seconds:
-            asked += _round(daemon, chance, time.monotonic() + max(0.5, seconds / 6))
+            more = _round(daemon, chance, time.monotonic() + max(0.5, seconds / 6), ifindex)
+            asked, granted = asked + more[0], granted + more[1]
             daemon.check()
             deadline = time.monotonic() + _PATIENCE
             while not _is_clean(daemon):
@@ -318,14 +364,24 @@ def fuzz(package: Path, directory: Path, seconds: float, seed: int) -> dict[str,
         daemon.end()
     if "Traceback" in (said := daemon.log.read_text()):  # when it stopped
         raise Wrong(f"the daemon stumbled: {said[-2000:]}")
-    return {"requests": asked, "rounds": rounds, "descriptors": [before[0], after[0]], "kib": [before[1], after[1]]}
+    used = {"descriptors": [before[0], after[0]], "kib": [before[1], after[1]]}
+    return {"requests": asked, "granted": granted, "rounds": rounds, **used}
+
+
+def fuzz_all(package: Path, directory: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """Figures; raises Wrong."""
+    figures = fuzz(package, directory / "alone", seconds / 2, seed, 0)
+    if os.geteuid() == 0:
+        with networks.sandbox(), networks.veth(queues=_QUEUES) as link:
+            figures["at an interface"] = fuzz(package, directory / "interface", seconds / 2, seed, link.index)
+    return figures
 
 
 def main() -> None:
     """Arguments: package, directory, seconds, seed. Prints the figures, or what is wrong."""
     package, directory, seconds, seed = sys.argv[1:]
     try:
-        print(json.dumps({"figures": fuzz(Path(package), Path(directory), float(seconds), int(seed))}))
+        print(json.dumps({"figures": fuzz_all(Path(package), Path(directory), float(seconds), int(seed))}))
     except Wrong as wrong:
         print(json.dumps({"wrong": str(wrong)}))
 

@@ -233,6 +233,18 @@ FUZZ_SOCKET = {
         "        self._instance.unregister()\n        return partial",
         "        self._instance.close()\n        return partial",
     ),
+    "interface-kept": Plant(
+        "what a client that has gone had of interfaces stays its own",
+        "daemon/session.py",
+        "        return partial(self._interfaces.gone, self._client)\n",
+        "        return lambda: None\n",
+    ),
+    "late-descriptor-kept": Plant(
+        "what is got for a client that has gone meanwhile stays open",
+        "daemon/connection.py",
+        "        if self._ended:\n            reply.close()\n",
+        "        if self._ended:\n",
+    ),
     "heartbeat-of-another": Plant(
         "a heartbeat is answered with another number",
         "daemon/session.py",
