@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from mtlshm import Host
+from mtlshm import Host, wire
 from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
@@ -242,3 +242,22 @@ def test_a_member_who_writes_others_numbers_has_no_signal_sent_to_them(
         assert victim.running()
     finally:
         os.unlink(segment + ".other")
+
+
+# --- the log ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_fills_the_log_and_what_is_left_out_is_said(daemon: StartDaemon, manager_socket: Path) -> None:
+    server = daemon()
+
+    def lines() -> list[str]:
+        return [line for line in server.log().splitlines() if "speaks something else" in line]
+
+    for _ in range(1000):
+        with Manager(manager_socket, timeout=DEADLINE) as evil:
+            evil.socket.sendall(bytes(wire.SIZE))
+            assert evil.socket.recv(1) == b""
+    assert 100 <= len(lines()) < 1000
+    assert lines()[99].endswith("(more like this one are left out for 10 s)")
+    server.end(signal.SIGTERM)
+    assert "what living instances hold stays theirs" in server.log()  # which is another kind of line
