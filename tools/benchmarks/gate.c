@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (BSD-3-Clause OR GPL-2.0-only) */
 /*
  * What mtl_dp_filter is measured against: a gate of upstream's kind, for IPv4 only, with the ports in a
- * hash map; and a program that does nothing, which shows what BPF_PROG_TEST_RUN itself costs.
+ * hash map; and two programs that look at nothing: one passes, which shows what BPF_PROG_TEST_RUN itself costs, one
+ * redirects, which shows what no program that does so can be below.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -18,6 +19,13 @@ struct {
 	__type(key, __u16);
 	__type(value, __u8);
 } ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks_map SEC(".maps");
 
 SEC("xdp")
 int hash_gate(struct xdp_md *context)
@@ -43,6 +51,12 @@ int empty(struct xdp_md *context)
 {
 	(void)context;
 	return XDP_PASS;
+}
+
+SEC("xdp")
+int redirect(struct xdp_md *context)
+{
+	return bpf_redirect_map(&xsks_map, context->rx_queue_index, XDP_PASS);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
