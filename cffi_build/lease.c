@@ -53,10 +53,15 @@ static bool swap(struct mtlshm_lcore *lcore, uint64_t *expected, uint64_t desire
 					   __ATOMIC_ACQUIRE);
 }
 
-/* time(2) is a load in the vDSO; every clock with more digits costs a third of a claim. */
-static void stamp(struct mtlshm_lcore *lcore)
+/* time(2) is a few loads in the vDSO; every clock with more digits costs a third of a claim. */
+static uint32_t now(void)
 {
-	__atomic_store_n(&lcore->note, (uint32_t)time(NULL), __ATOMIC_RELAXED);
+	return (uint32_t)time(NULL);
+}
+
+static void stamp(struct mtlshm_lcore *lcore, uint32_t when)
+{
+	__atomic_store_n(&lcore->note, when, __ATOMIC_RELAXED);
 }
 
 uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner)
@@ -243,7 +248,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 	if (!rc)
 		rc = take_from(me->host, slot(me->host, lcore), 0, owner | type);
 	if (!rc)
-		stamp(slot(me->host, lcore));
+		stamp(slot(me->host, lcore), now());
 	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
@@ -253,6 +258,7 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 {
 	struct mtlshm_lcore *wanted;
 	uint64_t free_word = 0;
+	uint32_t when;
 	int ignored;
 	uint64_t owner = instance_owner(me, &ignored);
 
@@ -260,9 +266,10 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 		     !cpuset_has(&me->cpus, lcore)))
 		return claim_slowly(me, lcore, type);
 	wanted = slot(me->host, lcore);
+	when = now(); /* its loads would wait for the locked instruction, if they came after it */
 	if (unlikely(!swap(wanted, &free_word, owner | type)))
 		return claim_slowly(me, lcore, type);
-	stamp(wanted);
+	stamp(wanted, when);
 	return 0;
 }
 
@@ -323,7 +330,7 @@ int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint3
 	if (!segment_proxied(me->host, from) || owner_of(token) != owner_of(from) ||
 	    !swap(slot(me->host, lcore), &token, owner | type))
 		return -ESRCH;
-	stamp(slot(me->host, lcore));
+	stamp(slot(me->host, lcore), now());
 	return 0;
 }
 
@@ -378,7 +385,7 @@ static int take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t c
 			}
 			return -EAGAIN;
 		}
-		stamp(lcore);
+		stamp(lcore, now());
 	}
 	return 0;
 }
