@@ -66,7 +66,7 @@ class Xsk:
     def dropped(self) -> int:
         """Packets that came to the socket and were lost, for lack of memory or a full ring."""
         rx_dropped, _, _, ring_full, _, _ = struct.unpack("=6Q", self.socket.getsockopt(SOL_XDP, XDP_STATISTICS, 48))
-        return rx_dropped + ring_full
+        return int(rx_dropped + ring_full)
 
     def _set(self, option: int, value: bytes) -> None:
         self.socket.setsockopt(SOL_XDP, option, value)

@@ -26,7 +26,9 @@ REPEAT = 10_000
 def counts() -> dict[str, list[int]]:
     """Of each figure: the fused program's, the chain's."""
     command = [ROOT / "tools/vm", "--count", "python", __file__]
-    return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout)
+    said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, list[int]] = json.loads(said)
+    return found
 
 
 def in_vm(bench: Bench, name: str) -> Figure:

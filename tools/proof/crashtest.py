@@ -65,7 +65,7 @@ class Crashes:
         own.mkdir()
         cpu = self._cpus.get()
         try:
-            command = [self._program, name, own / "segment", self._sysfs, str(cpu), str(self._seed), how]
+            command = [str(self._program), name, str(own / "segment"), str(self._sysfs), str(cpu), str(self._seed), how]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         finally:
             self._cpus.put(cpu)
@@ -86,7 +86,7 @@ class Crashes:
         return outcome, wrong
 
     def _place(self, address: str) -> str:
-        command = ["addr2line", "-fse", self._program, address]
+        command = ["addr2line", "-fse", str(self._program), address]
         function, line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\n")[:2]
         return f"{function}, {line}"
 
@@ -135,18 +135,21 @@ def main() -> int:
     for outcome, wrong in crashes.run_all(names, "changes" if options.quick else "every"):
         outcomes.append(outcome)
         print(*wrong, sep="\n", end="\n" if wrong else "")
-        figures = (f"{getattr(outcome, field.name)} {field.name}" for field in fields(outcome)[1:])
-        print(f"{outcome.scenario}: {', '.join(figures)}", flush=True)
+        words = (f"{getattr(outcome, field.name)} {field.name}" for field in fields(outcome)[1:])
+        print(f"{outcome.scenario}: {', '.join(words)}", flush=True)
     total = {field.name: sum(getattr(o, field.name) for o in outcomes) for field in fields(Outcome)[1:]}
     sentence = (
         f"{total['killed']:,} kills and {total['stopped']:,} stops in {total['instructions']:,} instructions of "
         f"{len(outcomes)} calls; {total['failures']} things wrong"
         f" (seed {options.seed}, {time.monotonic() - begin:.0f} s)"
     )
-    figures = {"seed": options.seed, "seconds": time.monotonic() - begin, "total": total}
-    return verdict(
-        NAME, not total["failures"], sentence, figures | {"scenarios": list(map(asdict, outcomes))}, options.json
-    )
+    figures = {
+        "seed": options.seed,
+        "seconds": time.monotonic() - begin,
+        "total": total,
+        "scenarios": list(map(asdict, outcomes)),
+    }
+    return verdict(NAME, not total["failures"], sentence, figures, options.json)
 
 
 if __name__ == "__main__":

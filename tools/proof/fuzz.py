@@ -89,7 +89,8 @@ def _fuzz_python(name: str, directory: Path, seconds: float, seed: int, plant: P
     """In a process of its own, which imports the package with the bug."""
     planted(ROOT / "mtlshm", plant, directory / "package/mtlshm")
     package = directory / "package"
-    command = [sys.executable, HERE / f"fuzz_{name}.py", package, directory / "files", str(seconds), str(seed)]
+    program = str(HERE / f"fuzz_{name}.py")
+    command = [sys.executable, program, str(package), str(directory / "files"), str(seconds), str(seed)]
     environment = os.environ | {"PYTHONPATH": str(package)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + _GRACE)
     try:

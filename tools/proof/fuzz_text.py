@@ -99,9 +99,9 @@ def _recorded(option: str) -> list[bytes]:
 
 
 def _records() -> list[bytes]:
-    from fuzz_socket import _REAL
+    from fuzz_socket import real_requests
 
-    return [record.ljust(118, b"\0") for record in _REAL]
+    return [record.ljust(118, b"\0") for record in real_requests(3)]
 
 
 READERS: dict[str, tuple[Callable[[Path, bytes], None], Callable[[], list[bytes]]]] = {
