@@ -370,8 +370,9 @@ def _text(chars: bytes) -> str:
 
 
 def _inner_pid(pid: int) -> int:
+    """Of the process: the number of a thread, which anyone can write into an entry, is found in /proc as well."""
     lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return int(next((line.split()[-1] for line in lines if line.startswith("NSpid:")), pid))
+    return int(next((line.split()[-1] for line in lines if line.startswith("NStgid:")), pid))
 
 
 def _same_namespace(task: str, name: str) -> bool:
