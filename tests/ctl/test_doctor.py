@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EBUSY, ESTALE
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,45 @@ def test_replaced_under_running_clients(puppet: Start, doctor: Doctor, segment: 
     for client in clients:
         client.kill()
     assert set(doctor("--repair").values()) <= {"repaired"}  # a copy has their records
+
+
+@contextmanager
+def mapping(path: bytes, comm: bytes) -> Iterator[int]:
+    """The PID of a process that has a file in its memory, and calls itself so."""
+    program = (
+        f"import ctypes, mmap, os\nctypes.CDLL(None).prctl(15, {comm!r}, 0, 0, 0)\n"
+        f"memory = mmap.mmap(os.open({path!r}, os.O_RDONLY), 0, prot=mmap.PROT_READ)\nprint(flush=True)\ninput()\n"
+    )
+    command = [sys.executable, "-SEc", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        yield process.pid
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("comm", [b"\xff\x80", b"\x1b[2J"], ids=["no text", "an escape sequence"])
+def test_whatever_a_user_calls_himself_is_said_in_characters_that_harm_nobody(
+    doctor: Doctor, segment: str, comm: bytes
+) -> None:
+    Host(segment).close()
+    with mapping(os.fsencode(segment), comm) as pid:
+        os.unlink(segment)
+        text = doctor()["removed"]
+    assert f"(pid {pid})" in text
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["\udcff", "{elsewhere} 7 {segment}", "{elsewhere}{segment}"])
+def test_nobody_is_taken_for_a_user_for_the_names_of_his_files(
+    doctor: Doctor, segment: str, tmp_path: Path, name: str
+) -> None:
+    Host(segment).close()
+    file = tmp_path / name.format(elsewhere=tmp_path / "x", segment=segment)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    with mapping(os.fsencode(file), b"stranger"):
+        assert doctor() == {}
 
 
 def test_a_state_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
