@@ -25,7 +25,7 @@ from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
 from mtlshm.manager import Manager
-from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, needs_root
+from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, namespaces, needs_root, pid_inside
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]
@@ -204,6 +204,18 @@ def test_an_entry_that_names_a_thread_does_not_stop_it(
         ended.set()
         thread.join()
         memory.detach()
+
+
+def test_many_containers_and_many_entries_do_not_stop_it(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, manager_socket: Path
+) -> None:
+    """Each entry could be that of any process with its PID, if that one's host has its name."""
+    daemon("--legacy", 1, environment=legacy_place)
+    for _ in range(64):
+        assert pid_inside(legacy(prefix=namespaces("pid", "uts"))) == 1
+    write_entries(legacy_place, [(f"host{n}", 1) for n in range(1024)])
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        assert manager.heartbeat(7) == 7
 
 
 # --- what anyone may say of himself ------------------------------------------------------------------------
