@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mtlshm._core import ffi, lib
 from mtlshm.errors import check
+from mtlshm.snapshot import printable
 
 _SETTLES = 0.1  # seconds: what is only passing, such as a registration, is over by then
 
@@ -119,10 +120,13 @@ class User:
 
 def users(path: str) -> Iterator[User]:
     """Whoever uses it or one that was there before, as far as we may see."""
-    pattern = re.compile(rf" (\d+) +{re.escape(path)}( \(deleted\))?$", re.MULTILINE)
+    # From the start of the line: there can be any bytes, and such numbers, in the names of other files.
+    name = re.escape(os.fsencode(path))
+    pattern = re.compile(rb"^\S+ \S+ \S+ \S+ (\d+) +" + name + rb"( \(deleted\))?$", re.MULTILINE)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with suppress(OSError):  # gone, or not ours to see
-                found = {(int(n), bool(gone)) for n, gone in pattern.findall((entry / "maps").read_text())}
+                found = {(int(n), bool(gone)) for n, gone in pattern.findall((entry / "maps").read_bytes())}
                 for inode, removed in sorted(found):
-                    yield User(int(entry.name), (entry / "comm").read_text().strip(), inode, removed)
+                    comm = printable((entry / "comm").read_text(errors="replace").strip())
+                    yield User(int(entry.name), comm, inode, removed)

@@ -28,10 +28,11 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,7 @@ class Attached:
     pid: int
     inner_pid: int  # as it sees itself
     same_host: bool  # in our UTS namespace
+    hostname: str | None = None  # there; None if we may not know
 
 
 class LegacyLock:
@@ -266,12 +268,14 @@ class LegacyTable:
                 mappings += count
                 if process and process.pid != os.getpid():
                     found.append(process)
-        return found, mappings == before == self._memory.number_attached
+        names = _hostnames([process.pid for process in found if not process.same_host])
+        everyone = [replace(process, hostname=names.get(process.pid, process.hostname)) for process in found]
+        return everyone, mappings == before == self._memory.number_attached
 
     def find(self, entry: Entry) -> Attached | None:
         """Its owner, at a glance: if it is in our own PID namespace, which most are."""
         _, found = self._look_at(entry.pid) if entry.pid > 0 else (0, None)
-        if found and found.same_host and found.inner_pid == entry.pid and entry.hostname == os.uname().nodename:
+        if found and found.same_host and found.inner_pid == entry.pid and entry.hostname == found.hostname:
             return found
         return None
 
@@ -288,7 +292,9 @@ class LegacyTable:
                     lines = [line for line in maps.splitlines() if self._map_name in line]
                     count = sum(int(line.split()[4]) == self.id for line in lines)
                     if count and _same_namespace(task, "ipc"):
-                        return count, Attached(pid, _inner_pid(pid), _same_namespace(task, "uts"))
+                        same_host = _same_namespace(task, "uts")
+                        hostname = os.uname().nodename if same_host else None
+                        return count, Attached(pid, _inner_pid(pid), same_host, hostname)
                     break
                 if len(tasks) == 1:  # the main thread has ended: the others still have the memory
                     tasks += [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
@@ -315,31 +321,34 @@ def owner_among(attached: list[Attached], entry: Entry) -> Attached | None:
     possible: list[Attached] = []
     for one in attached:
         if one.inner_pid == entry.pid:
-            hostname = os.uname().nodename if one.same_host else _hostname(one.pid)
-            if hostname == entry.hostname:
+            if one.hostname == entry.hostname:
                 return one
-            if one.same_host or hostname is None:
+            if one.same_host or one.hostname is None:
                 possible.append(one)
     return possible[0] if possible else None
 
 
-def _hostname(pid: int) -> str | None:
-    """In its UTS namespace; None if we may not know. A child looks, since whoever enters may have no way back."""
-    readable, writable = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if not child:
-        try:
-            namespace = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY)
-            if _libc.setns(namespace, _CLONE_NEWUTS) == 0:
-                os.write(writable, os.uname().nodename.encode())
-        finally:
-            os._exit(0)
-    os.close(writable)
-    try:
-        return os.read(readable, 256).decode(errors="replace") or None
-    finally:
-        os.close(readable)
-        os.waitpid(child, 0)
+def _hostnames(pids: list[int]) -> dict[int, str]:
+    """Each one's in its UTS namespace, without those that we may not know. A thread looks, since whoever enters may
+    have no way back; one for all, as anyone can make as many as he likes."""
+    found: dict[int, str] = {}
+
+    def look() -> None:
+        for pid in pids:
+            with suppress(OSError):  # gone, or not ours to see
+                namespace = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    if _libc.setns(namespace, _CLONE_NEWUTS) == 0:
+                        found[pid] = os.fsencode(os.uname().nodename).decode(errors="replace")
+                finally:
+                    os.close(namespace)
+
+    if pids:
+        thread = threading.Thread(target=look)
+        with suppress(RuntimeError):  # there can be no more threads on this host just now
+            thread.start()
+            thread.join()
+    return found
 
 
 def _attach(key: int, create: bool) -> sysv_ipc.SharedMemory:
@@ -370,8 +379,9 @@ def _text(chars: bytes) -> str:
 
 
 def _inner_pid(pid: int) -> int:
+    """Of the process: the number of a thread, which anyone can write into an entry, is found in /proc as well."""
     lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return int(next((line.split()[-1] for line in lines if line.startswith("NSpid:")), pid))
+    return int(next((line.split()[-1] for line in lines if line.startswith("NStgid:")), pid))
 
 
 def _same_namespace(task: str, name: str) -> bool:

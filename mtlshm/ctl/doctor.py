@@ -10,6 +10,7 @@ import errno
 import grp
 import json
 import os
+import pwd
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -158,16 +159,43 @@ def _permissions(path: str, status: os.stat_result) -> Iterator[_Finding]:
         return
     if mode & 0o660 != 0o660:
         text = f"its mode is {mode:04o}: its group cannot use it"
-        yield _Finding("mode", text, f"chmod ug+rw {path}", lambda: os.chmod(path, mode | 0o660))
+        yield _Finding("mode", text, f"chmod ug+rw {path}", partial(_change, path, status, mode=mode | 0o660))
     if mode & 0o002:
         yield _Finding(
             "mode", f"its mode is {mode:04o}: anybody may write it", f"chmod o-w {path}, if nobody needs that"
         )
     with suppress(KeyError):
-        wanted = grp.getgrnam(_GROUP).gr_gid
-        if status.st_gid != wanted:
-            text = f"it belongs to group {_group(status.st_gid)}, not to {_GROUP}, whose members cannot use it"
-            yield _Finding("group", text, f"chgrp {_GROUP} {path}", lambda: os.chown(path, -1, wanted))
+        wanted = grp.getgrnam(_GROUP)
+        if status.st_gid == wanted.gr_gid:
+            return
+        text = f"it belongs to group {_group(status.st_gid)}, not to {_GROUP}, whose members cannot use it"
+        if status.st_uid in (0, os.geteuid()) or _is_member(status.st_uid, wanted):
+            repair = partial(_change, path, status, gid=wanted.gr_gid)
+            yield _Finding("group", text, f"chgrp {_GROUP} {path}", repair)
+        else:  # mtlshmd would believe him if the file had the group
+            text += f"; and was made by uid {status.st_uid}, who is none of them"
+            yield _Finding("group", text, f"stop who uses it (fuser -v {path}) and remove it")
+
+
+def _is_member(uid: int, group: grp.struct_group) -> bool:
+    with suppress(KeyError):
+        user = pwd.getpwuid(uid)
+        return user.pw_gid == group.gr_gid or user.pw_name in group.gr_mem
+    return False
+
+
+def _change(path: str, status: os.stat_result, *, mode: int | None = None, gid: int | None = None) -> None:
+    """Of the file that was looked at. Not of what a link may lead to that somebody else has put there since."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not os.path.samestat(os.fstat(fd), status):
+            raise OSError(errno.ESTALE, "somebody has replaced it")
+        if gid is not None:
+            os.chown(f"/proc/self/fd/{fd}", -1, gid)
+        if mode is not None:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def _group(gid: int) -> str:

@@ -479,8 +479,9 @@ def _check_bpffs(path: Path) -> None:
     """Is the path in a BPF file system?"""
     path = Path(os.path.realpath(path))
     mounts: dict[Path, str] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
+    # Anyone who may mount gives it any name; only blanks, line feeds and backslashes are escaped.
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
+        words = line.split(" ")
         mounts[Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), words[4]))] = words[words.index("-") + 1]
     mount = next(directory for directory in (path, *path.parents) if directory in mounts)
     if mounts[mount] != "bpf":

@@ -35,12 +35,13 @@ def ctl(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProces
 
 @pytest.fixture
 def start_ctl(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts mtlshm-ctl in a session of its own; it and what it started are killed at the end."""
+    """Starts mtlshm-ctl in a session of its own; it and what it started are killed at the end. `within` is a command
+    that runs another."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: object) -> subprocess.Popen[str]:
+    def start(*words: object, within: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [CTL, *map(str, words)],
+            [*within, CTL, *map(str, words)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=environment,

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EBUSY, ESTALE
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inotify_simple import INotify, flags
 
 from damages import SIZE, peek, poke, token
 from mtlshm import Host, Kind, Process
@@ -158,6 +162,45 @@ def test_replaced_under_running_clients(puppet: Start, doctor: Doctor, segment: 
     assert set(doctor("--repair").values()) <= {"repaired"}  # a copy has their records
 
 
+@contextmanager
+def mapping(path: bytes, comm: bytes) -> Iterator[int]:
+    """The PID of a process that has a file in its memory, and calls itself so."""
+    program = (
+        f"import ctypes, mmap, os\nctypes.CDLL(None).prctl(15, {comm!r}, 0, 0, 0)\n"
+        f"memory = mmap.mmap(os.open({path!r}, os.O_RDONLY), 0, prot=mmap.PROT_READ)\nprint(flush=True)\ninput()\n"
+    )
+    command = [sys.executable, "-SEc", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        yield process.pid
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("comm", [b"\xff\x80", b"\x1b[2J"], ids=["no text", "an escape sequence"])
+def test_whatever_a_user_calls_himself_is_said_in_characters_that_harm_nobody(
+    doctor: Doctor, segment: str, comm: bytes
+) -> None:
+    Host(segment).close()
+    with mapping(os.fsencode(segment), comm) as pid:
+        os.unlink(segment)
+        text = doctor()["removed"]
+    assert f"(pid {pid})" in text
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["\udcff", "{elsewhere} 7 {segment}", "{elsewhere}{segment}"])
+def test_nobody_is_taken_for_a_user_for_the_names_of_his_files(
+    doctor: Doctor, segment: str, tmp_path: Path, name: str
+) -> None:
+    Host(segment).close()
+    file = tmp_path / name.format(elsewhere=tmp_path / "x", segment=segment)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    with mapping(os.fsencode(file), b"stranger"):
+        assert doctor() == {}
+
+
 def test_a_state_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
     owner = puppet()
     owner.claim(3)
@@ -270,6 +313,48 @@ def test_modes_that_keep_the_group_out_or_let_anybody_in(puppet: Start, doctor: 
     assert doctor("--repair") == {"mode": "repaired"}
     os.chmod(segment, 0o666)
     assert "anybody may write it" in doctor("--repair")["mode"]
+
+
+def test_what_is_put_in_its_place_meanwhile_is_left_alone(
+    puppet: Start, start_ctl: Any, segment: str, tmp_path: Path, legacy_place: dict[str, str]
+) -> None:
+    """Who may write the directory could have root open any file to its group."""
+    puppet()
+    os.chmod(segment, 0o600)
+    victim = tmp_path / "victim"
+    victim.touch(mode=0o600)
+    os.symlink(victim, f"{segment}.link")
+    with INotify() as events, open(legacy_place["MTLSHM_LEGACY_LOCK"], "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as anyone can, to make it wait
+        events.add_watch(segment, flags.OPEN)
+        doctor = start_ctl("doctor", "--repair")
+        events.read()
+        os.rename(f"{segment}.link", segment)
+    said, _ = doctor.communicate()
+    assert doctor.returncode == 1
+    assert victim.stat().st_mode & 0o777 == 0o600
+    assert "its mode is 0600" in said
+    assert "repaired: its mode" not in said
+
+
+@needs_root("a segment that another user has made")
+@pytest.mark.parametrize("member", [True, False])
+def test_an_outsiders_segment_is_not_given_to_the_group(
+    puppet: Start, start_ctl: Any, segment: str, tmp_path: Path, member: bool
+) -> None:
+    """Its group is what mtlshmd goes by to tell whether to trust it."""
+    stranger = puppet(ready=False)
+    stranger.become(12345, 12345)
+    assert stranger.open(1) == 0
+    groups, users = tmp_path / "group", tmp_path / "passwd"
+    users.write_text("root:x:0:0::/:/bin/sh\nstranger:x:12345:12345::/:/bin/sh\n")
+    groups.write_text(f"root:x:0:\nmtl:x:4321:{'stranger' if member else ''}\n")
+    mounts = f"mount --bind {groups} /etc/group && mount --bind {users} /etc/passwd"
+    doctor = start_ctl("doctor", "--repair", within=("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"))
+    said, _ = doctor.communicate()
+    assert os.stat(segment).st_gid == (4321 if member else 12345)
+    assert ("repaired: it belongs to group 12345" in said) == member
+    assert member or "uid 12345" in said
 
 
 @needs_root("who may not look")

@@ -25,7 +25,7 @@ from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
 from mtlshm.manager import Manager
-from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, needs_root
+from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, namespaces, needs_root, pid_inside
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]
@@ -171,6 +171,51 @@ def test_root_serves_no_table_that_an_outsider_has_made(
     if not member:
         assert server.wait() == 1
         assert "uid 12345" in server.log()
+
+
+def write_entries(legacy_place: dict[str, str], names: list[tuple[str, int]]) -> None:
+    """As anyone can, over the first entries of the legacy table: host names and PIDs. Then wake who looks."""
+    key, lock = legacy_place.values()
+    memory = sysv_ipc.SharedMemory(int(key, 0))
+    for lcore, (hostname, pid) in enumerate(names):
+        entry = struct.pack("64s32s64s4xii?", hostname.encode(), b"nobody", b"entry", pid, 3, True)
+        memory.write(entry, 4 + 176 * lcore)
+    memory.detach()
+    os.close(os.open(lock, os.O_RDONLY))
+
+
+def test_an_entry_that_names_a_thread_does_not_stop_it(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, manager_socket: Path
+) -> None:
+    """Of one who is attached: a thread is no process, but looks like one in /proc."""
+    server = daemon("--legacy", 1, environment=legacy_place)
+    memory = sysv_ipc.SharedMemory(int(legacy_place["MTLSHM_LEGACY_KEY"], 0))
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        assert thread.native_id
+        write_entries(legacy_place, [(os.uname().nodename, thread.native_id)])
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            assert manager.heartbeat(7) == 7
+        assert legacy().claim(0) >= 0
+        assert server.end(signal.SIGTERM) == 0
+    finally:
+        ended.set()
+        thread.join()
+        memory.detach()
+
+
+def test_many_containers_and_many_entries_do_not_stop_it(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, manager_socket: Path
+) -> None:
+    """Each entry could be that of any process with its PID, if that one's host has its name."""
+    daemon("--legacy", 1, environment=legacy_place)
+    for _ in range(64):
+        assert pid_inside(legacy(prefix=namespaces("pid", "uts"))) == 1
+    write_entries(legacy_place, [(f"host{n}", 1) for n in range(1024)])
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        assert manager.heartbeat(7) == 7
 
 
 # --- what anyone may say of himself ------------------------------------------------------------------------

@@ -568,6 +568,16 @@ def test_no_bpf_file_system(link: Veth, tmp_path: Path) -> None:
     assert attached(link).programs == ()
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"x\ry", b"x\x0cy", b"x \n\\"], ids=["no text", "CR", "FF", "escaped"])
+def test_mounts_may_have_any_name(loader: Loader, link: Veth, tmp_path: Path, name: bytes) -> None:
+    """Where FUSE is set up, anyone may mount."""
+    place = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(place)
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    with asyncio.run(loader.load(link.index)):
+        pass
+
+
 def test_an_object_that_is_missing_is_named_with_the_places_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"nothing.o is in none of {tmp_path}, .*/usr/lib/bpf.*meson install"):
         xdp.find_object("nothing.o", tmp_path)
