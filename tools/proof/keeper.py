@@ -26,7 +26,7 @@ from mtlshm import Busy, Host, Instance, LcoreType, MtlshmError
 from witness import KINDS, Witness
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_PATIENCE = 20.0  # seconds, for the semaphore; as in torture.c
+_PATIENCE = 20.0  # seconds, for the semaphore; as in torture/
 _PACE = 0.03  # seconds between two disturbances, if one kept a single client
 
 # How often each is disturbed: whoever needs the daemon has to live longer to get anything.
@@ -118,7 +118,7 @@ class Keeper:
                 os.setpgid(place.pid, place.pid)
             return
         os.setpgid(0, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))  # as in torture.c
+        os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))  # as in torture/
         PythonClient(self._setting, self._witness, place.slot, seed).live()
 
     def _kill_alone(self, place: Place) -> None:
@@ -148,7 +148,7 @@ class Keeper:
 
 
 class PythonClient:
-    """What live_in_shared_memory() of torture.c is in C."""
+    """What live_in_shared_memory() of torture/ is in C."""
 
     def __init__(self, setting: Setting, witness: Witness, slot: int, seed: int) -> None:
         self._setting = setting

@@ -29,7 +29,7 @@
 #include <unistd.h>
 
 #include "mtlshm.h"
-#include "witness.h"
+#include "../witness.h"
 
 /* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
 #define PATIENCE_MS 20000
