@@ -66,13 +66,13 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
 
 @pytest.fixture(scope="session")
 def puppet_program(build_once: Callable[..., Path]) -> Path:
-    """puppet.c, compiled with the core's sources."""
+    """puppet/, compiled with the core's sources."""
 
     def compile(program: Path) -> None:
         core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
         flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
         flags += shlex.split(os.environ.get("CFLAGS", ""))  # tools/analyse has it watched
-        sources = [ROOT / "tests/cffi_build/puppet.c", *core]
+        sources = [*sorted((ROOT / "tests/cffi_build/puppet").glob("*.c")), *core]
         subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
 
     return build_once("puppet", compile)

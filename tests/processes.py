@@ -37,7 +37,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 class Puppet:
-    """A process that runs puppet.c. Its commands are methods: `puppet.claim(5)` returns what mtlshm_claim() did."""
+    """A process that runs puppet/. Its commands are methods: `puppet.claim(5)` returns what mtlshm_claim() did."""
 
     def __init__(self, pid: int, commands: int, answers: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
