@@ -270,4 +270,11 @@ PROCESSES = {
         "	if (__builtin_expect(!owner || instance->process != life_process(), 0)) {\n",
         "	if (__builtin_expect(!owner, 0)) {\n",
     ),
+    "child-gives-back-its-parents": Plant(
+        "a forked child may release an lcore of its parent's",
+        "lease.c",
+        "	uint64_t owner = instance_owner(me, &rc), token;\n\n	if (unlikely(!owner))\n",
+        "	uint64_t owner = me && me->owner ? me->owner : instance_owner(me, &rc), token;\n\n"
+        "	if (unlikely(!owner))\n",
+    ),
 }

@@ -154,11 +154,12 @@ static void leave(void)
 static void go_on_as_child(void)
 {
 	int rc = mtlshm_claim(me, throw_dice(self.lcores), MTLSHM_LCORE_APP);
+	bool something = self.held_count; /* was its parent's; a child begins with nothing */
 
 	begin_as_child();
 	if (rc != -ECHILD)
 		witness_wrong("a child's claim in its parent's name said", rc);
-	rc = self.held_count ? mtlshm_release(me, self.held[0]) : mtlshm_release_all(me);
+	rc = something ? mtlshm_release(me, self.held[0]) : mtlshm_release_all(me);
 	if (rc != -ECHILD)
 		witness_wrong("a child's release in its parent's name said", rc);
 	mtlshm_instance_free(me);
