@@ -12,9 +12,6 @@
 
 #include "../witness.h"
 
-/* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
-#define PATIENCE_MS 20000
-
 struct client {
 	const char *segment, *sysfs;
 	const char *socket;

@@ -39,7 +39,7 @@ int main(int argc, char **argv)
 
 	if (argc != 11)
 		return 2;
-	setpriority(PRIO_PROCESS, 0, 10); /* whoever starts and kills them, and the daemon, shall have their turns */
+	setpriority(PRIO_PROCESS, 0, WITNESS_NICENESS);
 	while (which < count && strcmp(argv[1], kinds[which].name))
 		which++;
 	if (which == count)

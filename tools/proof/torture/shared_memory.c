@@ -42,7 +42,7 @@ static void open_segment(void)
 static void not_had_since(uint64_t before)
 {
 	if (__atomic_load_n(&self.witness->semaphores, __ATOMIC_SEQ_CST) == before)
-		witness_wrong("nobody could have the semaphore for so many ms:", PATIENCE_MS);
+		witness_wrong("nobody could have the semaphore for so many ms:", WITNESS_PATIENCE_MS);
 }
 
 static void claim_one(void)
@@ -74,7 +74,7 @@ static void claim_and_release(uint32_t times)
 static void claim_some(void)
 {
 	const struct mtlshm_want want = {
-		.count = 1 + throw_dice(SOME), .numa_node = MTLSHM_ANY_NODE, .timeout_ms = PATIENCE_MS};
+		.count = 1 + throw_dice(SOME), .numa_node = MTLSHM_ANY_NODE, .timeout_ms = WITNESS_PATIENCE_MS};
 	uint64_t before = __atomic_load_n(&self.witness->semaphores, __ATOMIC_SEQ_CST);
 	uint16_t given[SOME];
 	int rc = mtlshm_claim_many(me, &want, given);
@@ -113,7 +113,7 @@ static void release_everything(void)
 static void use_semaphore(void)
 {
 	uint64_t before = __atomic_load_n(&self.witness->semaphores, __ATOMIC_SEQ_CST);
-	int rc = mtlshm_lock(me, PATIENCE_MS);
+	int rc = mtlshm_lock(me, WITNESS_PATIENCE_MS);
 
 	if (rc == -ETIMEDOUT) {
 		not_had_since(before);
@@ -211,7 +211,7 @@ void live_in_shared_memory(void)
 
 void have_everything(void)
 {
-	struct mtlshm_want want = {.numa_node = MTLSHM_ANY_NODE, .timeout_ms = PATIENCE_MS};
+	struct mtlshm_want want = {.numa_node = MTLSHM_ANY_NODE, .timeout_ms = WITNESS_PATIENCE_MS};
 	uint16_t given[WITNESS_LCORES];
 	int rc;
 
@@ -231,7 +231,7 @@ void have_everything(void)
 	rc = mtlshm_release_all(me);
 	if (rc != (int)want.count)
 		witness_wrong("at the end, it could not release all lcores:", rc);
-	rc = mtlshm_lock(me, PATIENCE_MS);
+	rc = mtlshm_lock(me, WITNESS_PATIENCE_MS);
 	if (rc < 0 || mtlshm_unlock(me))
 		witness_wrong("at the end, the semaphore cannot be had:", rc);
 	rc = mtlshm_claim_many(me, &want, given);
@@ -239,7 +239,7 @@ void have_everything(void)
 		witness_wrong("at the end, a claim of all lcores said", rc);
 	/* All records but the daemon's and that of what is lent; soon, as the daemon has yet to hear that drain is
 	 * gone. */
-	for (int i = 1, tries = PATIENCE_MS / 10; i < MTLSHM_INSTANCES - 2; i++) {
+	for (int i = 1, tries = WITNESS_PATIENCE_MS / 10; i < MTLSHM_INSTANCES - 2; i++) {
 		for (rc = mtlshm_register(&me, host, NULL); rc == -EUSERS && tries; tries--) {
 			usleep(10000);
 			rc = mtlshm_register(&me, host, NULL);
