@@ -82,6 +82,17 @@ CORE = {
         "	uint32_t cleared = lease_clear(host, owner);\n	uint64_t control",
         "	uint32_t cleared = 0;\n	uint64_t control",
     ),
+    "frees-the-record-first": Plant(
+        "a collector frees the record before it clears the lcores",
+        "lease.c",
+        "	uint32_t cleared = lease_clear(host, owner);\n"
+        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);\n",
+        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED), was = control;\n"
+        "	bool first = control_generation(control) == owner_generation(owner) && !control_free(control) &&\n"
+        "		     __atomic_compare_exchange_n(&record->control, &was, control_after(control), false,\n"
+        "						 __ATOMIC_RELEASE, __ATOMIC_RELAXED);\n"
+        "	uint32_t cleared = lease_clear(host, owner);\n\n	if (first)\n		return cleared;\n",
+    ),
     "keeps-the-record": Plant(
         "a collector clears the lcores and forgets the record",
         "lease.c",
