@@ -102,7 +102,7 @@ static void serve_as_daemon(void)
 	int count = mtlshm_proxies(world.host, owners);
 
 	for (int i = 0; i < count; i++) {
-		struct mtlshm_instance *proxy;
+		struct mtlshm_instance *proxy = NULL;
 		uint32_t index = index_in(owners[i]);
 
 		if (world.before.instances[index].control == control_of(index))
