@@ -149,6 +149,12 @@ CORE = {
         "		alive = holder_alive(host, owner_of(held));\n",
         "		(void)holder_alive, alive = 0;\n",
     ),
+    "gives-up-when-forestalled": Plant(
+        "a waiter gives up if another takes over from the dead holder first",
+        "semaphore.c",
+        "			if (!swap(word, &held, owner | WAITERS))\n				continue;\n",
+        "			if (!swap(word, &held, owner | WAITERS))\n				return -EAGAIN;\n",
+    ),
     "takeover-not-told": Plant(
         "who takes over from a dead holder is not told",
         "semaphore.c",

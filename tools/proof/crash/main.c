@@ -19,6 +19,7 @@
  */
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +54,18 @@ static uint32_t kill_at(const struct scenario *scenario, uint32_t position)
 	return 1;
 }
 
+static bool may_return(const struct scenario *scenario, int rc)
+{
+	if (rc >= 0)
+		return rc <= scenario->expected;
+	if (rc == scenario->expected)
+		return true;
+	for (const int *refusal = scenario->refusals; *refusal; refusal++)
+		if (rc == *refusal)
+			return true;
+	return false;
+}
+
 static uint32_t stop_at(const struct scenario *scenario, uint32_t position)
 {
 	pid_t pid;
@@ -64,6 +77,7 @@ static uint32_t stop_at(const struct scenario *scenario, uint32_t position)
 	scenario->meddle(now.variation);
 	if (!at_end(ip_of(pid)))
 		go_on(pid);
+	EXPECT(may_return(scenario, world.victim->rc), "it returned %d", world.victim->rc);
 	scenario->judge();
 	kill_victim(pid);
 	set_place("killed after it was stopped", position);

@@ -14,8 +14,9 @@ struct scenario {
 	enum world_kind world;
 	void (*before)(struct mind *me); /* or NULL */
 	void (*call)(struct mind *me);
-	int expected; /* what it returns if nobody disturbs it */
-	bool sleeps;  /* it would wait for ever: we look no further */
+	int expected;    /* what it returns if nobody disturbs it; if somebody does, less, */
+	int refusals[3]; /* or one of these; 0 is the last */
+	bool sleeps;     /* it would wait for ever: we look no further */
 	void (*meddle)(unsigned int variant);
 	void (*judge)(void);
 };
