@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
+from networks import Veth, sandbox, veth
 from processes import BIN, Daemon, Puppet, start_puppet
 from stand_in import StandIn
 from sysfs import Machine
@@ -175,6 +176,19 @@ def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Calla
         each.kill()
     for each in started:
         assert "Traceback" not in each.log(), each.log()
+
+
+@pytest.fixture
+def link() -> Iterator[Veth]:
+    """An interface of the test's own."""
+    with sandbox(), veth() as made:
+        yield made
+
+
+@pytest.fixture
+def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+    """Starts daemons that serve interfaces."""
+    return lambda *arguments, **how: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"}, **how)
 
 
 @pytest.fixture
