@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,12 @@ def eventually(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "this never became true"
         time.sleep(0.005)
     return result
+
+
+def compile_program(program: Path, *sources: Path, flags: Iterable[object] = ()) -> None:
+    """Compile a program in C that tests start."""
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["cc", *strict, *map(str, flags), "-o", program, *sources], check=True)
 
 
 class Puppet:
