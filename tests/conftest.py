@@ -5,7 +5,6 @@ import fcntl
 import os
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from processes import BIN, Daemon, Puppet, start_puppet
+from networks import Veth, sandbox, veth
+from processes import BIN, Daemon, Puppet, compile_program, start_puppet
 from stand_in import StandIn
 from sysfs import Machine
 
@@ -66,14 +66,13 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
 
 @pytest.fixture(scope="session")
 def puppet_program(build_once: Callable[..., Path]) -> Path:
-    """puppet.c, compiled with the core's sources."""
+    """puppet/, compiled with the core's sources."""
 
     def compile(program: Path) -> None:
         core = [ROOT / "cffi_build" / name for name in (ROOT / "cffi_build/sources.txt").read_text().split()]
-        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
-        flags += shlex.split(os.environ.get("CFLAGS", ""))  # tools/analyse has it watched
-        sources = [ROOT / "tests/cffi_build/puppet.c", *core]
-        subprocess.run(["cc", *flags, "-I", ROOT / "cffi_build", "-o", program, *sources], check=True)
+        flags = shlex.split(os.environ.get("CFLAGS", ""))  # tools/analyse has it watched
+        sources = sorted((ROOT / "tests/cffi_build/puppet").glob("*.c"))
+        compile_program(program, *sources, *core, flags=[*flags, "-I", ROOT / "cffi_build"])
 
     return build_once("puppet", compile)
 
@@ -101,11 +100,8 @@ def puppet(puppet_program: Path, segment: str) -> Iterator[Callable[..., Puppet]
 def legacy_program(build_once: Callable[..., Path]) -> Path:
     """legacy_process.c, compiled."""
 
-    def compile(program: Path) -> None:
-        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run(["cc", *flags, "-o", program, ROOT / "tests/daemon/legacy_process.c"], check=True)
-
-    return build_once("legacy_process", compile)
+    source = ROOT / "tests/daemon/legacy_process.c"
+    return build_once("legacy_process", lambda program: compile_program(program, source))
 
 
 @pytest.fixture
@@ -175,6 +171,19 @@ def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Calla
         each.kill()
     for each in started:
         assert "Traceback" not in each.log(), each.log()
+
+
+@pytest.fixture
+def link() -> Iterator[Veth]:
+    """An interface of the test's own."""
+    with sandbox(), veth() as made:
+        yield made
+
+
+@pytest.fixture
+def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+    """Starts daemons that serve interfaces."""
+    return lambda *arguments, **how: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"}, **how)
 
 
 @pytest.fixture

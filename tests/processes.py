@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -36,8 +36,14 @@ def eventually(condition: Callable[[], Any]) -> Any:
     return result
 
 
+def compile_program(program: Path, *sources: Path, flags: Iterable[object] = ()) -> None:
+    """Compile a program in C that tests start."""
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["cc", *strict, *map(str, flags), "-o", program, *sources], check=True)
+
+
 class Puppet:
-    """A process that runs puppet.c. Its commands are methods: `puppet.claim(5)` returns what mtlshm_claim() did."""
+    """A process that runs puppet/. Its commands are methods: `puppet.claim(5)` returns what mtlshm_claim() did."""
 
     def __init__(self, pid: int, commands: int, answers: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mtlshm.manager import Manager
-from networks import Veth, sandbox, veth
-from processes import BIN, DEADLINE, Daemon
+from networks import Veth
+from processes import BIN, DEADLINE
 
 CTL = str(BIN / "mtlshm-ctl")
 
@@ -62,19 +62,6 @@ def start_ctl(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.
 def own_cpus() -> list[int]:
     """The CPUs that this process, and so mtlshm-ctl, may claim."""
     return sorted(os.sched_getaffinity(0))
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    """An interface of the test's own."""
-    with sandbox(), veth() as made:
-        yield made
-
-
-@pytest.fixture
-def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
-    """Starts daemons that serve interfaces."""
-    return lambda *arguments: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"})
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import Kind
-from processes import BIN, Daemon, Puppet, eventually, look, start_puppet
+from processes import BIN, Daemon, Puppet, compile_program, eventually, look, start_puppet
 
 REFUSED = {-errno.EBUSY, -errno.ENOSPC, -errno.EALREADY}
 KINDS = (Kind.SHM, Kind.SOCKET, Kind.LEGACY)
@@ -163,13 +163,8 @@ def dice() -> random.Random:
 @pytest.fixture(scope="session")
 def socket_program(build_once: Callable[..., Path]) -> Path:
     """socket_process.c, compiled."""
-
-    def compile(program: Path) -> None:
-        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
-        source = Path(__file__).with_name("socket_process.c")
-        subprocess.run(["cc", *flags, "-o", program, source], check=True)
-
-    return build_once("socket_process", compile)
+    source = Path(__file__).with_name("socket_process.c")
+    return build_once("socket_process", lambda program: compile_program(program, source))
 
 
 @pytest.fixture

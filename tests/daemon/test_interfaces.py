@@ -31,7 +31,7 @@ from mtlshm._core import ffi
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, Veth, sandbox, veth
+from networks import NEAR4, QUEUES, Veth, veth
 from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, look, run_python
 from xsk import Xsk
 
@@ -40,18 +40,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested:
 ROOT = Path(__file__).parents[2]
 StartDaemon = Callable[..., Daemon]
 PORT = 20000
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    with sandbox(), veth() as made:
-        yield made
-
-
-@pytest.fixture
-def server(link: Veth, daemon: StartDaemon) -> StartDaemon:
-    """Starts daemons that serve interfaces."""
-    return lambda *arguments: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"})
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from processes import (
     Daemon,
     Puppet,
     as_user,
+    compile_program,
     eventually,
     held,
     look,
@@ -784,12 +785,10 @@ def test_any_build_of_libmtl_is_served(
 ) -> None:
     """With another RTE_MAX_LCORE its table has another size, be it older than the daemon's or younger."""
     source = Path(__file__).parent / "legacy_process.c"
-
-    def compile(program: Path) -> None:
-        command = ["cc", "-D_GNU_SOURCE", "-O2", "-pthread", f"-DRTE_MAX_LCORE={lcores}", "-o", program, source]
-        subprocess.run(command, check=True)
-
-    program = build_once(f"legacy_process_{lcores}", compile)
+    program = build_once(
+        f"legacy_process_{lcores}",
+        lambda program: compile_program(program, source, flags=[f"-DRTE_MAX_LCORE={lcores}"]),
+    )
     for older in True, False:
         process = legacy(program=program) if older else None
         server = bridge("2-3")

@@ -17,24 +17,13 @@ from mtlshm import Host, wire
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
-from networks import QUEUES, Veth, sandbox, veth
+from networks import QUEUES, Veth
 from processes import DEADLINE, Daemon, needs_root
 
 PINS = Path("/sys/fs/bpf/mtlshm")  # in the sandbox
 PORT = 20000
 
 pytestmark = needs_root("taking XDP programs and flow rules away")
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    with sandbox(), veth() as made:
-        yield made
-
-
-@pytest.fixture
-def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
-    return lambda *arguments, **how: daemon(*arguments, environment={"MTLSHMD_XDP": "auto"}, **how)
 
 
 @pytest.fixture

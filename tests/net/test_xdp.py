@@ -28,7 +28,7 @@ import pytest
 from mtlshm.net import bpf, xdp
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Gate, Loader, Mode, Way, look
-from networks import NEAR4, NEAR6, QUEUES, Veth, inside, sandbox, veth
+from networks import NEAR4, NEAR6, QUEUES, Veth, inside
 from processes import eventually
 from xsk import Xsk
 
@@ -38,12 +38,6 @@ PINS = Path("/sys/fs/bpf/mtlshm")  # in the BPF file system of the sandbox
 PORTS = range(20000, 20100)
 OTHERS = range(30000, 30100)
 COMPLETE = {"mtl_dp_fused", "ports", "counters", "xsks_map"}
-
-
-@pytest.fixture
-def link() -> Iterator[Veth]:
-    with sandbox(), veth() as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ import pytest
 from processes import eventually, namespaces_work
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tools/proof"))
-from plants import PROCESSES, planted  # noqa: E402 - lies beside the tools
 
 pytestmark = pytest.mark.skipif(
     not namespaces_work(), reason="unshare(1) makes no namespaces here; not tested: many processes dying at random"
@@ -85,12 +82,3 @@ def child_of(pid: int) -> int:
     command = ["ps", "-o", "pid=,args=", "--ppid", str(pid)]
     listing = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
     return next(int(line.split()[0]) for line in listing.splitlines() if "torture.py" in line)
-
-
-@pytest.mark.parametrize("bug", PROCESSES)
-def test_every_bug_can_still_be_planted(bug: str, tmp_path: Path) -> None:
-    core = planted(ROOT / "cffi_build", PROCESSES[bug], tmp_path / "core")
-    changed = [
-        path.name for path in core.glob("*.*") if path.read_bytes() != (ROOT / "cffi_build" / path.name).read_bytes()
-    ]
-    assert changed == [PROCESSES[bug].file]

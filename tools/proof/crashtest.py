@@ -97,7 +97,7 @@ class Crashes:
 
 def find(name: str, directory: Path, seed: int) -> str:
     """What gives away a planted bug; '' if nothing does."""
-    crashes = Crashes(build(directory / name, HERE / "crash.c", CORE[name], *STATIC), directory, seed)
+    crashes = Crashes(build(directory / name, HERE / "crash", CORE[name], *STATIC), directory, seed)
     for scenario in crashes.names():
         outcome, wrong = crashes.run(scenario, "changes")
         if outcome.failures:
@@ -128,7 +128,7 @@ def main() -> int:
         return verdict(NAME, caught == len(found), sentence, {"found": found}, options.json)
 
     crashes = Crashes(
-        build(options.directory / "crash", HERE / "crash.c", None, *STATIC), options.directory, options.seed
+        build(options.directory / "crash", HERE / "crash", None, *STATIC), options.directory, options.seed
     )
     names = check_names(parser, options.names, crashes.names())
     outcomes = []

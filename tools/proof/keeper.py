@@ -23,10 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mtlshm import Busy, Host, Instance, LcoreType, MtlshmError
-from witness import KINDS, Witness
+from witness import KINDS, NICENESS, PATIENCE, Witness
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_PATIENCE = 20.0  # seconds, for the semaphore; as in torture.c
 _PACE = 0.03  # seconds between two disturbances, if one kept a single client
 
 # How often each is disturbed: whoever needs the daemon has to live longer to get anything.
@@ -118,7 +117,7 @@ class Keeper:
                 os.setpgid(place.pid, place.pid)
             return
         os.setpgid(0, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))  # as in torture.c
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         PythonClient(self._setting, self._witness, place.slot, seed).live()
 
     def _kill_alone(self, place: Place) -> None:
@@ -148,7 +147,7 @@ class Keeper:
 
 
 class PythonClient:
-    """What live_in_shared_memory() of torture.c is in C."""
+    """What live_in_shared_memory() of torture/ is in C."""
 
     def __init__(self, setting: Setting, witness: Witness, slot: int, seed: int) -> None:
         self._setting = setting
@@ -212,7 +211,7 @@ class PythonClient:
 
     def _claim_some(self, me: Instance) -> None:
         with self._patience(), suppress(Busy):
-            for lcore in me.claim_many(self._dice.randrange(1, 7), timeout=_PATIENCE):
+            for lcore in me.claim_many(self._dice.randrange(1, 7), timeout=PATIENCE):
                 self._got(lcore)
 
     def _release_one(self, me: Instance) -> None:
@@ -227,7 +226,7 @@ class PythonClient:
             self._witness.wrong("released another number of lcores than it had:", count - expected)
 
     def _use_semaphore(self, me: Instance) -> None:
-        with self._patience(), me.semaphore(_PATIENCE):
+        with self._patience(), me.semaphore(PATIENCE):
             self._witness.entered()
             self._witness.leaves()
 

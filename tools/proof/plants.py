@@ -82,6 +82,17 @@ CORE = {
         "	uint32_t cleared = lease_clear(host, owner);\n	uint64_t control",
         "	uint32_t cleared = 0;\n	uint64_t control",
     ),
+    "frees-the-record-first": Plant(
+        "a collector frees the record before it clears the lcores",
+        "lease.c",
+        "	uint32_t cleared = lease_clear(host, owner);\n"
+        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);\n",
+        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED), was = control;\n"
+        "	bool first = control_generation(control) == owner_generation(owner) && !control_free(control) &&\n"
+        "		     __atomic_compare_exchange_n(&record->control, &was, control_after(control), false,\n"
+        "						 __ATOMIC_RELEASE, __ATOMIC_RELAXED);\n"
+        "	uint32_t cleared = lease_clear(host, owner);\n\n	if (first)\n		return cleared;\n",
+    ),
     "keeps-the-record": Plant(
         "a collector clears the lcores and forgets the record",
         "lease.c",
@@ -137,6 +148,12 @@ CORE = {
         "semaphore.c",
         "		alive = holder_alive(host, owner_of(held));\n",
         "		(void)holder_alive, alive = 0;\n",
+    ),
+    "gives-up-when-forestalled": Plant(
+        "a waiter gives up if another takes over from the dead holder first",
+        "semaphore.c",
+        "			if (!swap(word, &held, owner | WAITERS))\n				continue;\n",
+        "			if (!swap(word, &held, owner | WAITERS))\n				return -EAGAIN;\n",
     ),
     "takeover-not-told": Plant(
         "who takes over from a dead holder is not told",
@@ -281,5 +298,12 @@ PROCESSES = {
         "instance.h",
         "	if (__builtin_expect(!owner || instance->process != life_process(), 0)) {\n",
         "	if (__builtin_expect(!owner, 0)) {\n",
+    ),
+    "child-gives-back-its-parents": Plant(
+        "a forked child may release an lcore of its parent's",
+        "lease.c",
+        "	uint64_t owner = instance_owner(me, &rc), token;\n\n	if (unlikely(!owner))\n",
+        "	uint64_t owner = me && me->owner ? me->owner : instance_owner(me, &rc), token;\n\n"
+        "	if (unlikely(!owner))\n",
     ),
 }

@@ -18,13 +18,13 @@ HERE = Path(__file__).resolve().parent
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-pthread", "-Wall", "-Wextra"]
 
 
-def build(program: Path, source: Path, plant: Plant | None, *flags: str) -> Path:
-    """Compile a program of ours with the core's sources. `program`.src is made for these."""
+def build(program: Path, folder: Path, plant: Plant | None, *flags: str) -> Path:
+    """Compile a program of ours, whose sources are in the folder, with the core's. `program`.src is made for these."""
     core = planted(ROOT / "cffi_build", plant, program.with_suffix(".src"))
-    sources = [core / name for name in (core / "sources.txt").read_text().split()]
+    sources = [*sorted(folder.glob("*.c")), *(core / name for name in (core / "sources.txt").read_text().split())]
     # A bug may leave a function without use.
     strict = ["-Wno-unused"] if plant else ["-Werror"]
-    command = ["cc", *FLAGS, *strict, *flags, "-I", core, "-o", program, source, *sources]
+    command = ["cc", *FLAGS, *strict, *flags, "-I", core, "-o", program, *sources]
     subprocess.run(list(map(str, command)), check=True)
     return program
 

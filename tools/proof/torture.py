@@ -52,8 +52,8 @@ class Torture:
         """With a bug planted, or with none (''); its figures."""
         directory = self._directory / (bug or "sound")
         directory.mkdir()
-        source, plant = HERE / "torture.c", BUGS[bug] if bug else None
-        program = build(directory / "torture", source, plant, str(HERE / "witness.c"), "-static")
+        plant = BUGS[bug] if bug else None
+        program = build(directory / "torture", HERE / "torture", plant, str(HERE / "witness.c"), "-static")
         order = Order(str(directory), str(program), str(self._library), kills, str(self._seed), bool(bug))
         command = [*NAMESPACES, sys.executable, str(HERE / "arena.py"), json.dumps(asdict(order))]
         log = directory / "log"

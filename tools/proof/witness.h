@@ -29,7 +29,15 @@ enum {
 	WITNESS_LINE = 200,
 };
 
-enum { WITNESS_SHM, WITNESS_PYTHON, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
+enum witness_kind { WITNESS_SHM, WITNESS_PYTHON, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
+
+/* What clients in C and in Python agree on besides. */
+enum {
+	/* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
+	WITNESS_PATIENCE_MS = 20000,
+	/* So nice they are: whoever starts and kills them, and the daemon, shall have their turns. */
+	WITNESS_NICENESS = 10,
+};
 
 /* The low bits of a life: has its end begun, by itself or by others? */
 enum { WITNESS_ENDING = 1, WITNESS_KILLED = 2, WITNESS_LIFE_BITS = 2 };

@@ -13,19 +13,23 @@ from proof import HERE
 
 _HEADER = re.sub(r"^#.*$|_Noreturn ", "", (HERE / "witness.h").read_text(), flags=re.MULTILINE)
 
-KINDS = ("shm", "python", "janitor", "socket", "legacy")  # in the order of the header's
+_ffi = FFI()
+_ffi.cdef(_HEADER)
+_constants: Any = _ffi.dlopen(None)
+
+PATIENCE = _constants.WITNESS_PATIENCE_MS / 1000  # seconds, for the semaphore
+NICENESS: int = _constants.WITNESS_NICENESS
+_NAMES = _ffi.typeof("enum witness_kind").elements
+KINDS = tuple(_NAMES[kind].removeprefix("WITNESS_").lower() for kind in range(_constants.WITNESS_KINDS))
 
 
 class Witness:
     """The record in `file`, which is made if it is missing; `library` is witness.c, compiled."""
 
     def __init__(self, library: Path, file: Path) -> None:
-        ffi = FFI()
-        ffi.cdef(_HEADER)
-        self._ffi = ffi
-        self._lib: Any = ffi.dlopen(str(library))
+        self._lib: Any = _ffi.dlopen(str(library))
         if not file.exists():
-            file.write_bytes(bytes(ffi.sizeof("struct witness")))
+            file.write_bytes(bytes(_ffi.sizeof("struct witness")))
         self.record: Any = self._lib.witness_open(str(file).encode())
         if not self.record:
             raise OSError(f"{file} cannot be mapped")
@@ -43,7 +47,7 @@ class Witness:
         self._lib.witness_report(line.encode())
 
     def count(self, counter: str, kind: int | None = None) -> None:
-        place = self._ffi.addressof(self.record, counter) if kind is None else getattr(self.record, counter) + kind
+        place = _ffi.addressof(self.record, counter) if kind is None else getattr(self.record, counter) + kind
         self._lib.witness_count(place)
 
     def figures(self) -> dict[str, Any]:
@@ -59,4 +63,4 @@ class Witness:
     def wrongs(self) -> list[str]:
         """What was wrong; the first few of it."""
         lines = list(self.record.wrong)[: self.record.wrongs]
-        return [self._ffi.string(line).decode(errors="replace") for line in lines]
+        return [_ffi.string(line).decode(errors="replace") for line in lines]

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "recovery.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "report.h"
+#include "table.h"
+#include "world.h"
+
+/* The semaphore can be had at once, and whoever gets it is told that its holder died. */
+static void try_semaphore(void)
+{
+	uint64_t holder = owner_in(segment->header.semaphore);
+	int rc;
+
+	if (world.bystander.semaphore) {
+		EXPECT(holder == world.bystander.owner, "the semaphore was taken from a living holder");
+		rc = mtlshm_unlock(world.bystander.instance);
+		EXPECT(rc == 0, "unlock by the holder: %d", rc);
+		world.bystander.semaphore = false;
+		holder = 0;
+	}
+	rc = mtlshm_lock(world.bystander.instance, 200);
+	EXPECT(rc == (holder != 0), "lock: %d, with %#lx in it", rc, (unsigned long)holder);
+	if (rc >= 0)
+		EXPECT(mtlshm_unlock(world.bystander.instance) == 0, "unlock failed");
+	EXPECT(segment->header.semaphore == 0, "something is left in the semaphore: %#lx",
+	       (unsigned long)segment->header.semaphore);
+}
+
+/* All that nobody alive has can be claimed. */
+static void try_claims(void)
+{
+	for (uint32_t i = 0; i < LCORES; i++) {
+		uint64_t word = segment->lcores[i].owner;
+		bool alive = word && known(owner_in(word)) && state_of(index_in(word)) == MTLSHM_PROXIED;
+		int rc = mtlshm_claim(world.bystander.instance, i, MTLSHM_LCORE_TAP);
+
+		if (world.bystander.has[i])
+			EXPECT(rc == -EALREADY, "claim of my own lcore %u: %d", i, rc);
+		else
+			EXPECT(rc == (alive ? -EBUSY : 0), "claim of lcore %u, where %#lx was: %d", i,
+			       (unsigned long)word, rc);
+		if (!rc)
+			EXPECT(mtlshm_release(world.bystander.instance, i) == 0, "release of lcore %u failed", i);
+	}
+}
+
+/* Records can be had again, and come empty. */
+static void try_records(void)
+{
+	struct mind newcomers[4] = {0};
+	bool reused = !world.victim->owner || known(world.victim->owner);
+
+	for (int i = 0; i < 4; i++) {
+		struct mind *one = &newcomers[i];
+
+		enter(one);
+		EXPECT(!one->rc, "register: %d", one->rc);
+		EXPECT(!lcores_of(one->owner), "a newcomer has %u lcores that it never claimed", lcores_of(one->owner));
+		EXPECT(!one->owner || known(one->owner), "the table does not know a newcomer");
+		reused |= one->owner && index_in(one->owner) == index_in(world.victim->owner);
+		if (world.kind & ALMOST_FULL && i == 1)
+			break;
+	}
+	for (int i = 0; i < 4; i++)
+		mtlshm_instance_free(newcomers[i].instance);
+	EXPECT(reused, "record %u is not used again", index_in(world.victim->owner));
+}
+
+static void try_collect(void)
+{
+	uint64_t owners[2] = {world.dead, world.victim->owner};
+
+	for (int i = 0; i < 2; i++) {
+		bool was_known = known(owners[i]) && state_of(index_in(owners[i])) == MTLSHM_LIVE;
+		int held = (int)lcores_of(owners[i]), rc;
+
+		if (!was_known)
+			continue;
+		rc = mtlshm_collect(world.host, owners[i]);
+		EXPECT(rc == held, "collect of the dead, who had %d lcores: %d", held, rc);
+		EXPECT(!lcores_of(owners[i]) && !known(owners[i]), "collected, but not gone");
+	}
+}
+
+void try_sweep(void)
+{
+	int rc = mtlshm_sweep(world.host);
+
+	EXPECT(rc >= 0, "sweep: %d", rc);
+}
+
+/* What the next daemon does with a proxied instance that the victim made. */
+static void serve_as_daemon(void)
+{
+	uint64_t owners[MTLSHM_INSTANCES];
+	int count = mtlshm_proxies(world.host, owners);
+
+	for (int i = 0; i < count; i++) {
+		struct mtlshm_instance *proxy = NULL;
+		uint32_t index = index_in(owners[i]);
+
+		if (world.before.instances[index].control == control_of(index))
+			continue;
+		EXPECT(!mtlshm_adopt(&proxy, world.host, owners[i]), "a proxied instance cannot be adopted");
+		EXPECT(!mtlshm_unregister(proxy), "nor ended");
+		mtlshm_instance_free(proxy);
+	}
+}
+
+/* As if none of the dead had ever been there; but their generations are used up. */
+static void inspect_remains(void)
+{
+	uint64_t victim = world.victim->owner;
+
+	EXPECT(header_is_still(&world.before.header) && segment->header.state == MTLSHM_IN_USE,
+	       "the header was changed");
+	for (uint32_t i = 0; i < MTLSHM_LCORES; i++) {
+		uint64_t owner = owner_in(segment->lcores[i].owner);
+		uint64_t rightful = i < LCORES && world.bystander.has[i] ? world.bystander.owner :
+				    i == 4 ? world.proxied : 0;
+
+		if (i == 4 && world.victim->proxy && !owner) /* handed over to a proxied instance that is ended */
+			continue;
+		EXPECT(owner == rightful, "lcore %u is left with %#lx", i, (unsigned long)segment->lcores[i].owner);
+	}
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
+		uint64_t was = world.before.instances[i].control;
+		bool stays = i == 0 || (was & 0xff) == MTLSHM_PROXIED;
+
+		EXPECT(stays ? control_of(i) == was : state_of(i) == MTLSHM_FREE && control_of(i) >> 8 >= was >> 8,
+		       "record %u is left as %#lx, was %#lx", i, (unsigned long)control_of(i), (unsigned long)was);
+	}
+	EXPECT(generation_in(world.dead) < control_of(1) >> 8, "the generation of record 1 could come again");
+	if (!victim)
+		return;
+	EXPECT(generation_in(victim) < control_of(index_in(victim)) >> 8,
+	       "the generation of record %u could come again", index_in(victim));
+	EXPECT(!locked(index_in(victim), F_WRLCK), "the victim's life lock is still held");
+}
+
+static void recover_table(unsigned int variation)
+{
+	static void (*const ways[])(void) = {try_claims, try_records, try_sweep, try_semaphore, try_collect};
+	const unsigned int count = sizeof(ways) / sizeof(ways[0]);
+
+	serve_as_daemon();
+	for (unsigned int i = 0; i < count; i++)
+		ways[(variation + i) % count]();
+	inspect_remains();
+}
+
+/* A segment is there, or can be made, and is good; of others that were half made nothing is. */
+static void recover_file(void)
+{
+	const struct mtlshm_identity identity = {.cpus = &world.all};
+	struct mtlshm_instance *instance = NULL;
+	struct mtlshm_host *again = NULL;
+	char directory[4096];
+	struct dirent *entry;
+	DIR *files;
+	int rc = mtlshm_open(&again, world.path, MTLSHM_CREATE, world.sysfs);
+
+	EXPECT(!rc, "open: %d", rc);
+	if (rc)
+		return;
+	rc = mtlshm_register(&instance, again, &identity);
+	EXPECT(!rc, "register: %d", rc);
+	EXPECT(rc || (!mtlshm_claim(instance, 0, 0) && !mtlshm_lock(instance, 0) && !mtlshm_unlock(instance)),
+	       "the segment is not usable");
+	mtlshm_instance_free(instance);
+	rc = mtlshm_close(again);
+	EXPECT(!rc, "close: %d", rc);
+	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(world.path, '/') - world.path), world.path);
+	files = opendir(directory);
+	NEEDED(files);
+	while ((entry = readdir(files)))
+		EXPECT(entry->d_name[0] == '.' || !strcmp(entry->d_name, strrchr(world.path, '/') + 1), "%s is left",
+		       entry->d_name);
+	closedir(files);
+}
+
+void recover(unsigned int variation)
+{
+	if (about_the_file()) {
+		reopen(); /* lets go of what we have retired */
+		recover_file();
+	} else {
+		recover_table(variation);
+	}
+}
