@@ -10,8 +10,8 @@ import logging
 import time
 from dataclasses import dataclass
 
-_MOST = 100  # lines from one place
-_WHILE = 10.0  # seconds
+_MOST = 300  # lines from one place: all instances may die at once
+_WHILE = 60.0  # seconds
 
 
 @dataclass(slots=True)
