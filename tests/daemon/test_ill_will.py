@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from mtlshm import Host
+from mtlshm import Host, Kind
 from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
 from mtlshm.manager import Manager
-from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, namespaces, needs_root, pid_inside
+from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, eventually, look, namespaces, needs_root, pid_inside
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]
@@ -216,6 +216,26 @@ def test_many_containers_and_many_entries_do_not_stop_it(
     write_entries(legacy_place, [(f"host{n}", 1) for n in range(1024)])
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         assert manager.heartbeat(7) == 7
+
+
+def test_many_processes_in_the_legacy_table_keep_nobody_from_registering(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, puppet: StartPuppet, segment: str
+) -> None:
+    """Each has a record of ours."""
+    server = daemon("--legacy", 1, environment=legacy_place)
+    parent = legacy()
+    children = [parent.fork_child() for _ in range(300)]
+    try:
+        write_entries(legacy_place, [(os.uname().nodename, child) for child in children])
+        server.await_log("cannot tell whose")
+        for _ in range(2):
+            write_entries(legacy_place, [])
+            puppet()
+        assert server.log().count("cannot tell whose") == 1
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    eventually(lambda: not any(info.kind == Kind.LEGACY for info in look(segment).instances))
 
 
 # --- what anyone may say of himself ------------------------------------------------------------------------
