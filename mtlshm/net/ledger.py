@@ -49,6 +49,7 @@ _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 0.25  # seconds; the whole daemon waits
+_NO_PATIENCE = 60.0  # seconds after that was in vain, in which nobody is waited for
 _PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
 _PATIENCE_TO_SERVE = 1.0
 _ERRORS = {
@@ -183,6 +184,7 @@ class Ledger:
     def __init__(self, directory: Path, *, read_only: bool = False, gid: int | None = None) -> None:
         self.path = directory / "ledger"
         self._serving: int | None = None
+        self._patient_from = 0.0  # time.monotonic(); 0: we are
         if read_only:
             if not self.path.exists():
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
@@ -549,7 +551,7 @@ class Ledger:
     def _change(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it happens, or nothing."""
         with self._told():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -557,6 +559,18 @@ class Ledger:
                 with suppress(sqlite3.Error):  # some errors have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        """Who keeps it locked makes us wait once, not for each request: nobody else is answered meanwhile."""
+        if self._patient_from and time.monotonic() >= self._patient_from:
+            self._patient_from = 0.0
+            self._db.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._patient_from = time.monotonic() + _NO_PATIENCE
+            self._db.execute("PRAGMA busy_timeout = 0")
+            raise
 
     @contextmanager
     def _still(self) -> Iterator[None]:
