@@ -20,6 +20,7 @@ import click
 from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, lending
 from mtlshm.daemon import config
 from mtlshm.daemon.examiner import Examiner
+from mtlshm.daemon.journal import Sparing
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
@@ -207,7 +208,9 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
     options or configuration.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(Sparing())
+    logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(settings["log_level"].upper())
     try:
         asyncio.run(_tear_down(settings) if teardown else _serve(settings))

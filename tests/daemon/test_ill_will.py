@@ -241,6 +241,20 @@ def test_many_processes_in_the_legacy_table_keep_nobody_from_registering(
 # --- what anyone may say of himself ------------------------------------------------------------------------
 
 
+def test_nobody_fills_the_log(daemon: StartDaemon, manager_socket: Path) -> None:
+    server = daemon()
+    for n in range(1000):
+        with Manager(manager_socket, timeout=DEADLINE) as evil:
+            evil.socket.send(n.to_bytes(118, "big"))
+            assert not evil.socket.recv(1)
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+    assert server.end(signal.SIGTERM) == 0
+    assert "stopping" in server.log()
+    assert "more are left out" in server.log()
+    assert server.log().count("speaks something else") < 500
+
+
 def test_no_name_forges_a_line_of_the_log(legacy_place: dict[str, str], tmp_path: Path) -> None:
     lie = "x\n2026-01-01 ERROR\x1b[2J"
     program = f"import ctypes\nctypes.CDLL(None).prctl(15, {lie.encode()!r}, 0, 0, 0)\nprint(flush=True)\ninput()\n"
