@@ -90,6 +90,7 @@ class Legacy:
         self._lock = LegacyLock(lock, create=True)
         self._loop = asyncio.get_running_loop()
         self._inotify = INotify(nonblocking=True)
+        self._lock_watch: int | None = None
         self._segment_watch: int | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._table: LegacyTable | None = None
@@ -172,7 +173,7 @@ class Legacy:
         """Look, if the lock is to be had."""
         self._lock.reopen()
         self._lock.be_the_only_daemon()
-        self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)
+        self._watch_lock()
         self._shut_out = not self._lock.try_take()
         if self._shut_out:
             return
@@ -181,6 +182,13 @@ class Legacy:
         finally:
             self._lock.give()
         self._watch_segment()
+
+    def _watch_lock(self) -> None:
+        watch = self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)  # the same, if it is the same file
+        if self._lock_watch not in (None, watch):
+            with suppress(OSError):  # gone by itself, with the file; but who replaced it may have kept that
+                self._inotify.rm_watch(self._lock_watch)
+        self._lock_watch = watch
 
     def _watch_segment(self) -> None:
         if self._wanting and self._segment_watch is None:

@@ -173,6 +173,32 @@ def test_root_serves_no_table_that_an_outsider_has_made(
         assert "uid 12345" in server.log()
 
 
+def test_lock_files_that_were_replaced_are_not_watched_any_more(
+    daemon: StartDaemon, legacy_place: dict[str, str], tmp_path: Path
+) -> None:
+    """Though who replaced them has kept them: watches are few, and the system's own are root's as well."""
+    server = daemon("--legacy", 1, environment=legacy_place)
+    lock = Path(legacy_place["MTLSHM_LEGACY_LOCK"])
+
+    def watches() -> int:
+        with suppress(FileNotFoundError):
+            return sum(file.read_text().count("inotify wd") for file in Path(f"/proc/{server.pid}/fdinfo").iterdir())
+        return 0
+
+    def followed() -> bool:
+        with suppress(FileNotFoundError):  # one that was closed this moment
+            return any(os.path.samefile(file, lock) for file in Path(f"/proc/{server.pid}/fd").iterdir())
+        return False
+
+    before = watches()
+    for n in range(10):
+        os.link(lock, tmp_path / f"old-{n}")
+        (tmp_path / "new").touch()
+        os.rename(tmp_path / "new", lock)
+        eventually(followed)
+    eventually(lambda: watches() == before)
+
+
 def write_entries(legacy_place: dict[str, str], names: list[tuple[str, int]]) -> None:
     """As anyone can, over the first entries of the legacy table: host names and PIDs. Then wake who looks."""
     key, lock = legacy_place.values()
