@@ -37,6 +37,7 @@ side lets go; if it is ours, the lcore is claimed for the process at the next lo
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import pwd
@@ -58,6 +59,7 @@ _CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
 _REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _EVENTS_AT_ONCE = 65536  # bytes
 _NO_UID = 2**32 - 1
+_MOST_OWNERS = 128  # half of the records: anyone may write that table
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +90,7 @@ class Legacy:
         self._lock = LegacyLock(lock, create=True)
         self._loop = asyncio.get_running_loop()
         self._inotify = INotify(nonblocking=True)
+        self._lock_watch: int | None = None
         self._segment_watch: int | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._table: LegacyTable | None = None
@@ -96,6 +99,7 @@ class Legacy:
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
         self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        self._unclear = False  # whose some lcores are; said once, until all is clear again
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
 
@@ -156,7 +160,7 @@ class Legacy:
     def _unsettled(self) -> bool:
         """May another look find something new, though nothing tells us of it?"""
         unseen = any(owner.pidfd is None and not owner.dead for owner in self._owners.values())
-        return self._shut_out or self._wanting or unseen
+        return self._shut_out or self._unclear or self._wanting or unseen
 
     def _look_later(self, step: int) -> None:
         if self._next_look:
@@ -169,7 +173,7 @@ class Legacy:
         """Look, if the lock is to be had."""
         self._lock.reopen()
         self._lock.be_the_only_daemon()
-        self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)
+        self._watch_lock()
         self._shut_out = not self._lock.try_take()
         if self._shut_out:
             return
@@ -178,6 +182,13 @@ class Legacy:
         finally:
             self._lock.give()
         self._watch_segment()
+
+    def _watch_lock(self) -> None:
+        watch = self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)  # the same, if it is the same file
+        if self._lock_watch not in (None, watch):
+            with suppress(OSError):  # gone by itself, with the file; but who replaced it may have kept that
+                self._inotify.rm_watch(self._lock_watch)
+        self._lock_watch = watch
 
     def _watch_segment(self) -> None:
         if self._wanting and self._segment_watch is None:
@@ -224,13 +235,14 @@ class Legacy:
         given_back: set[int] = set()
         clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
         present: set[_Owner] = set()
+        unclear: dict[int, str] = {}
         for lcore in lcores:
             entry, holder = entries[lcore], self._holder(lcore)
             if entry and not entry.reserved:
                 try:
                     who = self._owner_of(table, entry)
                 except OSError as error:  # no record left, or no descriptor; the lcore is in nobody's reach meanwhile
-                    log.error("lcore %d: cannot tell whose it is: %s", lcore, error.strerror)
+                    unclear[lcore] = error.strerror or str(error)
                     continue
                 if who:
                     present.add(who)
@@ -252,6 +264,9 @@ class Legacy:
             if self._lent(holder := self._holder(lcore)):
                 self._host.evict(lcore, holder)
         self._report(clashes)
+        if unclear and not self._unclear:
+            log.error("cannot tell whose legacy lcores %s are: %s", CpuSet(unclear), next(iter(unclear.values())))
+        self._unclear = bool(unclear)
         self._forget_all_but(present)
 
     def _holder(self, lcore: int) -> int:
@@ -353,11 +368,17 @@ class Legacy:
                 if not found:
                     return None if complete else self._unseen(entry)
             owner = next((o for o in self._owners.values() if o.pidfd is not None and o.pid == found.pid), None)
-            owner = owner or self._meet(table, found.pid, entry)
+            if not owner:
+                self._check_room()
+                owner = self._meet(table, found.pid, entry)
             if owner:
                 self._known[entry.owner] = owner
                 return owner
             self._attached = None  # it died this moment
+
+    def _check_room(self) -> None:
+        if len(self._owners) >= _MOST_OWNERS:
+            raise OSError(errno.EUSERS, f"{_MOST_OWNERS} legacy processes have some already")
 
     def _meet(self, table: LegacyTable, pid: int, entry: Entry) -> _Owner | None:
         try:
@@ -381,6 +402,7 @@ class Legacy:
         for owner in self._owners.values():
             if owner.pidfd is None and not owner.dead and (owner.name, owner.pid) == (_unseen_name(entry), entry.pid):
                 return owner
+        self._check_room()
         log.warning("legacy table: pid %d of %s on %s is not seen from here", entry.pid, entry.user, entry.hostname)
         identity = Process(entry.pid, 0, 0, 0, _uid(entry.user), entry.comm, entry.hostname, _unseen_name(entry))
         instance = self._host.register_proxy(Kind.LEGACY, identity)

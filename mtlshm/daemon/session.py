@@ -247,7 +247,7 @@ class Session:
 
     def _share(self, cpu: int, tag: int) -> bool:
         """Does the client's own process hold it in the table? Then note that its libmtl has it too."""
-        with suppress(MtlshmError):  # its direct owner lets it go this moment
+        with suppress(OSError):  # its direct owner lets it go this moment; or there is no /proc any more
             owner, noted = self._host.holder(cpu)
             info = self._host.inspect(owner) if owner else None
             if info and not noted & GRANTED_TO_ITS_LIBMTL and self._is_us(info):

@@ -49,6 +49,8 @@ _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 0.25  # seconds; the whole daemon waits
+_MOST_BESIDE = 1 << 24  # bytes; four times what it comes to
+_NO_PATIENCE = 60.0  # seconds after that was in vain, in which nobody is waited for
 _PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
 _PATIENCE_TO_SERVE = 1.0
 _ERRORS = {
@@ -182,7 +184,9 @@ class Ledger:
 
     def __init__(self, directory: Path, *, read_only: bool = False, gid: int | None = None) -> None:
         self.path = directory / "ledger"
+        self._wal = directory / "ledger-wal"
         self._serving: int | None = None
+        self._patient_from = 0.0  # time.monotonic(); 0: we are
         if read_only:
             if not self.path.exists():
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
@@ -549,7 +553,7 @@ class Ledger:
     def _change(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it happens, or nothing."""
         with self._told():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -557,6 +561,31 @@ class Ledger:
                 with suppress(sqlite3.Error):  # some errors have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        """Who keeps it locked makes us wait once, not for each request: nobody else is answered meanwhile."""
+        if self._patient_from and time.monotonic() >= self._patient_from:
+            self._patient_from = 0.0
+            self._db.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
+        self._keep_small()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._lose_patience()
+            raise
+
+    def _lose_patience(self) -> None:
+        self._patient_from = time.monotonic() + _NO_PATIENCE
+        self._db.execute("PRAGMA busy_timeout = 0")
+
+    def _keep_small(self) -> None:
+        """OSError (EBUSY) while somebody goes on reading what is old, so that all that is new is kept beside it."""
+        with suppress(FileNotFoundError):
+            if self._wal.stat().st_size > _MOST_BESIDE:
+                self._lose_patience()
+                if self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    text = f"{self.path}: somebody has been reading it for too long; see who: fuser -v {self._wal}"
+                    raise OSError(errno.EBUSY, text)
 
     @contextmanager
     def _still(self) -> Iterator[None]:

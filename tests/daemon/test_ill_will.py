@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from mtlshm import Host, wire
+from mtlshm import Host, Kind, wire
 from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
 from mtlshm.manager import Manager
-from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, look, namespaces, needs_root, pid_inside
+from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, eventually, look, namespaces, needs_root, pid_inside
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]
@@ -173,6 +173,32 @@ def test_root_serves_no_table_that_an_outsider_has_made(
         assert "uid 12345" in server.log()
 
 
+def test_lock_files_that_were_replaced_are_not_watched_any_more(
+    daemon: StartDaemon, legacy_place: dict[str, str], tmp_path: Path
+) -> None:
+    """Though who replaced them has kept them: watches are few, and the system's own are root's as well."""
+    server = daemon("--legacy", 1, environment=legacy_place)
+    lock = Path(legacy_place["MTLSHM_LEGACY_LOCK"])
+
+    def watches() -> int:
+        with suppress(FileNotFoundError):
+            return sum(file.read_text().count("inotify wd") for file in Path(f"/proc/{server.pid}/fdinfo").iterdir())
+        return 0
+
+    def followed() -> bool:
+        with suppress(FileNotFoundError):  # one that was closed this moment
+            return any(os.path.samefile(file, lock) for file in Path(f"/proc/{server.pid}/fd").iterdir())
+        return False
+
+    before = watches()
+    for n in range(10):
+        os.link(lock, tmp_path / f"old-{n}")
+        (tmp_path / "new").touch()
+        os.rename(tmp_path / "new", lock)
+        eventually(followed)
+    eventually(lambda: watches() == before)
+
+
 def write_entries(legacy_place: dict[str, str], names: list[tuple[str, int]]) -> None:
     """As anyone can, over the first entries of the legacy table: host names and PIDs. Then wake who looks."""
     key, lock = legacy_place.values()
@@ -216,6 +242,26 @@ def test_many_containers_and_many_entries_do_not_stop_it(
     write_entries(legacy_place, [(f"host{n}", 1) for n in range(1024)])
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         assert manager.heartbeat(7) == 7
+
+
+def test_many_processes_in_the_legacy_table_keep_nobody_from_registering(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, puppet: StartPuppet, segment: str
+) -> None:
+    """Each has a record of ours."""
+    server = daemon("--legacy", 1, environment=legacy_place)
+    parent = legacy()
+    children = [parent.fork_child() for _ in range(300)]
+    try:
+        write_entries(legacy_place, [(os.uname().nodename, child) for child in children])
+        server.await_log("cannot tell whose")
+        for _ in range(2):
+            write_entries(legacy_place, [])
+            puppet()
+        assert server.log().count("cannot tell whose") == 1
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    eventually(lambda: not any(info.kind == Kind.LEGACY for info in look(segment).instances))
 
 
 # --- what anyone may say of himself ------------------------------------------------------------------------

@@ -447,6 +447,17 @@ def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, s
     assert refusal(connect().get_lcore, 1) == errno.EBUSY
 
 
+@needs_root("a mount namespace of the daemon's")
+def test_where_proc_is_unmounted_every_request_is_answered(daemon, manager_socket, puppet, segment):
+    server = daemon(prefix=("unshare", "--mount"))
+    puppet().claim(3)
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+        subprocess.run(["nsenter", "--mount", f"--target={server.pid}", "umount", "--lazy", "/proc"], check=True)
+        assert refusal(manager.get_lcore, 3) == errno.EBUSY
+        manager.get_lcore(4)
+
+
 def test_what_a_dead_process_claimed_directly_is_granted(connect, puppet, segment):
     victim = puppet()
     victim.claim(1)
