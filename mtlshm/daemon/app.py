@@ -279,13 +279,13 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
 
     async def make() -> Interfaces:
         from mtlshm.daemon.interfaces import Interfaces
-        from mtlshm.net.ledger import Ledger
+        from mtlshm.net.ledger import Ledger, patiently
         from mtlshm.net.tool import Tools
         from mtlshm.net.xdp import Loader, Way
 
         tools = Tools(settings["state"])
         made = Interfaces(
-            Ledger(settings["state"], gid=os.getegid() if gid is None else gid),
+            await patiently(Ledger, settings["state"], gid=os.getegid() if gid is None else gid, patience=0),
             tools,
             Loader(tools, settings["pins"]),
             Way(settings["xdp"]),

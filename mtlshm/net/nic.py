@@ -28,7 +28,7 @@ from contextlib import asynccontextmanager, suppress
 
 from mtlshm.net.ethtool import Ethtool, Rule
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger import Flow, Ledger
+from mtlshm.net.ledger import Flow, Ledger, patiently
 from mtlshm.net.tool import Change, Tools
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,13 @@ class Nics:
     async def claim_queue(self, owner: int, ifindex: int) -> int:
         """A queue that nobody holds, never 0. ENOSPC if there is none."""
         number = await self._ethtool.channels(_name(ifindex))
-        return self._ledger.claim_queue(owner, ifindex, number)
+        return await patiently(self._ledger.claim_queue, owner, ifindex, number)
 
-    def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    async def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
         """It is free. EINVAL if it is not the owner's, EBUSY if flow rules lead to it."""
+        await patiently(self._put_queue, owner, ifindex, queue)
+
+    def _put_queue(self, owner: int, ifindex: int, queue: int) -> None:
         self._ledger.check_queue(owner, ifindex, queue)
         self._clear(ifindex, (), (queue,))
         self._ledger.put_queue(owner, ifindex, queue)
@@ -67,7 +70,7 @@ class Nics:
                 raise OSError(errno.EINVAL, f"{device} has the queues 1-{number - 1} to steer to, not {queue}")
             taken = {*await self._ethtool.rules(device), *(flow.location for flow in self._ledger.flows(ifindex))}
             location = next(location for location in range(1, len(taken) + 2) if location not in taken)
-            self._ledger.intend_flow(owner, ifindex, queue, location, spec)
+            await patiently(self._ledger.intend_flow, owner, ifindex, queue, location, spec)
             try:
                 await self._ethtool.insert(change, device, location, spec, queue)
             except OSError:
@@ -76,7 +79,7 @@ class Nics:
                     if flow.location == location:
                         await self._try_to_withdraw(change, flow)
                 raise
-            self._ledger.complete_flow(ifindex, location)
+            await patiently(self._ledger.complete_flow, ifindex, location)
             return location
 
     async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
@@ -89,7 +92,7 @@ class Nics:
 
     async def drop(self, owner: int) -> bool:
         """It has ended: take back all that it has. False if a rule could not be deleted: call it again."""
-        self._ledger.leave(owner)
+        await patiently(self._ledger.leave, owner)
         if self._ledger.flows(owner=owner):
             try:
                 async with self._changing() as change:
@@ -97,7 +100,7 @@ class Nics:
                         await self._try_to_withdraw(change, flow)
             except OSError as error:
                 log.error("cannot delete the flow rules of owner %d yet: %s", owner, error)
-        return self._release(owner)
+        return await patiently(self._release, owner)
 
     async def recover(self) -> None:
         """Finish or undo what was left half done, and forget what is gone. At the start, and whenever it may help."""
@@ -107,7 +110,7 @@ class Nics:
             for ifindex in known:
                 if _name_now(ifindex) is None:
                     log.info("interface %d is gone", ifindex)
-                    self._ledger.forget_interface(ifindex)
+                    await patiently(self._ledger.forget_interface, ifindex)
             leaving = {owner.id for owner in state.owners if owner.leaving}
             for flow in self._ledger.flows():
                 if flow.owner in leaving or not flow.complete:
@@ -115,7 +118,7 @@ class Nics:
             for ifindex in {flow.ifindex for flow in self._ledger.flows()}:
                 await self._forget_the_gone(ifindex)
         for owner in leaving:
-            self._release(owner)
+            await patiently(self._release, owner)
 
     def _release(self, owner: int) -> bool:
         """All but flow rules, and the queues they lead to."""
@@ -135,7 +138,7 @@ class Nics:
         device = _name_now(flow.ifindex)  # None: the rule is gone with its interface
         if device and self._is_there(flow, await self._rules(device)):
             await self._ethtool.delete(change, device, flow.location)
-        self._ledger.forget_flow(flow.ifindex, flow.location)
+        await patiently(self._ledger.forget_flow, flow.ifindex, flow.location)
 
     async def _try_to_withdraw(self, change: Change, flow: Flow) -> None:
         try:
@@ -151,7 +154,7 @@ class Nics:
             return
         for flow in self._ledger.flows(ifindex):
             if flow.complete and not self._is_there(flow, rules):
-                self._ledger.forget_flow(ifindex, flow.location)
+                await patiently(self._ledger.forget_flow, ifindex, flow.location)
 
     async def _rules(self, device: str) -> dict[int, Rule]:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -600,3 +601,53 @@ def test_lcores_do_not_wait_for_interfaces(
             other.put_lcore(1)
         assert stuck.receive() == (201, wire.Response(0))
         assert refusal(stuck.get_queue, link.index) == errno.ETIMEDOUT
+
+
+def answers_before(waiting: Manager, other: Manager) -> int:
+    """How often the other gets an lcore before the one who waits is answered; enough of them are enough."""
+    for answers in range(20):
+        if select.select([waiting.socket], [], [], 0)[0]:
+            return answers
+        other.get_lcore(1)
+        other.put_lcore(1)
+    return 20
+
+
+@pytest.mark.parametrize("lock", ["goes", "stays"])
+@pytest.mark.parametrize("when", ["from the start", "before the first names one", "later"])
+def test_lcores_do_not_wait_for_the_ledger(
+    server: StartDaemon, manager_socket: Path, link: Veth, tmp_path: Path, when: str, lock: str
+) -> None:
+    """Here somebody keeps it locked."""
+    if when == "from the start":
+        Ledger(tmp_path / "state").close()
+    else:
+        server()
+    with ExitStack() as held:
+
+        def connect() -> Manager:
+            return held.enter_context(Manager(manager_socket, timeout=DEADLINE))
+
+        if when == "before the first names one":
+            Ledger(tmp_path / "state").close()
+        elif when == "later":
+            connect().register((link.index,))
+        somebody = held.enter_context(closing(sqlite3.connect(tmp_path / "state/ledger", isolation_level=None)))
+        somebody.execute("BEGIN IMMEDIATE")
+        if when == "from the start":
+            server()
+        waiting, other = connect(), connect()
+        other.register()
+        body = wire.Register(os.getpid(), 0, "here", (link.index,), wire.Dialect.B)
+        waiting.socket.sendall(wire.encode(wire.Type.REGISTER, body))
+        assert answers_before(waiting, other) == 20
+        if lock == "goes":
+            somebody.execute("ROLLBACK")
+            assert waiting.receive() == (201, wire.Response(0))
+            waiting.get_queue(link.index)
+        else:
+            assert waiting.receive() == (201, wire.Response(0))
+            assert refusal(waiting.get_queue, link.index) in (errno.ENODEV, errno.EBUSY)
+            somebody.execute("ROLLBACK")
+            waiting.register((link.index,))
+            waiting.get_queue(link.index)

@@ -91,13 +91,13 @@ async def test_queues_are_those_it_has_but_for_the_first(
         assert [await b.nics.claim_queue(a, LO) for _ in range(3)] == [1, 2, 3]
         with refused(errno.ENOSPC, "in use"):
             await b.nics.claim_queue(a, LO)
-        b.nics.put_queue(a, LO, 2)
+        await b.nics.put_queue(a, LO, 2)
         assert b.cleared.queues == {(LO, 2)}
         assert await b.nics.claim_queue(b.owner(2), LO) == 2
         with refused(errno.EINVAL):
-            b.nics.put_queue(a, LO, 2)
+            await b.nics.put_queue(a, LO, 2)
         with refused(errno.EINVAL):
-            b.nics.put_queue(a, LO, 0)
+            await b.nics.put_queue(a, LO, 0)
         assert b.cleared.queues == {(LO, 2)}
 
 
@@ -129,7 +129,7 @@ async def test_a_rule_is_inserted_at_a_free_place_and_deleted(tmp_path: Path, st
             await b.nics.delete_flow(a, LO, location)
         assert stand_in.rules("lo") == before
         assert not b.ledger.flows()
-        b.nics.put_queue(a, LO, queue)
+        await b.nics.put_queue(a, LO, queue)
 
 
 async def test_a_queue_that_nobody_holds_becomes_the_askers(tmp_path: Path, stand_in: StandIn) -> None:
