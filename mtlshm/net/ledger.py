@@ -574,8 +574,17 @@ class Ledger:
             raise OSError(errno.ESRCH, f"owner {owner} has left")
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else changes anything within, and of what is changed here all happens, or nothing."""
+        with self._change():
+            yield
+
+    @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it happens, or nothing."""
+        """A transaction, or a part of one: all of it happens, or nothing."""
+        if self._db.in_transaction:
+            yield self._db
+            return
         with self._told():
             self._db.execute("BEGIN IMMEDIATE")
             try:

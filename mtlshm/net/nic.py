@@ -13,8 +13,8 @@ What is in the NIC and not in the ledger is somebody else's, and so is what is i
 Looking and changing happen under the lock of tool.py, which a command that outlives us holds as well: nothing of
 ours is under way when we look.
 
-The queues' entries in xsks_map and the ports' in the filter are cleared by `clear`, which is called without a pause
-between finding out what is to be cleared and crossing it out.
+The queues' entries in xsks_map and the ports' in the filter are cleared by `clear`, which is called between finding out
+what is to be cleared and crossing it out. Nobody else gets anything meanwhile: Ledger.alone().
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ class Nics:
         await patiently(self._put_queue, owner, ifindex, queue)
 
     def _put_queue(self, owner: int, ifindex: int, queue: int) -> None:
-        self._ledger.check_queue(owner, ifindex, queue)
-        self._clear(ifindex, (), (queue,))
-        self._ledger.put_queue(owner, ifindex, queue)
+        with self._ledger.alone():
+            self._ledger.check_queue(owner, ifindex, queue)
+            self._clear(ifindex, (), (queue,))
+            self._ledger.put_queue(owner, ifindex, queue)
 
     async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec) -> int:
         """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location."""
@@ -122,16 +123,17 @@ class Nics:
 
     def _release(self, owner: int) -> bool:
         """All but flow rules, and the queues they lead to."""
-        led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}
-        queues = [
-            (each.ifindex, each.queue)
-            for each in self._ledger.queues(owner=owner)
-            if (each.ifindex, each.queue) not in led_to
-        ]
-        ports = self._ledger.last_references(owner)
-        for ifindex in ports.keys() | {ifindex for ifindex, _ in queues}:
-            self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
-        return self._ledger.settle(owner)
+        with self._ledger.alone():
+            led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}
+            queues = [
+                (each.ifindex, each.queue)
+                for each in self._ledger.queues(owner=owner)
+                if (each.ifindex, each.queue) not in led_to
+            ]
+            ports = self._ledger.last_references(owner)
+            for ifindex in ports.keys() | {ifindex for ifindex, _ in queues}:
+                self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
+            return self._ledger.settle(owner)
 
     async def _withdraw(self, change: Change, flow: Flow) -> None:
         """Delete a rule if it is there and still ours, and cross it out."""
