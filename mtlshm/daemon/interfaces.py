@@ -37,7 +37,7 @@ from mtlshm.daemon import process
 from mtlshm.daemon.process import Client
 from mtlshm.net.flow import FlowSpec
 from mtlshm.net.ledger import Ledger, Owner, patiently
-from mtlshm.net.nic import Nics
+from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Gate, Loader, Way, look
 from mtlshm.net.xsk import Layout, XskSocket, open_socket
@@ -272,7 +272,7 @@ class Interfaces:
         except OSError as error:
             self._let_go(ifindex)
             if error.errno == errno.ENODEV:
-                await patiently(self._ledger.forget_interface, ifindex)
+                await self._nics.lose(ifindex)
                 raise
             self._failures[ifindex] = error
             log.error("interface %d: %s", ifindex, error.strerror or error)
@@ -327,8 +327,8 @@ class Interfaces:
                             ifindex = message.get("index", 0)
                             if ifindex not in self._gates and ifindex not in self._failures:
                                 continue
-                            if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
-                                await self._lose(ifindex)
+                            if message["event"] == "RTM_DELLINK":
+                                await self._lose(ifindex, _new_place(message))
                             else:
                                 await self._changed(ifindex)
             except (OSError, NetlinkError) as error:
@@ -352,10 +352,15 @@ class Interfaces:
         else:
             await self._try_again(ifindex)
 
-    async def _lose(self, ifindex: int) -> None:
+    async def _lose(self, ifindex: int, place: str = SOMEWHERE) -> None:
         async with self._turns[ifindex]:
-            await patiently(self._ledger.forget_interface, ifindex)
+            await self._nics.lose(ifindex, place)
             await self._loader.unload(ifindex)
+            if place and (gate := self._gates.get(ifindex)):
+                commands = "; ".join(f"xdp-loader unload DEVICE --id {program.id}" for program in gate.attached.ours)
+                log.warning(
+                    "interface %d keeps our XDP programs %s; to detach them there: %s", ifindex, place, commands
+                )
             self._let_go(ifindex)  # last: if something fails, it is found again
             log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
 
@@ -384,3 +389,12 @@ class Interfaces:
                 if ifindex in self._failures and (gate := await self._loader.find(ifindex)):
                     gate.close()
                     await self._load(ifindex)
+
+
+def _new_place(message: Any) -> str:
+    """Where an interface is that is no longer here, for Nics.lose(); empty if it was not moved but removed."""
+    nsid = message.get("new_netnsid")
+    if nsid is None:
+        return ""
+    nsid = socket.ntohl(nsid)  # pyroute2 takes it for a number from the network
+    return f"as interface {message.get('new_ifindex')} of the network namespace with nsid {nsid} (ip netns list-id)"

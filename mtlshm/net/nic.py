@@ -10,6 +10,8 @@ whatever is killed when, recover() finds it. What it finds decides:
     any                        nothing, something else  it is crossed out: an administrator was there
 
 What is in the NIC and not in the ledger is somebody else's, and so is what is in the NIC otherwise than we inserted it.
+An interface that is moved to another network namespace takes its rules along. They harm nobody there: at most, packets
+come to the stack by another queue. So we follow it nowhere, but say what it keeps.
 Looking and changing happen under the lock of tool.py, which a command that outlives us holds as well: nothing of
 ours is under way when we look.
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 Clear = Callable[[int, Iterable[int], Iterable[int]], None]
 """Of an interface, take these ports out of the filter, and what is at these queues out of xsks_map."""
+
+SOMEWHERE = "if it was moved to another network namespace"
 
 
 class Nics:
@@ -111,7 +115,7 @@ class Nics:
             for ifindex in known:
                 if _name_now(ifindex) is None:
                     log.info("interface %d is gone", ifindex)
-                    await patiently(self._ledger.forget_interface, ifindex)
+                    await self.lose(ifindex)
             leaving = {owner.id for owner in state.owners if owner.leaving}
             for flow in self._ledger.flows():
                 if flow.owner in leaving or not flow.complete:
@@ -120,6 +124,18 @@ class Nics:
                 await self._forget_the_gone(ifindex)
         for owner in leaving:
             await patiently(self._release, owner)
+
+    async def lose(self, ifindex: int, place: str = SOMEWHERE) -> None:
+        """An interface is gone, and with it all that anyone had of it; but for our rules, if the NIC has another place.
+
+        `place` says which, for people: the rules are left there, and who wants to delete them has to know of them. It
+        is empty if the NIC is known to be gone.
+        """
+        rules = [flow.location for flow in self._ledger.flows(ifindex)]
+        await patiently(self._ledger.forget_interface, ifindex)
+        if rules and place:
+            commands = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules)
+            log.warning("interface %d keeps flow rules of ours %s; to delete them there: %s", ifindex, place, commands)
 
     def _release(self, owner: int) -> bool:
         """All but flow rules, and the queues they lead to."""

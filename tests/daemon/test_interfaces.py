@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from mtlshm._core import ffi
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, Veth, sandbox, veth
+from networks import NEAR4, QUEUES, Veth, inside, sandbox, veth
 from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, look, run_python
 from xsk import Xsk
 
@@ -388,6 +390,52 @@ def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
     second.del_flow(link.index, other)
     first.close()
     eventually(lambda: rules() == {})
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_of_an_interface_that_is_moved_away_it_is_said_what_it_keeps_and_how_to_remove_it(
+    rules, server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], seen: bool
+) -> None:
+    """That a NIC keeps its rules then is seen in tests/vm."""
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager, IPRoute() as route:
+        manager.register((link.index,))
+        for port in (PORT, PORT + 1):
+            manager.add_flow(flow(link, manager.get_queue(link.index), port))
+        if not seen:
+            running.end(signal.SIGKILL)
+        route.link("set", index=link.index, net_ns_fd=link.far)
+        with inside(link.far):
+            there = replace(link, index=socket.if_nametoindex(link.name))
+        if seen:
+            nsid = route.get_netnsid(fd=link.far)["nsid"]
+            place = f"as interface {there.index} of the network namespace with nsid {nsid} (ip netns list-id)"
+        else:
+            running = server()
+            place = "if it was moved to another network namespace"
+        deletions = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules())
+        running.await_log(f"interface {link.index} keeps flow rules of ours {place}; to delete them there: {deletions}")
+        with ledger() as book:
+            eventually(lambda: (book.state().uses, book.state().flows) == ((), ()))
+    if seen:
+        running.await_log("to detach them there")
+        (command,) = re.findall(r"to detach them there: (.*)", running.log())
+        with inside(link.far):
+            assert programs(there) == ["mtl_dp_fused"]
+            subprocess.run(command.replace("DEVICE", link.name), shell=True, check=True)
+            assert programs(there) == []
+
+
+def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
+    rules, server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        manager.add_flow(flow(link, manager.get_queue(link.index)))
+        subprocess.run(["ip", "link", "del", link.name], check=True)
+        running.await_log("and with it all")
+        assert "keeps" not in running.log()
 
 
 # --- who may not -------------------------------------------------------------------------------------------
