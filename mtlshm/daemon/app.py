@@ -173,7 +173,8 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.IntRange(1),
     default=256,
     envvar="MTLSHMD_UMEM_LIMIT",
-    help="MiB that an AF_XDP socket opened for a client may have; default 256.  [env: MTLSHMD_UMEM_LIMIT]",
+    help="MiB that an AF_XDP socket opened for a client may have, which can have one on each queue; default 256.  "
+    "[env: MTLSHMD_UMEM_LIMIT]",
 )
 @click.option(
     "--state",
