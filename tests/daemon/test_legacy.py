@@ -44,7 +44,7 @@ EVERYTHING = range(128)
 
 
 @pytest.fixture
-def bridge(daemon: StartDaemon, legacy_place: dict[str, str]) -> StartDaemon:
+def bridge(legacy_place: dict[str, str], daemon: StartDaemon) -> StartDaemon:
     """Starts daemons that bridge the test's legacy table."""
 
     def start(lent: object = 0, *arguments: object, **options: Any) -> Daemon:
