@@ -284,7 +284,8 @@ class LegacyTable:
         return self._look_at(pid)[0] > 0
 
     def _look_at(self, pid: int) -> tuple[int, Attached | None]:
-        """How often the process has the table in its memory, as far as we may see; and who it is."""
+        """How often the process has the table in its memory, as far as we may see; and who it is. OSError if we cannot
+        look, as with no descriptor left: that is no answer."""
         tasks = [f"/proc/{pid}"]
         try:
             for task in tasks:
@@ -298,7 +299,7 @@ class LegacyTable:
                     break
                 if len(tasks) == 1:  # the main thread has ended: the others still have the memory
                     tasks += [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
-        except OSError:  # gone, or not ours to see
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or not ours to see
             pass
         return 0, None
 

@@ -174,7 +174,8 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.IntRange(1),
     default=256,
     envvar="MTLSHMD_UMEM_LIMIT",
-    help="MiB that an AF_XDP socket opened for a client may have; default 256.  [env: MTLSHMD_UMEM_LIMIT]",
+    help="MiB that an AF_XDP socket opened for a client may have, which can have one on each queue; default 256.  "
+    "[env: MTLSHMD_UMEM_LIMIT]",
 )
 @click.option(
     "--state",
@@ -282,13 +283,13 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
 
     async def make() -> Interfaces:
         from mtlshm.daemon.interfaces import Interfaces
-        from mtlshm.net.ledger import Ledger
+        from mtlshm.net.ledger import Ledger, patiently
         from mtlshm.net.tool import Tools
         from mtlshm.net.xdp import Loader, Way
 
         tools = Tools(settings["state"])
         made = Interfaces(
-            Ledger(settings["state"], gid=os.getegid() if gid is None else gid),
+            await patiently(Ledger, settings["state"], gid=os.getegid() if gid is None else gid, patience=0),
             tools,
             Loader(tools, settings["pins"]),
             Way(settings["xdp"]),

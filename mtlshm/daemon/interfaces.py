@@ -36,8 +36,8 @@ from mtlshm import wire
 from mtlshm.daemon import process
 from mtlshm.daemon.process import Client
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger import Ledger, Owner
-from mtlshm.net.nic import Nics
+from mtlshm.net.ledger import Ledger, Owner, patiently
+from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Gate, Loader, Way, look
 from mtlshm.net.xsk import Layout, XskSocket, open_socket
@@ -73,7 +73,7 @@ class Interfaces:
 
     async def start(self) -> None:
         """Go on where an earlier daemon stopped. OSError (EBUSY) if another serves."""
-        self._ledger.serve()
+        await patiently(self._ledger.serve, patience=0)
         following = self._loop.create_future()
         self._in_background(self._follow_links(following))
         await following  # first, so that nothing falls between
@@ -122,15 +122,15 @@ class Interfaces:
         owner = self._owners.get(client.identity, 0)
         match body:
             case wire.Filter(ifindex, port) if kind == Type.ADD_UDP_DP_FILTER:
-                if self._ledger.add_port(owner, ifindex, port):
+                if await patiently(self._ledger.add_port, owner, ifindex, port):
                     self._gate(ifindex).set_port(port, True)
             case wire.Filter(ifindex, port):
-                if self._ledger.drop_port(owner, ifindex, port):
+                if await patiently(self._ledger.drop_port, owner, ifindex, port):
                     self._clear(ifindex, [port], [])
             case wire.Interface() if kind == Type.IF_GET_QUEUE:
                 return await self._nics.claim_queue(owner, body.ifindex)
             case wire.Interface() if kind == Type.IF_PUT_QUEUE:
-                self._nics.put_queue(owner, body.ifindex, body.queue)
+                await self._nics.put_queue(owner, body.ifindex, body.queue)
             case wire.Interface() if kind == Type.IF_ADD_FLOW:
                 ports = body.source_port, body.destination_port
                 spec = FlowSpec.from_wire(body.flow_type, body.source, body.destination, *ports)
@@ -182,7 +182,7 @@ class Interfaces:
                 return wire.Xsk(passed_by.pop(), ifindex), xsk
         finally:
             for queue in passed_by:
-                self._nics.put_queue(owner, ifindex, queue)
+                await self._nics.put_queue(owner, ifindex, queue)
 
     def map_of(self, ifindex: int) -> int | None:
         """The descriptor of the interface's xsks_map, which stays ours."""
@@ -255,10 +255,10 @@ class Interfaces:
         except OSError:
             raise OSError(errno.ENODEV, f"there is no interface {ifindex} in mtlshmd's network namespace") from None
         if client.identity not in self._owners:
-            self._owners[client.identity] = self._ledger.enter(client.owner, client.process)
+            self._owners[client.identity] = await patiently(self._ledger.enter, client.owner, client.process)
         async with self._turns[ifindex]:
             # Until now anyone might have unloaded it, if this is the first who uses it.
-            first = self._ledger.use(self._owners[client.identity], ifindex)
+            first = await patiently(self._ledger.use, self._owners[client.identity], ifindex)
             if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):
@@ -272,7 +272,7 @@ class Interfaces:
         except OSError as error:
             self._let_go(ifindex)
             if error.errno == errno.ENODEV:
-                self._ledger.forget_interface(ifindex)
+                await self._nics.lose(ifindex)
                 raise
             self._failures[ifindex] = error
             log.error("interface %d: %s", ifindex, error.strerror or error)
@@ -327,8 +327,8 @@ class Interfaces:
                             ifindex = message.get("index", 0)
                             if ifindex not in self._gates and ifindex not in self._failures:
                                 continue
-                            if message["event"] == "RTM_DELLINK":  # as when it moves to another network namespace
-                                await self._lose(ifindex)
+                            if message["event"] == "RTM_DELLINK":
+                                await self._lose(ifindex, _new_place(message))
                             else:
                                 await self._changed(ifindex)
             except (OSError, NetlinkError) as error:
@@ -352,10 +352,15 @@ class Interfaces:
         else:
             await self._try_again(ifindex)
 
-    async def _lose(self, ifindex: int) -> None:
+    async def _lose(self, ifindex: int, place: str = SOMEWHERE) -> None:
         async with self._turns[ifindex]:
-            self._ledger.forget_interface(ifindex)
+            await self._nics.lose(ifindex, place)
             await self._loader.unload(ifindex)
+            if place and (gate := self._gates.get(ifindex)):
+                commands = "; ".join(f"xdp-loader unload DEVICE --id {program.id}" for program in gate.attached.ours)
+                log.warning(
+                    "interface %d keeps our XDP programs %s; to detach them there: %s", ifindex, place, commands
+                )
             self._let_go(ifindex)  # last: if something fails, it is found again
             log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
 
@@ -384,3 +389,12 @@ class Interfaces:
                 if ifindex in self._failures and (gate := await self._loader.find(ifindex)):
                     gate.close()
                     await self._load(ifindex)
+
+
+def _new_place(message: Any) -> str:
+    """Where an interface is that is no longer here, for Nics.lose(); empty if it was not moved but removed."""
+    nsid = message.get("new_netnsid")
+    if nsid is None:
+        return ""
+    nsid = socket.ntohl(nsid)  # pyroute2 takes it for a number from the network
+    return f"as interface {message.get('new_ifindex')} of the network namespace with nsid {nsid} (ip netns list-id)"

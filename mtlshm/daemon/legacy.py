@@ -24,7 +24,8 @@ WHEN TO LOOK. Each libmtl opens, locks and closes the lock file for whatever it 
 tells of the close. As with all files that comes up to half a millisecond before the lock is dropped, so we look again
 2, 20, 200 ms and more later if it is held; not for ever: who holds it longer has yet to close it. A pidfd tells of
 each death. If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are
-events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer.
+events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer; but if
+something keeps us from looking, such as having no descriptor left, its end is no event, and we try again until it is.
 
 WHO IS DYING has no memory map any more, while the kernel still counts its attachment: for milliseconds, with many huge
 pages for seconds. Then nobody can say whose entry it is, and an owner that we do not see is made up for it; the end
@@ -99,9 +100,10 @@ class Legacy:
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
         self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
-        self._unclear = False  # whose some lcores are; said once, until all is clear again
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
+        self._troubles: set[str] = set()  # what kept the last look from its end, in general or for some lcores
+        self._said: set[str] = set()  # of them in the log, before that look
 
     def start(self) -> None:
         """Take over what is there. OSError, and it is closed, if that table cannot be used."""
@@ -152,15 +154,23 @@ class Legacy:
         try:
             self._try()
         except OSError as error:
-            log.error("cannot look after the legacy table: %s", error.strerror or error)
-            return
+            self._suffer(error, "cannot look after the legacy table")
+        if self._troubles:
+            step = min(step, len(_AGAIN) - 1)  # the last again and again
         if self._unsettled():
             self._look_later(step)
+
+    def _suffer(self, error: OSError, what: str) -> None:
+        """Look again for it, and say it once until it is over."""
+        trouble = error.strerror or str(error)
+        if trouble not in self._troubles | self._said:
+            log.error("%s: %s", what, trouble)
+        self._troubles.add(trouble)
 
     def _unsettled(self) -> bool:
         """May another look find something new, though nothing tells us of it?"""
         unseen = any(owner.pidfd is None and not owner.dead for owner in self._owners.values())
-        return self._shut_out or self._unclear or self._wanting or unseen
+        return self._shut_out or self._wanting or unseen or bool(self._troubles)
 
     def _look_later(self, step: int) -> None:
         if self._next_look:
@@ -171,6 +181,7 @@ class Legacy:
 
     def _try(self) -> None:
         """Look, if the lock is to be had."""
+        self._said, self._troubles = self._troubles, set()
         self._lock.reopen()
         self._lock.be_the_only_daemon()
         self._watch_lock()
@@ -204,7 +215,7 @@ class Legacy:
         """The table, which somebody may have removed since; the first time, whatever an earlier daemon left."""
         if self._table and not self._table.removed:
             return self._table
-        first = self._table is None
+        first = self._pool is None
         if self._table:
             log.warning("legacy table: somebody has removed it; making another")
             self._table.close()
@@ -235,14 +246,13 @@ class Legacy:
         given_back: set[int] = set()
         clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
         present: set[_Owner] = set()
-        unclear: dict[int, str] = {}
         for lcore in lcores:
             entry, holder = entries[lcore], self._holder(lcore)
             if entry and not entry.reserved:
                 try:
                     who = self._owner_of(table, entry)
                 except OSError as error:  # no record left, or no descriptor; the lcore is in nobody's reach meanwhile
-                    unclear[lcore] = error.strerror or str(error)
+                    self._suffer(error, f"lcore {lcore}: cannot tell whose it is")
                     continue
                 if who:
                     present.add(who)
@@ -264,9 +274,6 @@ class Legacy:
             if self._lent(holder := self._holder(lcore)):
                 self._host.evict(lcore, holder)
         self._report(clashes)
-        if unclear and not self._unclear:
-            log.error("cannot tell whose legacy lcores %s are: %s", CpuSet(unclear), next(iter(unclear.values())))
-        self._unclear = bool(unclear)
         self._forget_all_but(present)
 
     def _holder(self, lcore: int) -> int:

@@ -22,8 +22,9 @@ starts.
 OWNERS are processes, or rather registrations: a process that registers twice owns as two. They are numbered here, and
 no number is used again. An owner that is leaving gets nothing more, and keeps what could not be taken away yet.
 
-All errors are OSErrors. EBUSY: somebody else writes for longer than we wait. That can be made to happen by anyone who
-may open the files, with a read lock on a byte of them, so their mode decides who can slow us down.
+All errors are OSErrors. Locked (EBUSY): somebody else writes for longer than we wait. That can be made to happen by
+anyone who may open the files, with a read lock on a byte of them, so their mode decides whom we let delay us. Who has
+something else to do meanwhile has no patience here, and asks again and again: patiently(). Reading waits for nobody.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.snapshot import Process, printable
@@ -48,11 +49,10 @@ from mtlshm.snapshot import Process, printable
 _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
-_PATIENCE = 0.25  # seconds; the whole daemon waits
+_PATIENCE = 5.0  # seconds
 _MOST_BESIDE = 1 << 24  # bytes; four times what it comes to
-_NO_PATIENCE = 60.0  # seconds after that was in vain, in which nobody is waited for
-_PATIENCE_TO_OPEN = 5.0  # nobody waits for us yet
 _PATIENCE_TO_SERVE = 1.0
+_AGAIN = 0.02
 _ERRORS = {
     sqlite3.SQLITE_BUSY: errno.EBUSY,
     sqlite3.SQLITE_LOCKED: errno.EBUSY,
@@ -117,6 +117,33 @@ CREATE INDEX flows_of_queue ON flows (ifindex, queue);
 CREATE INDEX ports_of_owner ON ports (owner);
 """
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Locked(OSError):
+    """EBUSY: somebody else keeps the ledger locked, or serves with it. Nothing has happened; it can be tried again."""
+
+
+async def patiently(
+    attempt: Callable[_Arguments, _Result], /, *arguments: _Arguments.args, **words: _Arguments.kwargs
+) -> _Result:
+    """What `attempt` does with a ledger that has no patience, done as soon as nobody keeps it locked.
+
+    It is done without a pause, from its beginning each time; and so is what the caller does next. Locked if somebody
+    does not let go for 5 seconds.
+    """
+    from asyncio import sleep  # only here: who only reads needs nothing of it
+
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return attempt(*arguments, **words)
+        except Locked:
+            if time.monotonic() > deadline:
+                raise
+        await sleep(_AGAIN)
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -179,34 +206,35 @@ class Ledger:
     """The ledger in the state directory `directory`, which is made if need be; see the head of this file.
 
     With `read_only` neither is made, and only state() and the like can be called. Others who may read it are the
-    members of group `gid`; None leaves that as it is, which at first is nobody.
+    members of group `gid`; None leaves that as it is, which at first is nobody. `patience` is how many seconds the
+    whole process waits at most, here and whenever it changes something, for others who do; then it is Locked.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False, gid: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, read_only: bool = False, gid: int | None = None, patience: float = _PATIENCE
+    ) -> None:
         self.path = directory / "ledger"
         self._wal = directory / "ledger-wal"
         self._serving: int | None = None
-        self._patient_from = 0.0  # time.monotonic(); 0: we are
         if read_only:
             if not self.path.exists():
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
-            self._db = self._connect("ro")
+            self._db = self._connect("ro", patience)
         else:
             _make(self.path, gid)
-            self._db = self._connect("rw")
+            self._db = self._connect("rw", patience)
         try:
             with self._told():
                 if read_only:
                     self._check_place()
                 else:
                     self._prepare()
-                self._db.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
         except BaseException:
             self._db.close()
             raise
 
     def serve(self, patience: float = _PATIENCE_TO_SERVE) -> None:
-        """Be the one who answers clients, until close(). OSError (EBUSY) if somebody else is."""
+        """Be the one who answers clients, until close(). Locked if somebody else is."""
         # A file of its own that nobody else can open: closing any descriptor of the ledger's file would drop SQLite's
         # locks, and whoever can open a file can lock it.
         lock = os.open(self.path.with_name("serve.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -220,9 +248,7 @@ class Ledger:
                 if time.monotonic() > deadline:
                     os.close(lock)
                     text = f"another daemon serves with the state in {self.path.parent}"
-                    raise OSError(
-                        errno.EBUSY, f"{text}; see who with: fuser -v {self.path.parent}/serve.lock"
-                    ) from None
+                    raise Locked(errno.EBUSY, f"{text}; see who with: fuser -v {self.path.parent}/serve.lock") from None
                 time.sleep(0.01)
 
     def close(self) -> None:
@@ -501,10 +527,10 @@ class Ledger:
 
     # -- the file
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _connect(self, mode: str, patience: float) -> sqlite3.Connection:
         with self._told():
             uri = f"{self.path.absolute().as_uri()}?mode={mode}"
-            return sqlite3.connect(uri, uri=True, timeout=_PATIENCE_TO_OPEN, isolation_level=None)
+            return sqlite3.connect(uri, uri=True, timeout=patience, isolation_level=None)
 
     def _prepare(self) -> None:
         """A new one gets its tables, one of an earlier boot is emptied."""
@@ -550,10 +576,20 @@ class Ledger:
             raise OSError(errno.ESRCH, f"owner {owner} has left")
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else changes anything within, and of what is changed here all happens, or nothing."""
+        with self._change():
+            yield
+
+    @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it happens, or nothing."""
+        """A transaction, or a part of one: all of it happens, or nothing."""
+        if self._db.in_transaction:
+            yield self._db
+            return
         with self._told():
-            self._begin()
+            self._keep_small()
+            self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -562,30 +598,13 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _begin(self) -> None:
-        """Who keeps it locked makes us wait once, not for each request: nobody else is answered meanwhile."""
-        if self._patient_from and time.monotonic() >= self._patient_from:
-            self._patient_from = 0.0
-            self._db.execute(f"PRAGMA busy_timeout = {_PATIENCE * 1000:.0f}")
-        self._keep_small()
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            self._lose_patience()
-            raise
-
-    def _lose_patience(self) -> None:
-        self._patient_from = time.monotonic() + _NO_PATIENCE
-        self._db.execute("PRAGMA busy_timeout = 0")
-
     def _keep_small(self) -> None:
-        """OSError (EBUSY) while somebody goes on reading what is old, so that all that is new is kept beside it."""
+        """Locked while somebody goes on reading what is old, so that all that is new is kept beside it."""
         with suppress(FileNotFoundError):
-            if self._wal.stat().st_size > _MOST_BESIDE:
-                self._lose_patience()
-                if self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                    text = f"{self.path}: somebody has been reading it for too long; see who: fuser -v {self._wal}"
-                    raise OSError(errno.EBUSY, text)
+            large = self._wal.stat().st_size > _MOST_BESIDE
+            if large and self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                text = f"{self.path}: somebody has been reading it for too long; see who: fuser -v {self._wal}"
+                raise Locked(errno.EBUSY, text)
 
     @contextmanager
     def _still(self) -> Iterator[None]:
@@ -604,7 +623,8 @@ class Ledger:
         except sqlite3.Error as error:
             number = _ERRORS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, errno.EIO)
             advice = f"{_ADVICE[number]}" if number in _ADVICE else os.strerror(number)
-            raise OSError(number, f"{self.path}: {advice} ({error})") from error
+            kind = Locked if number == errno.EBUSY else OSError
+            raise kind(number, f"{self.path}: {advice} ({error})") from error
 
 
 def _make(path: Path, gid: int | None) -> None:

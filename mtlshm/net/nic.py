@@ -10,11 +10,13 @@ whatever is killed when, recover() finds it. What it finds decides:
     any                        nothing, something else  it is crossed out: an administrator was there
 
 What is in the NIC and not in the ledger is somebody else's, and so is what is in the NIC otherwise than we inserted it.
+An interface that is moved to another network namespace takes its rules along. They harm nobody there: at most, packets
+come to the stack by another queue. So we follow it nowhere, but say what it keeps.
 Looking and changing happen under the lock of tool.py, which a command that outlives us holds as well: nothing of
 ours is under way when we look.
 
-The queues' entries in xsks_map and the ports' in the filter are cleared by `clear`, which is called without a pause
-between finding out what is to be cleared and crossing it out.
+The queues' entries in xsks_map and the ports' in the filter are cleared by `clear`, which is called between finding out
+what is to be cleared and crossing it out. Nobody else gets anything meanwhile: Ledger.alone().
 """
 
 from __future__ import annotations
@@ -28,13 +30,15 @@ from contextlib import asynccontextmanager, suppress
 
 from mtlshm.net.ethtool import Ethtool, Rule
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger import Flow, Ledger
+from mtlshm.net.ledger import Flow, Ledger, patiently
 from mtlshm.net.tool import Change, Tools
 
 log = logging.getLogger(__name__)
 
 Clear = Callable[[int, Iterable[int], Iterable[int]], None]
 """Of an interface, take these ports out of the filter, and what is at these queues out of xsks_map."""
+
+SOMEWHERE = "if it was moved to another network namespace"
 
 
 class Nics:
@@ -50,13 +54,17 @@ class Nics:
     async def claim_queue(self, owner: int, ifindex: int) -> int:
         """A queue that nobody holds, never 0. ENOSPC if there is none."""
         number = await self._ethtool.channels(_name(ifindex))
-        return self._ledger.claim_queue(owner, ifindex, number)
+        return await patiently(self._ledger.claim_queue, owner, ifindex, number)
 
-    def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    async def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
         """It is free. EINVAL if it is not the owner's, EBUSY if flow rules lead to it."""
-        self._ledger.check_queue(owner, ifindex, queue)
-        self._clear(ifindex, (), (queue,))
-        self._ledger.put_queue(owner, ifindex, queue)
+        await patiently(self._put_queue, owner, ifindex, queue)
+
+    def _put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+        with self._ledger.alone():
+            self._ledger.check_queue(owner, ifindex, queue)
+            self._clear(ifindex, (), (queue,))
+            self._ledger.put_queue(owner, ifindex, queue)
 
     async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec) -> int:
         """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location."""
@@ -67,7 +75,7 @@ class Nics:
                 raise OSError(errno.EINVAL, f"{device} has the queues 1-{number - 1} to steer to, not {queue}")
             taken = {*await self._ethtool.rules(device), *(flow.location for flow in self._ledger.flows(ifindex))}
             location = next(location for location in range(1, len(taken) + 2) if location not in taken)
-            self._ledger.intend_flow(owner, ifindex, queue, location, spec)
+            await patiently(self._ledger.intend_flow, owner, ifindex, queue, location, spec)
             try:
                 await self._ethtool.insert(change, device, location, spec, queue)
             except OSError:
@@ -76,7 +84,7 @@ class Nics:
                     if flow.location == location:
                         await self._try_to_withdraw(change, flow)
                 raise
-            self._ledger.complete_flow(ifindex, location)
+            await patiently(self._ledger.complete_flow, ifindex, location)
             return location
 
     async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
@@ -89,7 +97,7 @@ class Nics:
 
     async def drop(self, owner: int) -> bool:
         """It has ended: take back all that it has. False if a rule could not be deleted: call it again."""
-        self._ledger.leave(owner)
+        await patiently(self._ledger.leave, owner)
         if self._ledger.flows(owner=owner):
             try:
                 async with self._changing() as change:
@@ -97,7 +105,7 @@ class Nics:
                         await self._try_to_withdraw(change, flow)
             except OSError as error:
                 log.error("cannot delete the flow rules of owner %d yet: %s", owner, error)
-        return self._release(owner)
+        return await patiently(self._release, owner)
 
     async def recover(self) -> None:
         """Finish or undo what was left half done, and forget what is gone. At the start, and whenever it may help."""
@@ -107,7 +115,7 @@ class Nics:
             for ifindex in known:
                 if _name_now(ifindex) is None:
                     log.info("interface %d is gone", ifindex)
-                    self._ledger.forget_interface(ifindex)
+                    await self.lose(ifindex)
             leaving = {owner.id for owner in state.owners if owner.leaving}
             for flow in self._ledger.flows():
                 if flow.owner in leaving or not flow.complete:
@@ -115,27 +123,40 @@ class Nics:
             for ifindex in {flow.ifindex for flow in self._ledger.flows()}:
                 await self._forget_the_gone(ifindex)
         for owner in leaving:
-            self._release(owner)
+            await patiently(self._release, owner)
+
+    async def lose(self, ifindex: int, place: str = SOMEWHERE) -> None:
+        """An interface is gone, and with it all that anyone had of it; but for our rules, if the NIC has another place.
+
+        `place` says which, for people: the rules are left there, and who wants to delete them has to know of them. It
+        is empty if the NIC is known to be gone.
+        """
+        rules = [flow.location for flow in self._ledger.flows(ifindex)]
+        await patiently(self._ledger.forget_interface, ifindex)
+        if rules and place:
+            commands = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules)
+            log.warning("interface %d keeps flow rules of ours %s; to delete them there: %s", ifindex, place, commands)
 
     def _release(self, owner: int) -> bool:
         """All but flow rules, and the queues they lead to."""
-        led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}
-        queues = [
-            (each.ifindex, each.queue)
-            for each in self._ledger.queues(owner=owner)
-            if (each.ifindex, each.queue) not in led_to
-        ]
-        ports = self._ledger.last_references(owner)
-        for ifindex in ports.keys() | {ifindex for ifindex, _ in queues}:
-            self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
-        return self._ledger.settle(owner)
+        with self._ledger.alone():
+            led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}
+            queues = [
+                (each.ifindex, each.queue)
+                for each in self._ledger.queues(owner=owner)
+                if (each.ifindex, each.queue) not in led_to
+            ]
+            ports = self._ledger.last_references(owner)
+            for ifindex in ports.keys() | {ifindex for ifindex, _ in queues}:
+                self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
+            return self._ledger.settle(owner)
 
     async def _withdraw(self, change: Change, flow: Flow) -> None:
         """Delete a rule if it is there and still ours, and cross it out."""
         device = _name_now(flow.ifindex)  # None: the rule is gone with its interface
         if device and self._is_there(flow, await self._rules(device)):
             await self._ethtool.delete(change, device, flow.location)
-        self._ledger.forget_flow(flow.ifindex, flow.location)
+        await patiently(self._ledger.forget_flow, flow.ifindex, flow.location)
 
     async def _try_to_withdraw(self, change: Change, flow: Flow) -> None:
         try:
@@ -151,7 +172,7 @@ class Nics:
             return
         for flow in self._ledger.flows(ifindex):
             if flow.complete and not self._is_there(flow, rules):
-                self._ledger.forget_flow(ifindex, flow.location)
+                await patiently(self._ledger.forget_flow, ifindex, flow.location)
 
     async def _rules(self, device: str) -> dict[int, Rule]:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from mtlshm._core import ffi
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, Veth, veth
+from networks import NEAR4, QUEUES, Veth, inside, veth
 from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, look, run_python
 from xsk import Xsk
 
@@ -378,6 +380,52 @@ def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
     eventually(lambda: rules() == {})
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_of_an_interface_that_is_moved_away_it_is_said_what_it_keeps_and_how_to_remove_it(
+    rules, server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], seen: bool
+) -> None:
+    """That a NIC keeps its rules then is seen in tests/vm."""
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager, IPRoute() as route:
+        manager.register((link.index,))
+        for port in (PORT, PORT + 1):
+            manager.add_flow(flow(link, manager.get_queue(link.index), port))
+        if not seen:
+            running.end(signal.SIGKILL)
+        route.link("set", index=link.index, net_ns_fd=link.far)
+        with inside(link.far):
+            there = replace(link, index=socket.if_nametoindex(link.name))
+        if seen:
+            nsid = route.get_netnsid(fd=link.far)["nsid"]
+            place = f"as interface {there.index} of the network namespace with nsid {nsid} (ip netns list-id)"
+        else:
+            running = server()
+            place = "if it was moved to another network namespace"
+        deletions = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules())
+        running.await_log(f"interface {link.index} keeps flow rules of ours {place}; to delete them there: {deletions}")
+        with ledger() as book:
+            eventually(lambda: (book.state().uses, book.state().flows) == ((), ()))
+    if seen:
+        running.await_log("to detach them there")
+        (command,) = re.findall(r"to detach them there: (.*)", running.log())
+        with inside(link.far):
+            assert programs(there) == ["mtl_dp_fused"]
+            subprocess.run(command.replace("DEVICE", link.name), shell=True, check=True)
+            assert programs(there) == []
+
+
+def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
+    rules, server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        manager.add_flow(flow(link, manager.get_queue(link.index)))
+        subprocess.run(["ip", "link", "del", link.name], check=True)
+        running.await_log("and with it all")
+        assert "keeps" not in running.log()
+
+
 # --- who may not -------------------------------------------------------------------------------------------
 
 MEMBER = """
@@ -616,3 +664,53 @@ def test_lcores_do_not_wait_for_interfaces(
             other.put_lcore(1)
         assert stuck.receive() == (201, wire.Response(0))
         assert refusal(stuck.get_queue, link.index) == errno.ETIMEDOUT
+
+
+def answers_before(waiting: Manager, other: Manager) -> int:
+    """How often the other gets an lcore before the one who waits is answered; enough of them are enough."""
+    for answers in range(20):
+        if select.select([waiting.socket], [], [], 0)[0]:
+            return answers
+        other.get_lcore(1)
+        other.put_lcore(1)
+    return 20
+
+
+@pytest.mark.parametrize("lock", ["goes", "stays"])
+@pytest.mark.parametrize("when", ["from the start", "before the first names one", "later"])
+def test_lcores_do_not_wait_for_the_ledger(
+    server: StartDaemon, manager_socket: Path, link: Veth, tmp_path: Path, when: str, lock: str
+) -> None:
+    """Here somebody keeps it locked."""
+    if when == "from the start":
+        Ledger(tmp_path / "state").close()
+    else:
+        server()
+    with ExitStack() as held:
+
+        def connect() -> Manager:
+            return held.enter_context(Manager(manager_socket, timeout=DEADLINE))
+
+        if when == "before the first names one":
+            Ledger(tmp_path / "state").close()
+        elif when == "later":
+            connect().register((link.index,))
+        somebody = held.enter_context(closing(sqlite3.connect(tmp_path / "state/ledger", isolation_level=None)))
+        somebody.execute("BEGIN IMMEDIATE")
+        if when == "from the start":
+            server()
+        waiting, other = connect(), connect()
+        other.register()
+        body = wire.Register(os.getpid(), 0, "here", (link.index,), wire.Dialect.B)
+        waiting.socket.sendall(wire.encode(wire.Type.REGISTER, body))
+        assert answers_before(waiting, other) == 20
+        if lock == "goes":
+            somebody.execute("ROLLBACK")
+            assert waiting.receive() == (201, wire.Response(0))
+            waiting.get_queue(link.index)
+        else:
+            assert waiting.receive() == (201, wire.Response(0))
+            assert refusal(waiting.get_queue, link.index) in (errno.ENODEV, errno.EBUSY)
+            somebody.execute("ROLLBACK")
+            waiting.register((link.index,))
+            waiting.get_queue(link.index)

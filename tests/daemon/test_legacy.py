@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -43,7 +45,7 @@ EVERYTHING = range(128)
 
 
 @pytest.fixture
-def bridge(daemon: StartDaemon, legacy_place: dict[str, str]) -> StartDaemon:
+def bridge(legacy_place: dict[str, str], daemon: StartDaemon) -> StartDaemon:
     """Starts daemons that bridge the test's legacy table."""
 
     def start(lent: object = 0, *arguments: object, **options: Any) -> Daemon:
@@ -587,6 +589,30 @@ def test_a_table_that_was_removed_by_hand_is_made_again_and_its_users_keep_their
     assert claim_all(new) == [5]
 
 
+def test_what_is_in_the_place_of_a_removed_table_is_waited_for(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str, legacy_place: dict[str, str]
+) -> None:
+    """No event tells that it is gone."""
+    server = bridge("5-7")
+    process = legacy()
+    assert process.claim(0) == 5
+    eventually(lambda: of_legacy(segment) == {5: process.pid})
+    descriptors = os.listdir(f"/proc/{server.pid}/fd")
+    server.send(signal.SIGSTOP)
+    process.remove()
+    key = int(legacy_place["MTLSHM_LEGACY_KEY"], 0)
+    something = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREX, size=100)
+    server.resume()
+    server.await_log("no table of libmtl's")
+    something.detach()
+    something.remove()
+    eventually(lambda: server.log().count("1024 lcores") == 2)
+    assert server.log().count("no table of libmtl's") == 1
+    assert os.listdir(f"/proc/{server.pid}/fd") == descriptors  # nobody is watched twice
+    process.kill()
+    eventually(lambda: lent(segment) == {5, 6, 7})
+
+
 def test_a_list_that_became_shorter_is_brought_home_as_it_is_given_back(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
@@ -752,6 +778,29 @@ def test_started_while_the_lock_is_held_it_serves_and_takes_over_later(
     eventually(lambda: of_legacy(segment) == {0: holder.pid})
     assert lent(segment) == {5, 6, 7}
     assert server.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("free", range(5))
+def test_for_want_of_descriptors_it_looks_again_until_there_are_some(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str, free: int
+) -> None:
+    server = bridge("5-7")
+    process = legacy()
+    used = {int(name) for name in os.listdir(f"/proc/{server.pid}/fd")}
+    unused = (number for number in itertools.count() if number not in used)
+    limit = next(itertools.islice(unused, free, None))
+    before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    assert process.claim(0) == 5
+    assert process.claim(0) == 6
+    if free < 2:
+        server.await_log("cannot tell whose it is: Too many open files")
+        eventually(lambda: psutil.Process(server.pid).status() == psutil.STATUS_SLEEPING)
+        assert of_legacy(segment) == {}
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: of_legacy(segment) == {5: process.pid, 6: process.pid})
+    assert server.log().count("Too many open files") <= 1
+    assert falls_asleep(server)
 
 
 def falls_asleep(server: Daemon) -> bool:

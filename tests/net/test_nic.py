@@ -91,14 +91,39 @@ async def test_queues_are_those_it_has_but_for_the_first(
         assert [await b.nics.claim_queue(a, LO) for _ in range(3)] == [1, 2, 3]
         with refused(errno.ENOSPC, "in use"):
             await b.nics.claim_queue(a, LO)
-        b.nics.put_queue(a, LO, 2)
+        await b.nics.put_queue(a, LO, 2)
         assert b.cleared.queues == {(LO, 2)}
         assert await b.nics.claim_queue(b.owner(2), LO) == 2
         with refused(errno.EINVAL):
-            b.nics.put_queue(a, LO, 2)
+            await b.nics.put_queue(a, LO, 2)
         with refused(errno.EINVAL):
-            b.nics.put_queue(a, LO, 0)
+            await b.nics.put_queue(a, LO, 0)
         assert b.cleared.queues == {(LO, 2)}
+
+
+async def test_nobody_else_is_at_what_is_being_cleared_before_it_is_crossed_out(
+    tmp_path: Path, stand_in: StandIn
+) -> None:
+    """Else who gets a port this moment finds it let through, and then it is not."""
+    stand_in.set("lo", combined=4)
+    async with bench(tmp_path) as b:
+        a = b.owner()
+        cleared: list[tuple[int, ...]] = []
+
+        def clear(_: int, ports: Iterable[int], queues: Iterable[int]) -> None:
+            with Ledger(tmp_path / "state", read_only=True) as other:
+                assert other.queues()
+            with refused(errno.EBUSY), Ledger(tmp_path / "state", patience=0) as other:
+                other.keep(LO)
+            cleared.append((*ports, *queues))
+
+        nics = Nics(b.ledger, Tools(tmp_path / "state", timeout=DEADLINE), clear)
+        for _ in range(2):
+            await nics.claim_queue(a, LO)
+        b.ledger.add_port(a, LO, 20000)
+        await nics.put_queue(a, LO, 2)
+        assert await nics.drop(a)
+        assert cleared == [(2,), (20000, 1)]
 
 
 async def test_an_interface_that_is_not_there(tmp_path: Path, stand_in: StandIn) -> None:
@@ -129,7 +154,7 @@ async def test_a_rule_is_inserted_at_a_free_place_and_deleted(tmp_path: Path, st
             await b.nics.delete_flow(a, LO, location)
         assert stand_in.rules("lo") == before
         assert not b.ledger.flows()
-        b.nics.put_queue(a, LO, queue)
+        await b.nics.put_queue(a, LO, queue)
 
 
 async def test_a_queue_that_nobody_holds_becomes_the_askers(tmp_path: Path, stand_in: StandIn) -> None:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
 
 from mtlshm.net.xdp import Loader, Mode, Way
-from networks import QUEUES
+from networks import QUEUES, inside
 from vm_nic import Nic, arrived, run
 
 FLOW = {socket.AF_INET: "udp4", socket.AF_INET6: "udp6"}
@@ -33,3 +34,13 @@ def test_a_rule_takes_its_packets_to_its_queue(nic: Nic, loader: Loader, mode: M
 def test_a_rule_that_is_refused_is_not_there(nic: Nic) -> None:
     assert "Cannot insert RX class rule: Invalid argument" in nic.steer(30000, QUEUES)
     assert "Total 0 rules" in run("ethtool", "-n", nic.link.name)
+
+
+def test_an_interface_that_is_moved_to_another_network_namespace_keeps_its_rules(nic: Nic) -> None:
+    """So mtlshmd has to say which."""
+    nic.steer(30000, 1)
+    run("ip", "link", "set", nic.link.name, "netns", f"/proc/{os.getpid()}/fd/{nic.link.far}")
+    with inside(nic.link.far):
+        assert "Total 1 rules" in run("ethtool", "-n", nic.link.name)
+        run("ethtool", "-N", nic.link.name, "delete", 1)
+        assert "Total 0 rules" in run("ethtool", "-n", nic.link.name)
