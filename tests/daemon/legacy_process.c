@@ -86,6 +86,8 @@ static long release(long lcore)
 
 static void *obey(void *unused);
 
+static int hidden; /* from those who look where the table is attached; atomic */
+
 static int linger(void *unused)
 {
 	close(STDIN_FILENO);
@@ -93,6 +95,7 @@ static int linger(void *unused)
 	alarm(LIFETIME);
 	if (unshare(CLONE_NEWIPC))
 		return 1;
+	__atomic_store_n(&hidden, 1, __ATOMIC_SEQ_CST);
 	for (;;)
 		pause();
 	return unused != NULL;
@@ -135,8 +138,11 @@ static long run(char *line)
 	if (!strcmp(words[0], "keep_memory")) {
 		/* Our memory outlasts us, as that of a large process does for a while. Returns the pid of who keeps it. */
 		static char stack[65536] __attribute__((aligned(16)));
+		pid_t keeper = clone(linger, stack + sizeof(stack), CLONE_VM, NULL);
 
-		return clone(linger, stack + sizeof(stack), CLONE_VM, NULL);
+		while (!__atomic_load_n(&hidden, __ATOMIC_SEQ_CST))
+			sched_yield();
+		return keeper;
 	}
 	if (!strcmp(words[0], "next_pid")) { /* in its PID namespace */
 		FILE *file = fopen("/proc/sys/kernel/ns_last_pid", "w");
