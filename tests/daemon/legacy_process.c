@@ -9,45 +9,20 @@
  * Puppet in tests/processes.py.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/shm.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "../../tools/proof/legacy_table.h"
 
 /* Seconds after which it ends by itself, should the test be gone. */
 #define LIFETIME 600
-
-#ifndef RTE_MAX_LCORE
-#define RTE_MAX_LCORE 128
-#endif
-
-struct entry {
-	char hostname[64];
-	char user[32];
-	char comm[64];
-	int unused_pid;
-	int pid;
-	int type;
-	bool active;
-};
-
-struct table {
-	int used;
-	struct entry entries[RTE_MAX_LCORE];
-};
-
-_Static_assert(sizeof(struct entry) == 176, "as in every libmtl");
-_Static_assert(RTE_MAX_LCORE != 128 || sizeof(struct table) == 22532, "as in every libmtl");
 
 static key_t key;
 static const char *lock_path;
@@ -58,9 +33,9 @@ static struct entry myself;
 
 static int lock(void)
 {
-	int fd = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+	int fd = legacy_lock(lock_path);
 
-	if (fd < 0 || flock(fd, LOCK_EX))
+	if (fd < 0)
 		abort();
 	return fd;
 }
@@ -85,50 +60,17 @@ static void look_at_myself(void)
 
 static long attach(void)
 {
-	struct shmid_ds status;
-
 	look_at_myself();
-	id = shmget(key, sizeof(struct table), IPC_CREAT | 0666);
-	if (id < 0)
-		return -errno;
-	table = shmat(id, NULL, 0);
-	if (table == (void *)-1)
-		return -errno;
-	if (shmctl(id, IPC_STAT, &status))
-		return -errno;
-	if (status.shm_nattch == 1)
-		memset(table, 0, sizeof(*table));
-	return 0;
-}
-
-static long detach(void)
-{
-	struct shmid_ds status;
-
-	if (shmdt(table) || shmctl(id, IPC_STAT, &status))
-		return -errno;
-	if (status.shm_nattch == 0)
-		shmctl(id, IPC_RMID, NULL);
-	return 0;
+	return legacy_attach(&table, &id, key);
 }
 
 /* FIRST LAST TYPE: the first lcore that is not active, of those from FIRST to LAST. Returns it. */
 static long claim(long first, long last, long type)
 {
-	for (long i = first; i <= last && i < RTE_MAX_LCORE; i++) {
-		struct entry *entry = &table->entries[i];
-
-		if (entry->active && !strcmp(entry->hostname, myself.hostname) && !strcmp(entry->user, myself.user) &&
-		    kill(entry->pid, 0))
-			entry->active = false;
-		if (entry->active)
-			continue;
-		*entry = myself;
-		entry->type = (int)type;
-		entry->active = true;
-		table->used++;
-		return i;
-	}
+	myself.type = (int)type;
+	for (long i = first; i <= last && i < RTE_MAX_LCORE; i++)
+		if (legacy_claim(table, (uint32_t)i, &myself))
+			return i;
 	return -ENOSPC;
 }
 
@@ -138,12 +80,13 @@ static long release(long lcore)
 		return -EINVAL;
 	if (!table->entries[lcore].active)
 		return -EIO;
-	table->entries[lcore].active = false;
-	table->used--;
+	legacy_release(table, (uint32_t)lcore);
 	return 0;
 }
 
 static void *obey(void *unused);
+
+static int hidden; /* from those who look where the table is attached; atomic */
 
 static int linger(void *unused)
 {
@@ -152,6 +95,7 @@ static int linger(void *unused)
 	alarm(LIFETIME);
 	if (unshare(CLONE_NEWIPC))
 		return 1;
+	__atomic_store_n(&hidden, 1, __ATOMIC_SEQ_CST);
 	for (;;)
 		pause();
 	return unused != NULL;
@@ -194,8 +138,11 @@ static long run(char *line)
 	if (!strcmp(words[0], "keep_memory")) {
 		/* Our memory outlasts us, as that of a large process does for a while. Returns the pid of who keeps it. */
 		static char stack[65536] __attribute__((aligned(16)));
+		pid_t keeper = clone(linger, stack + sizeof(stack), CLONE_VM, NULL);
 
-		return clone(linger, stack + sizeof(stack), CLONE_VM, NULL);
+		while (!__atomic_load_n(&hidden, __ATOMIC_SEQ_CST))
+			sched_yield();
+		return keeper;
 	}
 	if (!strcmp(words[0], "next_pid")) { /* in its PID namespace */
 		FILE *file = fopen("/proc/sys/kernel/ns_last_pid", "w");
@@ -213,7 +160,7 @@ static long run(char *line)
 	if (!strcmp(words[0], "attach"))
 		result = attach();
 	else if (!strcmp(words[0], "detach"))
-		result = detach();
+		result = legacy_detach(table, id);
 	else if (!strcmp(words[0], "claim"))
 		result = claim(numbers[1], words[2] ? numbers[2] : RTE_MAX_LCORE - 1, numbers[3]);
 	else if (!strcmp(words[0], "release"))

@@ -121,7 +121,8 @@ class Arena:
             self._next = time.monotonic() + self._dice.choice([0.3, 2.0, 5.0]) * self._dice.random()
             return
         if (status := self._daemon.poll()) is not None:
-            raise Wrong(f"the daemon ended by itself, with status {status}")
+            last = self._log.read_text().splitlines()[-1:]
+            raise Wrong(f"the daemon ended by itself, with status {status}: {last}")
         self._end_daemon(self._dice.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]))
         self._next = time.monotonic() + self._dice.choice([0.0, 0.5]) * self._dice.random()
 

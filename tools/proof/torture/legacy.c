@@ -3,35 +3,14 @@
  * Clients that know no manager, and do to libmtl's legacy table what libmtl does: legacy; anchor, which only stays
  * attached; and, at the end, drain.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/shm.h>
 #include <unistd.h>
 
+#include "../legacy_table.h"
 #include "client.h"
 #include "kinds.h"
-
-struct entry {
-	char hostname[64];
-	char user[32];
-	char comm[64];
-	int unused_pid;
-	int pid;
-	int type;
-	bool active;
-};
-
-struct table {
-	int used;
-	struct entry entries[128];
-};
-
-_Static_assert(sizeof(struct table) == 22532, "as in every libmtl");
 
 static struct table *table;
 static struct entry myself;
@@ -39,24 +18,20 @@ static int table_id;
 
 static int lock_table(void)
 {
-	int fd = open(self.lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+	int fd = legacy_lock(self.lock);
 
-	if (fd < 0 || flock(fd, LOCK_EX))
-		witness_wrong("could not lock the legacy table:", -errno);
+	if (fd < 0)
+		witness_wrong("could not lock the legacy table:", fd);
 	return fd;
 }
 
 static void attach_table(void)
 {
 	int fd = lock_table();
-	struct shmid_ds status;
+	int rc = legacy_attach(&table, &table_id, (key_t)strtol(self.key, NULL, 0));
 
-	table_id = shmget((key_t)strtol(self.key, NULL, 0), sizeof(struct table), IPC_CREAT | 0666);
-	table = table_id < 0 ? (void *)-1 : shmat(table_id, NULL, 0);
-	if (table == (void *)-1 || shmctl(table_id, IPC_STAT, &status))
-		witness_wrong("could not attach to the legacy table:", -errno);
-	if (status.shm_nattch == 1)
-		memset(table, 0, sizeof(*table));
+	if (rc)
+		witness_wrong("could not attach to the legacy table:", rc);
 	close(fd);
 	gethostname(myself.hostname, sizeof(myself.hostname) - 1);
 	strcpy(myself.user, "root");
@@ -67,12 +42,10 @@ static void attach_table(void)
 static void detach_table(void)
 {
 	int fd = lock_table();
-	struct shmid_ds status;
+	int rc = legacy_detach(table, table_id);
 
-	if (shmdt(table) || shmctl(table_id, IPC_STAT, &status))
-		witness_wrong("could not detach from the legacy table:", -errno);
-	if (status.shm_nattch == 0)
-		shmctl(table_id, IPC_RMID, NULL);
+	if (rc)
+		witness_wrong("could not detach from the legacy table:", rc);
 	close(fd);
 }
 
@@ -83,17 +56,9 @@ static bool claim_from_table(uint32_t first)
 	bool granted = false;
 
 	for (uint32_t i = first; i < self.lcores && !granted; i++) {
-		struct entry *entry = &table->entries[i];
-
-		if (entry->active && !strcmp(entry->hostname, myself.hostname) && !strcmp(entry->user, myself.user) &&
-		    kill(entry->pid, 0))
-			entry->active = false;
-		if (entry->active)
-			continue;
-		*entry = myself;
-		entry->active = granted = true;
-		table->used++;
-		got(i);
+		granted = legacy_claim(table, i, &myself);
+		if (granted)
+			got(i);
 	}
 	close(fd);
 	return granted;
@@ -102,12 +67,12 @@ static bool claim_from_table(uint32_t first)
 static void release_to_table(void)
 {
 	int fd = lock_table();
-	struct entry *entry = &table->entries[gives(throw_dice(self.held_count))];
+	uint32_t lcore = gives(throw_dice(self.held_count));
+	const struct entry *entry = &table->entries[lcore];
 
 	if (!entry->active || entry->pid != myself.pid)
 		witness_wrong("its entry in the legacy table is no longer its own, but of pid", entry->pid);
-	entry->active = false;
-	table->used--;
+	legacy_release(table, lcore);
 	close(fd);
 }
 
