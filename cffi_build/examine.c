@@ -138,7 +138,9 @@ static int examine_table(const struct mtlshm_segment *table, const struct life *
 			add(report, MTLSHM_DAMAGE_TOKEN, i, token);
 	}
 	if (semaphore) {
-		held = knows(table, semaphore) ? life_held(life, life_byte(semaphore), 1) : 0;
+		bool possible = knows(table, semaphore) || hidden[owner_index(semaphore)];
+
+		held = possible ? life_held(life, life_byte(semaphore), 1) : 0;
 		if (!held)
 			add(report, MTLSHM_DAMAGE_SEMAPHORE, 0, table->header.semaphore);
 	}

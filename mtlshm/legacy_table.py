@@ -274,9 +274,10 @@ class LegacyTable:
 
     def find(self, entry: Entry) -> Attached | None:
         """Its owner, at a glance: if it is in our own PID namespace, which most are."""
-        _, found = self._look_at(entry.pid) if entry.pid > 0 else (0, None)
-        if found and found.same_host and found.inner_pid == entry.pid and entry.hostname == found.hostname:
-            return found
+        if entry.pid > 0 and entry.hostname == os.uname().nodename:  # it takes long if that one has much in its memory
+            _, found = self._look_at(entry.pid)
+            if found and found.same_host and found.inner_pid == entry.pid:
+                return found
         return None
 
     def has(self, pid: int) -> bool:
@@ -290,7 +291,8 @@ class LegacyTable:
         try:
             for task in tasks:
                 if maps := Path(task, "maps").read_bytes():
-                    lines = [line for line in maps.splitlines() if self._map_name in line]
+                    here = self._map_name in maps  # as it is in few
+                    lines = [line for line in maps.splitlines() if self._map_name in line] if here else []
                     count = sum(int(line.split()[4]) == self.id for line in lines)
                     if count and _same_namespace(task, "ipc"):
                         same_host = _same_namespace(task, "uts")

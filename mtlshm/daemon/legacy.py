@@ -99,6 +99,7 @@ class Legacy:
         self._owners: dict[int, _Owner] = {}  # by the owner of its instance
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
         self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
+        self._found: dict[tuple[str, int], Attached | None] = {}  # at a glance, at this look; by host name and PID
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
@@ -234,6 +235,7 @@ class Legacy:
     def _settle(self, table: LegacyTable) -> None:
         assert self._pool
         self._attached = None
+        self._found.clear()
         self._wanting = False
         entries = table.entries()
         # Where the table is larger than ours, there is nothing to say about most of it.
@@ -367,7 +369,10 @@ class Legacy:
         if known and not known.dead:
             return known
         while True:
-            found = table.find(entry)
+            where = entry.hostname, entry.pid
+            if where not in self._found:
+                self._found[where] = table.find(entry)
+            found = self._found[where]
             if not found:
                 self._attached = self._attached or table.attached()
                 everyone, complete = self._attached
@@ -382,6 +387,7 @@ class Legacy:
                 self._known[entry.owner] = owner
                 return owner
             self._attached = None  # it died this moment
+            self._found.clear()
 
     def _check_room(self) -> None:
         if len(self._owners) >= _MOST_OWNERS:

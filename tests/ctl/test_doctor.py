@@ -300,6 +300,18 @@ def test_one_of_a_living_holder_is_not_taken(puppet: Start, doctor: Doctor, segm
     assert peek(segment).header.semaphore == look(segment).instances[0].owner
 
 
+@pytest.mark.parametrize("control", [0, 5 << 8 | 77])
+def test_nor_is_one_whose_record_was_overwritten(puppet: Start, doctor: Doctor, segment: str, control: int) -> None:
+    holder = puppet()
+    holder.lock(1000)
+    word = peek(segment).header.semaphore
+    poke(segment, "instances", 0, "control", value=control)
+    assert set(doctor("--repair")) == {"hidden"}
+    assert peek(segment).header.semaphore == word
+    holder.kill()
+    assert doctor("--repair")["semaphore"] == "repaired"
+
+
 def test_a_kind_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
     puppet()
     poke(segment, "instances", 0, "kind", value=99)

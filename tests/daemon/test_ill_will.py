@@ -244,6 +244,27 @@ def test_many_containers_and_many_entries_do_not_stop_it(
         assert manager.heartbeat(7) == 7
 
 
+def test_a_process_with_much_in_its_memory_does_not_stop_it(
+    daemon: StartDaemon, legacy_place: dict[str, str], manager_socket: Path
+) -> None:
+    """What a process has in its memory tells whether it is attached, and the kernel takes long to say it."""
+    daemon("--legacy", 1, environment=legacy_place)
+    program = (
+        "import ctypes, mmap\npages = 60000\nmemory = mmap.mmap(-1, 4096 * pages)\n"
+        "address = ctypes.addressof(ctypes.c_char.from_buffer(memory))\n"
+        "for page in range(0, pages, 2):\n"
+        "    ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 4096 * page), 4096, mmap.PROT_READ)\n"
+        "print(flush=True)\ninput()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        write_entries(legacy_place, [(os.uname().nodename, process.pid)] * 1024)
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            assert manager.heartbeat(7) == 7
+        process.communicate(b"\n")
+
+
 def test_many_processes_in_the_legacy_table_keep_nobody_from_registering(
     daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
