@@ -76,6 +76,12 @@ def test_what_is_installed_is_all_there(installed: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_unit_file_starts_the_daemon_of_the_same_prefix(installed: Path) -> None:
+    unit = (installed / "lib/systemd/system/mtlshmd.service").read_text()
+    assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/mtlshmd"]
+
+
+@pytest.mark.slow
 def test_only_the_functions_of_the_header_are_visible(installed: Path) -> None:
     header = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
     declared = set(re.findall(r"^\w[\w ]* \*?(mtlshm_\w+)\(", header, re.MULTILINE))
