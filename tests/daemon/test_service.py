@@ -2,12 +2,13 @@
 """Under a service manager with a descriptor store, clients notice nothing of a restart.
 
 The service manager is a stand-in: it keeps what it is sent, and starts the next daemon with it, as sd_notify(3) and
-sd_listen_fds(3) say. A real systemd is not tested here.
+sd_listen_fds(3) say. It is quick, and can be made to fail; tests/vm/test_service.py has a real systemd.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -35,9 +36,15 @@ class ServiceManager:
         self._socket.settimeout(DEADLINE)
         self._environment = environment | {"NOTIFY_SOCKET": str(address)}
         self.store: dict[str, int] = {}
+        self._polled: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        for name in self._polled & self.store.keys():  # systemd does so at once, which we cannot see
+            poll = select.poll()
+            poll.register(self.store[name], 0)  # POLLHUP and POLLERR, which nobody has to ask for
+            if poll.poll(0):
+                os.close(self.store.pop(name))
         names, fds = list(self.store), list(self.store.values())
         environment = self._environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
         # The descriptors have to be 3, 4, ...; and only the new process knows its pid.
@@ -61,6 +68,8 @@ class ServiceManager:
         words = dict(line.split("=", 1) for line in data.decode().splitlines())
         if "FDSTORE" in words:
             self.store[words["FDNAME"]] = descriptors[0]
+            if words.get("FDPOLL") != "0":
+                self._polled.add(words["FDNAME"])
         elif "FDSTOREREMOVE" in words:
             os.close(self.store.pop(words["FDNAME"]))
         return data.decode()
@@ -215,6 +224,16 @@ def test_a_connection_that_ends_leaves_the_store(service, connect, segment):
     eventually(lambda: held(segment) == set())
     service.hear()
     assert list(service.store) == ["listener"]
+
+
+def test_one_that_ended_meanwhile_is_given_up_though_its_process_lives(service, connect, segment):
+    manager = connect()
+    manager.get_lcore(1)
+    service.end(signal.SIGKILL)
+    manager.close()
+    service.start()
+    eventually(lambda: held(segment) == set())
+    eventually(lambda: service.hear_all() or list(service.store) == ["listener"])
 
 
 def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager_socket):
