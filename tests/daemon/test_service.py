@@ -271,3 +271,35 @@ def test_what_somebody_else_stored_is_let_go(service, connect, segment):
         service.store["client-nonsense"] = os.open(os.devnull, os.O_RDONLY)
         service.start()
         assert theirs.recv(1) == b""
+
+
+def test_settings_of_the_socket_change_with_a_restart(service, connect, segment, manager_socket):
+    manager = connect()
+    manager.get_lcore(1)
+    service.end(signal.SIGTERM)
+    with Manager(manager_socket, timeout=DEADLINE) as early:
+        early.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(3)))
+        elsewhere = manager_socket.with_name("elsewhere.sock")
+        service.set(MTL_MANAGER_SOCK_PATH=str(elsewhere), MTLSHMD_SOCKET_MODE="0606")
+        service.start()
+        assert early.receive() == (204, Response(3))
+    with Manager(elsewhere, timeout=DEADLINE) as late:
+        late.register()
+    assert elsewhere.stat().st_mode & 0o777 == 0o606
+    with pytest.raises(ConnectionRefusedError):
+        Manager(manager_socket)
+    manager.put_lcore(1)
+    assert held(segment) == set()
+    service.end(signal.SIGTERM)
+    service.set(MTLSHMD_SOCKET_MODE="0600")
+    service.start()
+    assert elsewhere.stat().st_mode & 0o777 == 0o600
+    Manager(elsewhere, timeout=DEADLINE).close()
+
+
+def test_a_socket_that_was_removed_is_there_again_after_a_restart(service, connect, manager_socket):
+    connect()
+    manager_socket.unlink()
+    service.end(signal.SIGTERM)
+    service.start()
+    Manager(manager_socket, timeout=DEADLINE).close()
