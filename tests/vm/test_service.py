@@ -20,8 +20,11 @@ import pytest
 
 from mtlshm import wire
 from mtlshm.manager import Manager
+from mtlshm.net.ledger import Ledger
+from mtlshm.net.places import STATE
 from mtlshm.net.xdp import look
 from mtlshm.wire import Heartbeat, Response, Type
+from networks import QUEUES, veth
 from processes import BIN, DEADLINE, eventually, held
 from vm_nic import nic as made_nic
 from vm_nic import run
@@ -30,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 SEGMENT = "/dev/shm/mtlshm"
 UNITS = Path("/usr/local/lib/systemd/system")
 CONFIG = Path("/etc/mtlshm/mtlshmd.toml")
+DROP_IN = Path("/run/systemd/system/mtlshmd.service.d/test.conf")
 LENT = 1
 
 pytestmark = pytest.mark.skipif(
@@ -67,6 +71,15 @@ def service() -> Iterator[None]:
     systemctl("stop")
     Path("/usr/local/bin/mtlshmd").unlink()
     run(BIN / "mtlshmd", "--teardown")
+
+
+@pytest.fixture
+def drop_in() -> Iterator[Path]:
+    DROP_IN.parent.mkdir()
+    yield DROP_IN
+    shutil.rmtree(DROP_IN.parent)
+    run("systemctl", "daemon-reload")
+    systemctl("restart")
 
 
 @pytest.fixture
@@ -130,6 +143,42 @@ def test_what_ends_meanwhile_leaves_neither_lcore_nor_descriptor(client):
     os.kill(before, signal.SIGKILL)
     eventually(lambda: held(SEGMENT) == {LENT})
     eventually(lambda: shown("NFileDescriptorStore") == "1")
+
+
+def test_a_client_outlasts_a_daemon_that_cannot_start_for_a_while(client, drop_in, tmp_path):
+    """However often systemd tries: what is in the way may be a mistake in a setting, which somebody will mend."""
+    obstacle = tmp_path / "obstacle"
+    obstacle.touch()
+    drop_in.write_text(f"[Service]\nExecStartPre=/usr/bin/test ! -e {obstacle}\nRestartSec=10ms\n")
+    run("systemctl", "daemon-reload")
+    enough = int(shown("NRestarts")) + int(shown("StartLimitBurst")) + 1
+    os.kill(pid(), signal.SIGKILL)
+    eventually(lambda: int(shown("NRestarts")) > enough or shown("ActiveState") == "failed")
+    obstacle.unlink()
+    client.heartbeat()
+    client.put_lcore(0)
+    client.get_lcore(0)
+
+
+def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, drop_in, tmp_path):
+    """A command that it runs is not ended with it."""
+    place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
+    drop_in.write_text("[Service]\n" + "".join(f'Environment="{name}={value}"\n' for name, value in place.items()))
+    run("systemctl", "daemon-reload")
+    systemctl("restart")
+    with veth() as link, Manager(timeout=DEADLINE) as manager:
+        stand_in.set(link.name, combined=QUEUES, delay=0.5)
+        manager.register((link.index,))
+        flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
+        manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow))
+        with Ledger(STATE, read_only=True) as ledger:
+            eventually(ledger.flows)
+        systemctl("restart")
+        assert manager.receive() == (203, Response(1))
+        assert list(stand_in.rules(link.name)) == [1]
+        stand_in.set(link.name, delay=0)
+        manager.close()
+        eventually(lambda: stand_in.rules(link.name) == {})
 
 
 def test_what_needs_privilege_is_done(service):
