@@ -19,6 +19,7 @@ from processes import BIN, DEADLINE, held, look
 
 ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "cffi_build/mtlshm.h"
+WITH_TOOLS = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
 
 
@@ -53,10 +54,9 @@ def installed(build_once: Callable[..., Path]) -> Path:
     """The prefix of an installed library, static and shared."""
 
     def install(prefix: Path) -> None:
-        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
         build = prefix.with_name("meson")
-        run("meson", "setup", "--prefix", prefix, "--libdir", "lib", build, ROOT, env=environment)
-        run("meson", "install", "-C", build, env=environment)
+        run("meson", "setup", "--prefix", prefix, "--libdir", "lib", build, ROOT, env=WITH_TOOLS)
+        run("meson", "install", "-C", build, env=WITH_TOOLS)
 
     return build_once("installed", install)
 
@@ -72,7 +72,15 @@ def test_what_is_installed_is_all_there(installed: Path) -> None:
     names = {path.name for path in (installed / "lib").iterdir()}
     assert {"libmtlshm.so", "libmtlshm.so.0", "libmtlshm.a", "pkgconfig"} <= names
     assert {path.name for path in (installed / "lib/bpf").iterdir()} == {"mtl_dp_filter.o", "mtl_dp_fused.o"}
+    pages = {path.name for path in (installed / "share/man").glob("man*/*")}
+    assert pages == {path.name for path in (ROOT / "docs/man").iterdir()}
     assert "soname: [libmtlshm.so.0]" in run("readelf", "-d", installed / "lib/libmtlshm.so")
+
+
+@pytest.mark.slow
+def test_the_unit_file_starts_the_daemon_of_the_same_prefix(installed: Path) -> None:
+    unit = (installed / "lib/systemd/system/mtlshmd.service").read_text()
+    assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/mtlshmd"]
 
 
 @pytest.mark.slow
@@ -130,6 +138,8 @@ def test_a_source_distribution_becomes_a_wheel_that_works_in_an_empty_environmen
     sdist = "import sys, setuptools.build_meta; setuptools.build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", sdist, tmp_path, cwd=tree)
     (archive,) = tmp_path.glob("mtlshm-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    run("meson", "setup", tmp_path / "meson", tmp_path / archive.name.removesuffix(".tar.gz"), env=WITH_TOOLS)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, archive)
     (wheel,) = tmp_path.glob("mtlshm-*.whl")

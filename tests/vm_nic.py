@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
@@ -10,8 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from mtlshm import wire
+from mtlshm.manager import Manager
 from mtlshm.net.xdp import Gate
 from networks import NEAR4, NEAR6, QUEUES, Veth, veth
 from xsk import Xsk
@@ -53,6 +57,25 @@ class Nic:
             for message in messages:
                 far.sendto(message, (NEAR4 if family == socket.AF_INET else NEAR6, port))
         return messages
+
+    def flow(self, queue: int, port: int) -> wire.Interface:
+        """What a client asks for."""
+        return wire.Interface(self.link.index, queue, 0, 2, IPv4Address(0), IPv4Address(NEAR4), 0, port)
+
+    def receive_as_libmtl(self, manager: Manager, port: int) -> int:
+        """On a queue of its own, by a rule, with its own socket; returns where the rule is."""
+        queue = manager.get_queue(self.link.index)
+        descriptor = manager.xsk_map_fd(self.link.index)
+        assert descriptor is not None
+        with Xsk() as xsk:
+            xsk.bind(self.link.index, queue)
+            xsk.enter(descriptor, queue)
+            manager.add_filter(self.link.index, port)
+            location = manager.add_flow(self.flow(queue, port))
+            sent = self.send(port, 50)
+            assert arrived(xsk, 50) == sent
+        os.close(descriptor)
+        return location
 
 
 @contextmanager

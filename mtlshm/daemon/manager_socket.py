@@ -73,7 +73,11 @@ class ManagerSocket:
         for owner in self.host.proxies():
             if owner not in connected:
                 self._adopt(owner)
-        if self._listener is None:
+        if self._listener and not (self._listener.getsockname() == str(self._path) and _is_socket(self._path)):
+            self._give_up_listener(self._listener)
+        if self._listener:
+            _give_access(self._path, self._mode, self._gid)
+        else:
             self._listener = _listen(self._path, self._mode, self._gid)
             self.store.keep(_LISTENER, self._listener.fileno())
         self.loop.add_reader(self._listener.fileno(), self._accept)
@@ -137,6 +141,14 @@ class ManagerSocket:
             return
         self._connections.add(connection)
 
+    def _give_up_listener(self, listener: socket.socket) -> None:
+        """Nobody finds the stored one where we are told to listen now. Those who wait there already are let in."""
+        self._listener = None
+        self.store.forget(_LISTENER)
+        with listener, suppress(OSError):
+            while True:
+                self._meet(listener.accept()[0])
+
     def _adopt(self, owner: int) -> None:
         info = self.host.inspect(owner)
         if info is None or info.kind != Kind.SOCKET:
@@ -184,6 +196,9 @@ class ManagerSocket:
         self._full = False
         os.close(self._spare)
         self._spare = None
+        self._meet(client)
+
+    def _meet(self, client: socket.socket) -> None:
         try:
             self._connections.add(Connection(self, client, self._gid))
         except OSError as error:

@@ -2,8 +2,12 @@
 """The service manager, if there is one: sd_notify(3), and its file-descriptor store.
 
 Descriptors in the store outlive us: systemd keeps them while it restarts us, and hands them to the next process
-together with their names (sd_listen_fds(3)). It drops one by itself when the other side of a connection is gone.
-Without a service manager all of this does nothing.
+together with their names (sd_listen_fds(3)). Without a service manager all of this does nothing.
+
+By itself systemd drops a connection when the other side has closed it. FDPOLL=0 tells it not to (since version 246):
+while none of us runs nobody would see the end, and the next would hold the client for one that has no connection and
+owns its lcores until its process dies. So they leave the store only when we say so, or with the service when it is
+stopped.
 
 By hand rather than with a package, since those that pass descriptors need libsystemd and its headers to install.
 """
@@ -45,7 +49,7 @@ class Service:
 
     def keep(self, name: str, fd: int) -> None:
         """Store a descriptor under a name of [A-Za-z0-9-]."""
-        self._send(f"FDSTORE=1\nFDNAME={name}", fd)
+        self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
 
     def forget(self, name: str) -> None:
         """Drop it from the store."""

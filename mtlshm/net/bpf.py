@@ -297,8 +297,8 @@ def extensions_of(program_id: int) -> Iterator[int]:
     for number in _link_ids():
         try:
             link = _call(f"BPF link {number}", "bpf_link_get_fd_by_id", number)
-        except FileNotFoundError:
-            continue  # gone since
+        except (FileNotFoundError, BlockingIOError):
+            continue  # gone since; or, with EAGAIN, whoever makes it is not done with that
         try:
             info = _info(link, _LinkInfo())
         finally:

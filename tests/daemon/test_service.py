@@ -2,12 +2,13 @@
 """Under a service manager with a descriptor store, clients notice nothing of a restart.
 
 The service manager is a stand-in: it keeps what it is sent, and starts the next daemon with it, as sd_notify(3) and
-sd_listen_fds(3) say. A real systemd is not tested here.
+sd_listen_fds(3) say. It is quick, and can be made to fail; tests/vm/test_service.py has a real systemd.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -35,9 +36,15 @@ class ServiceManager:
         self._socket.settimeout(DEADLINE)
         self._environment = environment | {"NOTIFY_SOCKET": str(address)}
         self.store: dict[str, int] = {}
+        self._polled: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        for name in self._polled & self.store.keys():  # systemd does so at once, which we cannot see
+            poll = select.poll()
+            poll.register(self.store[name], 0)  # POLLHUP and POLLERR, which nobody has to ask for
+            if poll.poll(0):
+                os.close(self.store.pop(name))
         names, fds = list(self.store), list(self.store.values())
         environment = self._environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
         # The descriptors have to be 3, 4, ...; and only the new process knows its pid.
@@ -61,6 +68,8 @@ class ServiceManager:
         words = dict(line.split("=", 1) for line in data.decode().splitlines())
         if "FDSTORE" in words:
             self.store[words["FDNAME"]] = descriptors[0]
+            if words.get("FDPOLL") != "0":
+                self._polled.add(words["FDNAME"])
         elif "FDSTOREREMOVE" in words:
             os.close(self.store.pop(words["FDNAME"]))
         return data.decode()
@@ -221,6 +230,16 @@ def test_a_connection_that_ends_leaves_the_store(service, connect, segment):
     assert list(service.store) == ["listener"]
 
 
+def test_one_that_ended_meanwhile_is_given_up_though_its_process_lives(service, connect, segment):
+    manager = connect()
+    manager.get_lcore(1)
+    service.end(signal.SIGKILL)
+    manager.close()
+    service.start()
+    eventually(lambda: held(segment) == set())
+    eventually(lambda: service.hear_all() or list(service.store) == ["listener"])
+
+
 def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager_socket):
     connect()
     code = (
@@ -256,3 +275,35 @@ def test_what_somebody_else_stored_is_let_go(service, connect, segment):
         service.store["client-nonsense"] = os.open(os.devnull, os.O_RDONLY)
         service.start()
         assert theirs.recv(1) == b""
+
+
+def test_settings_of_the_socket_change_with_a_restart(service, connect, segment, manager_socket):
+    manager = connect()
+    manager.get_lcore(1)
+    service.end(signal.SIGTERM)
+    with Manager(manager_socket, timeout=DEADLINE) as early:
+        early.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(3)))
+        elsewhere = manager_socket.with_name("elsewhere.sock")
+        service.set(MTL_MANAGER_SOCK_PATH=str(elsewhere), MTLSHMD_SOCKET_MODE="0606")
+        service.start()
+        assert early.receive() == (204, Response(3))
+    with Manager(elsewhere, timeout=DEADLINE) as late:
+        late.register()
+    assert elsewhere.stat().st_mode & 0o777 == 0o606
+    with pytest.raises(ConnectionRefusedError):
+        Manager(manager_socket)
+    manager.put_lcore(1)
+    assert held(segment) == set()
+    service.end(signal.SIGTERM)
+    service.set(MTLSHMD_SOCKET_MODE="0600")
+    service.start()
+    assert elsewhere.stat().st_mode & 0o777 == 0o600
+    Manager(elsewhere, timeout=DEADLINE).close()
+
+
+def test_a_socket_that_was_removed_is_there_again_after_a_restart(service, connect, manager_socket):
+    connect()
+    manager_socket.unlink()
+    service.end(signal.SIGTERM)
+    service.start()
+    Manager(manager_socket, timeout=DEADLINE).close()

@@ -42,6 +42,12 @@ def test_the_command_finds_what_xdp_needs_and_cannot_change_the_checkout() -> No
     assert not (ROOT / name).exists()
 
 
+def test_systemd_is_the_first_process_if_asked_for() -> None:
+    result = vm("--systemd", "sh", "-c", "cat /proc/1/comm; systemctl is-active vm systemd-journald; exit 7")
+    assert result.returncode == 7
+    assert result.stdout.split() == ["systemd", "active", "active"]
+
+
 def test_a_panic_is_a_failure_and_its_last_words_are_shown() -> None:
     result = vm("sh", "-c", "echo before; echo c >/proc/sysrq-trigger")
     assert result.returncode == 125

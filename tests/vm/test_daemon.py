@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from mtlshm import wire
 from mtlshm.manager import Manager
 from mtlshm.net.xdp import look
 from mtlshm.wire import Dialect
 from networks import NEAR4, QUEUES
 from processes import DEADLINE, Daemon, eventually
-from vm_nic import Nic, arrived, run
-from xsk import Xsk
+from vm_nic import Nic, run
 
 PORT = 30000
 
@@ -29,10 +25,6 @@ PORT = 30000
 @pytest.fixture
 def server(nic: Nic, daemon: Callable[..., Daemon]) -> Callable[[], Daemon]:
     return lambda: daemon(environment={"MTLSHMD_XDP": "auto"})
-
-
-def flow(nic: Nic, queue: int, port: int = PORT) -> wire.Interface:
-    return wire.Interface(nic.link.index, queue, 0, 2, IPv4Address(0), IPv4Address(NEAR4), 0, port)
 
 
 def rules(nic: Nic) -> list[int]:
@@ -50,18 +42,8 @@ def test_a_client_gets_the_packets_it_asked_for_on_its_queue_and_leaves_nothing(
         status = run("xdp-loader", "status", nic.link.name)
         assert "mtl_dp_filter" in status
         assert "xsk_def_prog" in status
-        queue = manager.get_queue(nic.link.index)
-        descriptor = manager.xsk_map_fd(nic.link.index)
-        assert descriptor is not None
-        with Xsk() as xsk:
-            xsk.bind(nic.link.index, queue)
-            xsk.enter(descriptor, queue)
-            manager.add_filter(nic.link.index, PORT)
-            location = manager.add_flow(flow(nic, queue))
-            assert rules(nic) == sorted({7, location})
-            sent = nic.send(PORT, 50)
-            assert arrived(xsk, 50) == sent
-        os.close(descriptor)
+        location = nic.receive_as_libmtl(manager, PORT)
+        assert rules(nic) == sorted({7, location})
     eventually(lambda: rules(nic) == [7])
     eventually(lambda: asyncio.run(look(nic.link.index)).programs == ())
 
@@ -103,11 +85,11 @@ def test_rules_outlive_the_daemon_and_end_with_their_owner(
             manager.register((nic.link.index,))
             assert manager.get_queue(nic.link.index) == 1
             with pytest.raises(OSError, match="busy"):
-                manager.add_flow(flow(nic, 2, PORT + 2))
+                manager.add_flow(nic.flow(2, PORT + 2))
             with pytest.raises(OSError, match="Invalid"):
                 manager.del_flow(nic.link.index, 2)
             with pytest.raises(OSError, match="Invalid"):
-                manager.add_flow(flow(nic, QUEUES, PORT + 2))
+                manager.add_flow(nic.flow(QUEUES, PORT + 2))
         clients[1].kill()
         eventually(lambda: rules(nic) == [])
     finally:

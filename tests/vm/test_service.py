@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""mtlshmd as a service of a real systemd, with the unit file as it is installed.
+
+The daemon takes seconds to start here, so it is started once for all, and each test has the one that the test before
+has left. One lcore of the two is lent to legacy processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mtlshm import wire
+from mtlshm.manager import Manager
+from mtlshm.net.ledger import Ledger
+from mtlshm.net.places import STATE
+from mtlshm.net.xdp import look
+from mtlshm.wire import Heartbeat, Response, Type
+from networks import QUEUES, veth
+from processes import BIN, DEADLINE, eventually, held
+from vm_nic import nic as made_nic
+from vm_nic import run
+
+ROOT = Path(__file__).parents[2]
+SEGMENT = "/dev/shm/mtlshm"
+UNITS = Path("/usr/local/lib/systemd/system")
+CONFIG = Path("/etc/mtlshm/mtlshmd.toml")
+DROP_IN = Path("/run/systemd/system/mtlshmd.service.d/test.conf")
+LENT = 1
+
+pytestmark = pytest.mark.skipif(
+    not Path("/run/systemd/system").exists(), reason="systemd is not the first process; not tested: the unit file"
+)
+
+
+def systemctl(verb: str, *arguments: object) -> str:
+    return run("systemctl", verb, *arguments, "mtlshmd")
+
+
+def shown(name: str) -> str:
+    return systemctl("show", "--value", "--property", name).strip()
+
+
+def journal() -> str:
+    return run("journalctl", "--output", "cat", "--unit", "mtlshmd")
+
+
+def pid() -> int:
+    return int(shown("MainPID"))
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[None]:
+    """Installed and started."""
+    shutil.rmtree(CONFIG.parent, ignore_errors=True)  # the host's
+    UNITS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "build/mtlshmd.service", UNITS)
+    Path("/usr/local/bin/mtlshmd").unlink(missing_ok=True)
+    Path("/usr/local/bin/mtlshmd").symlink_to(BIN / "mtlshmd")
+    run("systemctl", "daemon-reload")
+    systemctl("start")
+    yield
+    systemctl("stop")
+    Path("/usr/local/bin/mtlshmd").unlink()
+    run(BIN / "mtlshmd", "--teardown")
+
+
+@pytest.fixture
+def drop_in() -> Iterator[Path]:
+    DROP_IN.parent.mkdir()
+    yield DROP_IN
+    shutil.rmtree(DROP_IN.parent)
+    run("systemctl", "daemon-reload")
+
+
+@pytest.fixture
+def client(service: None) -> Iterator[Manager]:
+    """Has an lcore."""
+    with Manager(timeout=DEADLINE) as manager:
+        manager.register()
+        manager.get_lcore(0)
+        yield manager
+    eventually(lambda: held(SEGMENT) == {LENT})
+
+
+def test_the_unit_file_has_no_fault(service):
+    assert run("systemd-analyze", "verify", "--man=no", UNITS / "mtlshmd.service") == ""
+
+
+def test_it_is_ready_when_it_is_started_and_reads_its_settings_again(service):
+    assert (shown("ActiveState"), shown("NRestarts")) == ("active", "0")
+    Manager(timeout=DEADLINE).close()
+    directory = Path("/run/imtl").stat()
+    assert (stat.filemode(directory.st_mode), directory.st_uid) == ("drwxr-xr-x", 0)
+    assert "ready: /dev/shm/mtlshm" in journal()
+    CONFIG.parent.mkdir()
+    CONFIG.write_text("nonsense")
+    systemctl("reload")
+    eventually(lambda: "configuration not reloaded" in journal())
+    shutil.rmtree(CONFIG.parent)
+    systemctl("reload")
+    eventually(lambda: "configuration reloaded" in journal())
+
+
+def test_a_client_notices_nothing_of_a_restart(client):
+    before = pid()
+    os.kill(before, signal.SIGSTOP)  # so that this is for the next one to answer
+    client.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(9)))
+    systemctl("restart")
+    assert pid() != before
+    assert client.receive() == (204, Response(9))
+    assert held(SEGMENT) == {0, LENT}
+    client.put_lcore(0)
+    assert held(SEGMENT) == {LENT}
+    client.get_lcore(0)
+
+
+def test_nor_of_a_crash_after_systemd_itself_has_been_replaced(client):
+    run("systemctl", "daemon-reexec")
+    before = pid()
+    os.kill(before, signal.SIGSTOP)
+    client.socket.sendall(wire.encode(Type.HEARTBEAT, Heartbeat(9)))
+    os.kill(before, signal.SIGKILL)
+    assert client.receive() == (204, Response(9))
+    client.put_lcore(0)
+    client.get_lcore(0)
+
+
+def test_what_ends_meanwhile_leaves_neither_lcore_nor_descriptor(client):
+    assert shown("NFileDescriptorStore") == "2"  # and the listener
+    before = pid()
+    os.kill(before, signal.SIGSTOP)
+    client.close()
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: held(SEGMENT) == {LENT})
+    eventually(lambda: shown("NFileDescriptorStore") == "1")
+
+
+def test_a_client_outlasts_a_daemon_that_cannot_start_for_a_while(client, drop_in, tmp_path):
+    """However often systemd tries: what is in the way may be a mistake in a setting, which somebody will mend."""
+    obstacle = tmp_path / "obstacle"
+    obstacle.touch()
+    drop_in.write_text(f"[Service]\nExecStartPre=/usr/bin/test ! -e {obstacle}\nRestartSec=10ms\n")
+    run("systemctl", "daemon-reload")
+    enough = int(shown("NRestarts")) + int(shown("StartLimitBurst")) + 1
+    os.kill(pid(), signal.SIGKILL)
+    eventually(lambda: int(shown("NRestarts")) > enough or shown("ActiveState") == "failed")
+    obstacle.unlink()
+    client.heartbeat()
+    client.put_lcore(0)
+    client.get_lcore(0)
+
+
+def test_what_needs_privilege_is_done(service):
+    with made_nic() as nic, Manager(timeout=DEADLINE) as manager:
+        manager.register((nic.link.index,))
+        assert "xsk_def_prog" in run("xdp-loader", "status", nic.link.name)
+        nic.receive_as_libmtl(manager, 30000)
+        _, *opened = manager.open_xsk(wire.OpenXsk(nic.link.index, "", 2048, 64, 64, 64, 64, 0))
+        for descriptor in opened:
+            os.close(descriptor)
+        manager.close()
+        eventually(lambda: asyncio.run(look(nic.link.index)).programs == ())
+
+
+def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, drop_in, tmp_path):
+    """A command that it runs is not ended with it."""
+    settings = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")} | {"MTLSHMD_XDP": "fused"}
+    drop_in.write_text("[Service]\n" + "".join(f'Environment="{name}={value}"\n' for name, value in settings.items()))
+    run("systemctl", "daemon-reload")
+    systemctl("restart")
+    with veth() as link, Manager(timeout=DEADLINE) as manager:
+        stand_in.set(link.name, combined=QUEUES, delay=0.5)
+        manager.register((link.index,))
+        flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
+        manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow))
+        with Ledger(STATE, read_only=True) as ledger:
+            eventually(ledger.flows)
+        systemctl("restart")
+        assert manager.receive() == (203, Response(1))
+        assert list(stand_in.rules(link.name)) == [1]
+
+
+def test_what_others_share_outlasts_it(service):
+    systemctl("stop")
+    assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
+    assert shown("NFileDescriptorStore") == "0"
+    assert Path("/run/imtl").is_dir()
+    with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect("/run/imtl/mtl_manager.sock")
