@@ -264,6 +264,8 @@ async def _serve(settings: dict[str, Any]) -> None:
                 server.start()
             except PermissionError as error:
                 log.error("libmtl is not served at %s: %s; name a --socket where uid %d may", path, error, os.geteuid())
+        else:
+            service.forget_all()  # or clients would wait for ever that had connected to an earlier daemon
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not walk it
         log.info("ready: %s, %d living instances", host.path, len(reaper))

@@ -55,6 +55,13 @@ class Service:
         """Drop it from the store."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
+    def forget_all(self) -> None:
+        """Drop and close what was stored, as nobody serves it any more."""
+        for name, fd in self.stored:
+            self.forget(name)
+            os.close(fd)
+        self.stored.clear()
+
     def _send(self, state: str, *descriptors: int) -> None:
         if not self._address:
             return

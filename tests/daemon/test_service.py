@@ -307,3 +307,15 @@ def test_a_socket_that_was_removed_is_there_again_after_a_restart(service, conne
     service.end(signal.SIGTERM)
     service.start()
     Manager(manager_socket, timeout=DEADLINE).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_clients_are_told_when_the_socket_is_no_longer_served(service, connect, tmp_path, number):
+    manager = connect()
+    service.end(number)
+    (tmp_path / "config").write_text('socket = ""\n')
+    service.set(MTLSHMD_CONFIG=str(tmp_path / "config"), MTL_MANAGER_SOCK_PATH="")  # as if it were not set
+    service.start()
+    assert manager.socket.recv(1) == b""
+    service.hear_all()
+    assert not service.store
