@@ -209,14 +209,8 @@ class LegacyTable:
 
     def __init__(self, key: int, *, create: bool) -> None:
         self.key = key
-        try:
+        with _told(key):
             self._memory = _attach(key, create)
-        except sysv_ipc.ExistentialError:
-            raise LegacyError(errno.ENOENT, f"legacy table {key:#x}: there is none") from None
-        except sysv_ipc.PermissionsError:
-            raise LegacyError(errno.EACCES, f"legacy table {key:#x}: not permitted to uid {os.geteuid()}") from None
-        except (sysv_ipc.Error, OSError) as error:
-            raise LegacyError(errno.EIO, f"legacy table {key:#x}: {error}") from error
         self.size, odd = divmod(self._memory.size - _FIRST, _ENTRY.size)
         if odd or not 0 < self.size <= _MOST_ENTRIES:
             size = self._memory.size
@@ -230,7 +224,8 @@ class LegacyTable:
     @property
     def removed(self) -> bool:
         """Has somebody removed it, so that newcomers make another?"""
-        return bool(self._memory.mode & _DESTROYED)
+        with _told(self.key):  # who made it may have changed its mode
+            return bool(self._memory.mode & _DESTROYED)
 
     def entries(self) -> list[Entry | None]:
         """Each lcore's; None where it is not active."""
@@ -259,7 +254,7 @@ class LegacyTable:
 
     def attached(self) -> tuple[list[Attached], bool]:
         """Who is attached, without ourselves; and whether that is all of them."""
-        before = self._memory.number_attached
+        before = self._count()
         found: list[Attached] = []
         mappings = 0
         for name in os.listdir("/proc"):
@@ -270,7 +265,11 @@ class LegacyTable:
                     found.append(process)
         names = _hostnames([process.pid for process in found if not process.same_host])
         everyone = [replace(process, hostname=names.get(process.pid, process.hostname)) for process in found]
-        return everyone, mappings == before == self._memory.number_attached
+        return everyone, mappings == before == self._count()
+
+    def _count(self) -> int:
+        with _told(self.key):
+            return int(self._memory.number_attached)
 
     def find(self, entry: Entry) -> Attached | None:
         """Its owner, at a glance: if it is in our own PID namespace, which most are."""
@@ -352,6 +351,19 @@ def _hostnames(pids: list[int]) -> dict[int, str]:
             thread.start()
             thread.join()
     return found
+
+
+@contextmanager
+def _told(key: int) -> Iterator[None]:
+    """What goes wrong with the segment as LegacyErrors."""
+    try:
+        yield
+    except sysv_ipc.ExistentialError:
+        raise LegacyError(errno.ENOENT, f"legacy table {key:#x}: there is none") from None
+    except sysv_ipc.PermissionsError:
+        raise LegacyError(errno.EACCES, f"legacy table {key:#x}: not permitted to uid {os.geteuid()}") from None
+    except (sysv_ipc.Error, OSError) as error:
+        raise LegacyError(errno.EIO, f"legacy table {key:#x}: {error}") from error
 
 
 def _attach(key: int, create: bool) -> sysv_ipc.SharedMemory:

@@ -25,7 +25,18 @@ from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyTable
 from mtlshm.manager import Manager
-from processes import DEADLINE, UNPRIVILEGED, Daemon, Puppet, eventually, look, namespaces, needs_root, pid_inside
+from processes import (
+    DEADLINE,
+    UNPRIVILEGED,
+    Daemon,
+    Puppet,
+    as_user,
+    eventually,
+    look,
+    namespaces,
+    needs_root,
+    pid_inside,
+)
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]
@@ -155,6 +166,32 @@ def test_a_legacy_table_of_any_size_does_not_eat_its_memory(
     server = daemon("--legacy", 1, environment=legacy_place)
     assert "is no table of libmtl's" in server.log()
     assert puppet().claim(5) == 0
+
+
+@needs_root("a legacy table of another user's")
+def test_a_legacy_table_that_is_closed_to_it_is_said_and_all_else_is_served(
+    daemon: StartDaemon, legacy_place: dict[str, str], segment: str, puppet: StartPuppet, manager_socket: Path
+) -> None:
+    """Who made the table may change its mode. Root is not asked for one."""
+    puppet()
+    os.chown(segment, UNPRIVILEGED, UNPRIVILEGED)
+    lock = manager_socket.with_name("lock")  # in a directory where others may look
+    lock.touch()
+    lock.chmod(0o666)
+    key = int(legacy_place["MTLSHM_LEGACY_KEY"], 0)
+    memory = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREX, mode=0o666, size=4 + 176 * 128, init_character=b"\0")
+    try:
+        code = as_user(UNPRIVILEGED, UNPRIVILEGED, []) + "mtlshm.daemon.app.main()"
+        command = [sys.executable, "-c", code]
+        environment = legacy_place | {"MTLSHM_LEGACY_LOCK": str(lock)}
+        server = daemon("--legacy", 1, "--socket", "", command=command, environment=environment)
+        memory.mode = 0o600
+        os.close(os.open(lock, os.O_RDONLY))
+        server.await_log("cannot look after the legacy table")
+        assert puppet().claim(5) == 0
+        assert server.end(signal.SIGTERM) == 0
+    finally:
+        memory.detach()
 
 
 @needs_root("a segment that another user has made")
