@@ -39,6 +39,7 @@ from mtlshm.net.flow import FlowSpec
 from mtlshm.net.ledger import Ledger, Owner, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
+from mtlshm.net.umem import Memories
 from mtlshm.net.xdp import Gate, Loader, Way, look
 from mtlshm.net.xsk import Layout, XskSocket, open_socket
 from mtlshm.wire import Type
@@ -54,7 +55,8 @@ _DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebod
 class Interfaces:
     """Serves clients from start() to close(), in the event loop.
 
-    `way` is how to load XDP programs, `umem_limit` the size in bytes of the largest UMEM that a client may have.
+    `way` is how to load XDP programs, `umem_limit` the size in bytes of the largest UMEM that a client may have; and a
+    user may have no more of them than queues, also of those whose queue was given back.
     """
 
     def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
@@ -63,6 +65,7 @@ class Interfaces:
         self._nics = Nics(ledger, tools, self._clear)
         self._way = way
         self._umem_limit = umem_limit
+        self._memories = Memories()
         self._loop = asyncio.get_running_loop()
         self._owners: dict[tuple[int, ...], int] = {}  # in the ledger, by Client.identity
         self._orphans: dict[int, int] = {}  # pidfds, by the owner in the ledger
@@ -100,6 +103,7 @@ class Interfaces:
             self._forget_orphan(owner)
         for gate in self._gates.values():
             gate.close()
+        self._memories.close()
         self._ledger.close()
 
     # -- what clients ask for
@@ -148,16 +152,17 @@ class Interfaces:
         layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
         layout.check(self._umem_limit)
         await self._use(client, ifindex)
-        owner = self._owners[client.identity]
         for pause in _BIND_AGAIN:
             try:
-                return await self._open_xsk(owner, ifindex, layout)
+                return await self._open_xsk(client, ifindex, layout)
             except BlockingIOError:
                 await asyncio.sleep(pause)
-        return await self._open_xsk(owner, ifindex, layout)
+        return await self._open_xsk(client, ifindex, layout)
 
-    async def _open_xsk(self, owner: int, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
+    async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
         """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
+        owner, uid = self._owners[client.identity], client.process.uid
+        self._check_memory(uid, layout.size)
         passed_by: list[int] = []
         try:
             while True:
@@ -179,10 +184,19 @@ class Interfaces:
                 except BaseException:
                     xsk.close()
                     raise
+                self._memories.hand_out(uid, xsk.umem, layout.size)
                 return wire.Xsk(passed_by.pop(), ifindex), xsk
         finally:
             for queue in passed_by:
                 await self._nics.put_queue(owner, ifindex, queue)
+
+    def _check_memory(self, uid: int, size: int) -> None:
+        """BlockingIOError if a user keeps that of sockets whose queues were given back: he could have any amount."""
+        owners = {owner.id for owner in self._ledger.owners() if owner.process.uid == uid}
+        queues = sum(queue.owner in owners for queue in self._ledger.queues())
+        if (kept := self._memories.size(uid)) + size > (queues + 1) * self._umem_limit:
+            text = f"uid {uid} keeps {kept} bytes of UMEMs, for {queues} queues; close and unmap what is needed no more"
+            raise BlockingIOError(errno.EAGAIN, text)
 
     def map_of(self, ifindex: int) -> int | None:
         """The descriptor of the interface's xsks_map, which stays ours."""

@@ -7,8 +7,8 @@ maps both and receives and sends with no capability, in whatever network namespa
 
 THE OWNER of the descriptors cannot be made to give them up. A socket that somebody keeps open keeps its queue, so to
 bind another there is EBUSY; so it is for a moment after the death of an owner, as the kernel drops a UMEM late. Whoever
-chooses a queue takes another then. A UMEM that somebody keeps open or mapped keeps its memory, and no queue: of those
-there can be any number, and who made them cannot know.
+chooses a queue takes another then. A UMEM that somebody keeps open or mapped keeps its memory, and no queue: umem.py
+tells how much there is of that.
 
 The UMEM is pinned by the kernel when it is registered, so our own mapping of it need not last; and it is sealed, so
 that its size stays what it was made with. Linux 5.4, for XDP_USE_NEED_WAKEUP.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
 import re
 import select
@@ -609,6 +610,26 @@ def test_a_socket_too_large_or_senseless_is_refused_and_takes_no_queue(
     manager = connect()
     assert refusal(manager.open_xsk, wire.OpenXsk(link.index, "", *layout)) == number
     assert manager.get_queue(link.index) == 1
+
+
+def test_who_keeps_the_memory_of_sockets_gets_no_more_than_for_his_queues(
+    server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    """Whoever of his processes asks: what one got, another may keep."""
+    server("--umem-limit", 1)
+    request = wire.OpenXsk(link.index, "", 2048, 512, 64, 64, 64, 0)
+    with ExitStack() as stack:
+        memories = []
+        for _ in range(2):
+            with Manager(manager_socket, timeout=DEADLINE) as manager:
+                manager.register((link.index,))
+                if memories:
+                    assert refusal(manager.open_xsk, request) == errno.EAGAIN
+                    memories.pop().close()
+                _, xsk, umem = manager.open_xsk(request)
+                os.close(xsk)
+                memories.append(stack.enter_context(mmap.mmap(umem, 0)))
+                os.close(umem)
 
 
 def test_a_queue_that_is_still_bound_is_passed_by(connect: Callable[..., Manager], link: Veth) -> None:
