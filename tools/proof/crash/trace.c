@@ -20,7 +20,7 @@ void set_place(const char *doing, uint32_t position)
 {
 	now.doing = doing;
 	now.position = position;
-	now.ip = trace.steps[position].ip;
+	now.ip = trace.steps[position].place.ip;
 }
 
 void record(const struct scenario *scenario)
@@ -40,11 +40,10 @@ void record(const struct scenario *scenario)
 		bool enters = enters_kernel(pid, ip);
 
 		NEEDED(i + 1 < LONGEST_TRACE);
-		trace.steps[i].ip = ip;
-		trace.steps[i].nth = 1;
+		trace.steps[i].place = (struct place){.ip = ip, .nth = 1};
 		if (ours(ip)) {
 			NEEDED(offset_of(ip) < LONGEST_TRACE);
-			trace.steps[i].nth = ++seen[offset_of(ip)];
+			trace.steps[i].place.nth = ++seen[offset_of(ip)];
 		}
 		trace.length = i;
 		set_place("stepped", i);
@@ -70,9 +69,9 @@ static uint32_t breakpoint_before(uint32_t position)
 	uint32_t from = 0, best = UINT32_MAX;
 
 	for (uint32_t i = position; i + LONGEST_WALK > position; i--) {
-		uint32_t cost = trace.steps[i].nth + (position - i);
+		uint32_t cost = trace.steps[i].place.nth + (position - i);
 
-		if (ours(trace.steps[i].ip) && cost < best) {
+		if (ours(trace.steps[i].place.ip) && cost < best) {
 			best = cost;
 			from = i;
 		}
@@ -92,12 +91,12 @@ pid_t victim_at(const struct scenario *scenario, uint32_t position)
 
 		restore_world();
 		pid = start_victim(scenario);
-		arrived = run_to(pid, trace.steps[from].ip, trace.steps[from].nth);
+		arrived = run_to(pid, &trace.steps[from].place, &trace.steps[trace.length].place);
 		for (uint32_t i = from; arrived && i < position; i++) {
 			step(pid);
 			arrived = !at_end(ip_of(pid)) || i + 1 == position;
 		}
-		elsewhere = !arrived || ip_of(pid) != trace.steps[position].ip;
+		elsewhere = !arrived || ip_of(pid) != trace.steps[position].place.ip;
 		if (!elsewhere || (attempt == ATTEMPTS - 1 && arrived)) {
 			trace.astray += elsewhere;
 			return pid;

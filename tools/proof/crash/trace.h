@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-struct scenario;
+#include "victim.h"
 
 enum { LONGEST_TRACE = 1 << 20 };
 
@@ -22,8 +22,7 @@ struct trace {
 	uint32_t changes, calls;   /* of the segment, and system calls, and the latter alone */
 	uint32_t repeated, astray; /* victims that were not at their places */
 	struct {
-		uint64_t ip;
-		uint32_t nth; /* time that the address comes */
+		struct place place;
 		bool changed; /* the instruction before changed the segment, or was a system call */
 	} steps[LONGEST_TRACE];
 };

@@ -112,21 +112,27 @@ void go_on(pid_t pid)
 	go(pid, PTRACE_CONT);
 }
 
+/* Of the processor's, on execution; in its debug register 7. */
+enum { BREAKPOINT_0 = 1, BREAKPOINT_1 = 4 };
+
 static void set_register(pid_t pid, size_t offset, uint64_t value)
 {
 	NEEDED(!ptrace(PTRACE_POKEUSER, pid, offset, value));
 }
 
 /* Off such a breakpoint the kernel helps by itself (RF), so each time costs one stop. */
-bool run_to(pid_t pid, uint64_t ip, uint32_t nth)
+bool run_to(pid_t pid, const struct place *place, const struct place *end)
 {
-	if (ip_of(pid) == ip)
-		nth--;
-	set_register(pid, offsetof(struct user, u_debugreg[0]), ip);
-	set_register(pid, offsetof(struct user, u_debugreg[7]), 1);
-	for (uint32_t n = 0; n < nth; n++) {
+	uint32_t left = place->nth - (ip_of(pid) == place->ip), left_to_end = end->nth;
+
+	set_register(pid, offsetof(struct user, u_debugreg[0]), place->ip);
+	set_register(pid, offsetof(struct user, u_debugreg[1]), end->ip);
+	set_register(pid, offsetof(struct user, u_debugreg[7]), BREAKPOINT_0 | BREAKPOINT_1);
+	while (left) {
 		go_on(pid);
-		if (ip_of(pid) != ip)
+		if (ip_of(pid) == place->ip)
+			left--;
+		else if (ip_of(pid) != end->ip || !--left_to_end)
 			return false;
 	}
 	set_register(pid, offsetof(struct user, u_debugreg[7]), 0);

@@ -14,6 +14,12 @@
 
 struct scenario;
 
+/* Where it can be: at an address, the nth time that this comes. */
+struct place {
+	uint64_t ip;
+	uint32_t nth;
+};
+
 /* Start one; it is stopped at the call. */
 pid_t start_victim(const struct scenario *scenario);
 
@@ -32,8 +38,8 @@ bool about_to_sleep(pid_t pid, uint64_t ip);
 void step(pid_t pid);
 void go_on(pid_t pid);
 
-/* Run until the address comes for the nth time. False: the call was over before. */
-bool run_to(pid_t pid, uint64_t ip, uint32_t nth);
+/* Run to a place. False: it came to the end before; it may be one where it would sleep for long. */
+bool run_to(pid_t pid, const struct place *place, const struct place *end);
 
 /* Where the address is in our code, if it is ours(). The vDSO's are not: it takes no breakpoints. */
 uint64_t offset_of(uint64_t ip);
