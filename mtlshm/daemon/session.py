@@ -104,7 +104,7 @@ class Session:
         self._client: Client | None = None  # the same, for whoever serves interfaces
         self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
         self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
-        self._said = ""  # of it in the log, last; nobody fills that by asking again and again
+        self._said = ""  # of it in the log, last, which is not repeated
         self.dialect: Dialect | None = None
         self.owner = 0  # 0: not registered
 
@@ -187,8 +187,8 @@ class Session:
         if not self._peer.admitted:
             log.warning("uid %d (pid %d) is not in the group that may use this socket: refused", uid, pid)
             return -errno.EACCES
-        self.dialect = body.dialect
         if self._instance is None:
+            self.dialect = body.dialect
             try:
                 who = process.identify(self._peer.pidfd, pid, uid, body.hostname)
                 self._instance = self._host.register_proxy(Kind.SOCKET, who)
@@ -220,6 +220,8 @@ class Session:
                     return Reply(b"\0", given=(os.dup(known),))
             except OSError as error:  # no descriptor is left
                 log.error("pid %d gets no map: %s", self._peer.pid, error.strerror)
+            except Exception:
+                log.exception("pid %d gets no map", self._peer.pid)
         # One of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.
         return Reply(b"\0", lent=(self._null,) if self.dialect is Dialect.A else ())
 

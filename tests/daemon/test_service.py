@@ -240,6 +240,17 @@ def test_one_that_ended_meanwhile_is_given_up_though_its_process_lives(service, 
     eventually(lambda: service.hear_all() or list(service.store) == ["listener"])
 
 
+def test_nor_does_one_stay_there_that_has_spoken_both_dialects(service, connect, segment):
+    manager = connect(Dialect.A)
+    manager.get_lcore(1)
+    again = wire.Register(os.getpid(), os.getuid(), "vm", (), Dialect.B)
+    assert manager.exchange(wire.encode(Type.REGISTER, again, Dialect.B)) == (201, Response(0))
+    manager.close()
+    eventually(lambda: held(segment) == set())
+    service.hear_all()
+    assert list(service.store) == ["listener"]
+
+
 def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager_socket):
     connect()
     code = (
