@@ -25,7 +25,7 @@ tells of the close. As with all files that comes up to half a millisecond before
 2, 20, 200 ms and more later if it is held; not for ever: who holds it longer has yet to close it. A pidfd tells of
 each death. If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are
 events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer; but if
-something keeps us from looking, such as having no descriptor left, its end is no event, and we try again until it is.
+something keeps us from looking, such as having no descriptor left, its end is no event: we try again until it is over.
 
 WHO IS DYING has no memory map any more, while the kernel still counts its attachment: for milliseconds, with many huge
 pages for seconds. Then nobody can say whose entry it is, and an owner that we do not see is made up for it; the end
@@ -129,10 +129,11 @@ class Legacy:
         for owner in self._owners.values():
             self._drop_pidfd(owner)
             owner.instance.close()
-        if self._pool and self._lock.try_take():  # else somebody may be about to lend
-            if not self._pool.lcores:
-                self._pool.unregister()
-            self._lock.give()
+        with suppress(OSError):  # somebody has put something else in the lock's place
+            if self._pool and self._lock.try_take():  # else somebody may be about to lend
+                if not self._pool.lcores:
+                    self._pool.unregister()
+                self._lock.give()
         if self._table:
             self._table.close()
         self._lock.close()
@@ -188,6 +189,7 @@ class Legacy:
         self._watch_lock()
         self._shut_out = not self._lock.try_take()
         if self._shut_out:
+            self._troubles = self._said  # they are not over
             return
         try:
             self._settle(self._attach())
@@ -216,21 +218,25 @@ class Legacy:
         """The table, which somebody may have removed since; the first time, whatever an earlier daemon left."""
         if self._table and not self._table.removed:
             return self._table
-        first = self._pool is None
         if self._table:
             log.warning("legacy table: somebody has removed it; making another")
             self._table.close()
             self._table = None
-        self._table = LegacyTable(self._key, create=True)
-        if first:
-            self._pool = open_pool(self._host)
-            for owner in self._host.proxies():
-                self._adopt(owner)
-        for each in self._owners.values():
-            each.elsewhere = each.pidfd is not None and not self._table.has(each.pid)
+        table = LegacyTable(self._key, create=True)
+        try:
+            if self._pool is None:
+                self._pool = open_pool(self._host)
+                for owner in self._host.proxies():
+                    self._adopt(owner)
+            for each in self._owners.values():
+                each.elsewhere = each.pidfd is not None and not table.has(each.pid)
+        except BaseException:
+            table.close()
+            raise
         self._known.clear()
-        log.info("legacy table %#x: %d lcores", self._key, self._table.size)
-        return self._table
+        self._table = table  # not before all of that is done, or the next look would take it for done
+        log.info("legacy table %#x: %d lcores", self._key, table.size)
+        return table
 
     def _settle(self, table: LegacyTable) -> None:
         assert self._pool
@@ -253,7 +259,7 @@ class Legacy:
             if entry and not entry.reserved:
                 try:
                     who = self._owner_of(table, entry)
-                except OSError as error:  # no record left, or no descriptor; the lcore is in nobody's reach meanwhile
+                except OSError as error:  # no record for it, or no descriptor; it is in nobody's reach meanwhile
                     self._suffer(error, f"lcore {lcore}: cannot tell whose it is")
                     continue
                 if who:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import sysv_ipc
 
-from mtlshm import CpuSet, Host, Kind
+from mtlshm import CpuSet, Host, Kind, Process
 from mtlshm.legacy_table import LegacyTable
 from processes import (
     UNPRIVILEGED,
@@ -778,6 +778,23 @@ def test_started_while_the_lock_is_held_it_serves_and_takes_over_later(
     eventually(lambda: of_legacy(segment) == {0: holder.pid})
     eventually(lambda: lent(segment) == {5, 6, 7})
     assert server.end(signal.SIGTERM) == 0
+
+
+def test_begun_when_no_record_is_left_for_what_it_lends_it_goes_on_once_there_is_one(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str
+) -> None:
+    holder = legacy()
+    holder.take_lock()
+    server = bridge("5-7")
+    with Host(segment) as host:
+        ourselves = Process(os.getpid(), 0, 0, 0, 0, "", "", "")
+        taken = [host.register_proxy(Kind.SOCKET, ourselves) for _ in range(255)]  # and the daemon's
+        holder.give_lock()
+        server.await_log("all 256 instance records are held")
+        for each in taken:
+            each.unregister()
+            each.close()
+    eventually(lambda: lent(segment) == {5, 6, 7})
 
 
 @pytest.mark.parametrize("free", range(5))
