@@ -13,6 +13,7 @@ finds no memory and bounds none. Nor does one know what an earlier one handed ou
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections import defaultdict
 
@@ -49,9 +50,10 @@ class Memories:
 
     def _is_there(self, handle: _Handle) -> bool:
         memfd = _libc.open_by_handle_at(self._mount, ctypes.byref(handle), os.O_RDONLY | os.O_CLOEXEC)
-        if memfd >= 0:
-            os.close(memfd)
-        return bool(memfd >= 0)
+        if memfd < 0:
+            return ctypes.get_errno() not in (errno.ESTALE, errno.EPERM)  # such as no descriptor left: who knows
+        os.close(memfd)
+        return True
 
     def close(self) -> None:
         os.close(self._mount)
