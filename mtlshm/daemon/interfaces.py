@@ -11,7 +11,8 @@ AN OWNER is a registration. It ends when its connection does. A restart of ours 
 process still lives are watched through a pidfd, since libmtl does not come back to say goodbye. So are those whose
 connection was kept for us; whichever end comes first counts.
 
-ORDER. A client asks for one thing at a time, and its end is dealt with after what it asked for last. What one
+ORDER. A client asks for one thing at a time, and its end is dealt with after what it asked for last, unless it is one
+that an earlier daemon entered: that is then told that it has left. What one
 interface is loaded and unloaded for is decided in turn. Nothing else waits: neither other interfaces nor lcores.
 """
 
@@ -56,7 +57,7 @@ class Interfaces:
     """Serves clients from start() to close(), in the event loop.
 
     `way` is how to load XDP programs, `umem_limit` the size in bytes of the largest UMEM that a client may have; and a
-    user may have no more of them than queues, also of those whose queue was given back.
+    user has no more memory of them than that for each of his queues, of those whose queue was given back as well.
     """
 
     def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
@@ -161,7 +162,7 @@ class Interfaces:
 
     async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
         """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
-        owner, uid = self._owners[client.identity], client.process.uid
+        owner, uid = self._owners.get(client.identity, 0), client.process.uid  # 0: its process has died meanwhile
         self._check_memory(uid, layout.size)
         passed_by: list[int] = []
         try:
@@ -188,7 +189,10 @@ class Interfaces:
                 return wire.Xsk(passed_by.pop(), ifindex), xsk
         finally:
             for queue in passed_by:
-                await self._nics.put_queue(owner, ifindex, queue)
+                try:
+                    await self._nics.put_queue(owner, ifindex, queue)
+                except OSError as error:  # the owner's end gives it back
+                    log.error("queue %d of interface %d: %s", queue, ifindex, error.strerror or error)
 
     def _check_memory(self, uid: int, size: int) -> None:
         """BlockingIOError if a user keeps that of sockets whose queues were given back: he could have any amount."""
@@ -272,7 +276,7 @@ class Interfaces:
             self._owners[client.identity] = await patiently(self._ledger.enter, client.owner, client.process)
         async with self._turns[ifindex]:
             # Until now anyone might have unloaded it, if this is the first who uses it.
-            first = await patiently(self._ledger.use, self._owners[client.identity], ifindex)
+            first = await patiently(self._ledger.use, self._owners.get(client.identity, 0), ifindex)
             if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):

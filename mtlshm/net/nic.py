@@ -78,13 +78,13 @@ class Nics:
             await patiently(self._ledger.intend_flow, owner, ifindex, queue, location, spec)
             try:
                 await self._ethtool.insert(change, device, location, spec, queue)
+                await patiently(self._ledger.complete_flow, ifindex, location)
             except OSError:
                 # None of them if the interface went meanwhile.
                 for flow in self._ledger.flows(ifindex, owner):
                     if flow.location == location:
                         await self._try_to_withdraw(change, flow)
                 raise
-            await patiently(self._ledger.complete_flow, ifindex, location)
             return location
 
     async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
@@ -108,7 +108,7 @@ class Nics:
         return await patiently(self._release, owner)
 
     async def recover(self) -> None:
-        """Finish or undo what was left half done, and forget what is gone. At the start, and whenever it may help."""
+        """Finish or undo what was left half done, and forget what is gone. At the start."""
         async with self._changing() as change:
             state = self._ledger.state()
             known = {row.ifindex for rows in (state.uses, state.queues, state.flows, state.ports) for row in rows}
