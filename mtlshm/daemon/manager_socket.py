@@ -4,11 +4,9 @@
 This is the door. Who comes in is served by a Connection, which knows the bytes, and a Session, which knows what they
 ask for.
 
-WHO IT IS tells the kernel (peer.py), never REGISTER. REGISTER makes a proxied instance for the connection, which ends
-with it or with the process. It does not end when we end. Our successor finds it in the table, an orphan with no
-connection, since libmtl never reconnects; what it holds stays its own until its process dies. With a descriptor store
-(service.py) the connections wait there for our successor, with what was asked and not answered, and clients notice
-nothing.
+A CLIENT DOES NOT END WHEN WE END. Our successor finds its instance in the table, an orphan with no connection, since
+libmtl never reconnects; what it holds stays its own until its process dies. With a descriptor store (service.py) the
+connections wait there for our successor, with what was asked and not answered, and clients notice nothing.
 
 DESCRIPTORS ARE NOT TAKEN from clients. The kernel drops what is passed to who does not ask for it, but in our name, and
 may make us wait for it: for a TCP connection with SO_LINGER as long as its owner likes. Linux 6.16 can refuse them at
@@ -86,6 +84,11 @@ class ManagerSocket:
     async def finish(self) -> None:
         """Begin nothing new, and answer what was begun: a command that is under way is not to be begun again."""
         self.finishing = True
+        if self._listener:  # whoever comes now waits for our successor, if there is one
+            self.loop.remove_reader(self._listener.fileno())
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
         for connection in self._connections:
             connection.pause()
         deadline = self.loop.time() + _FINISH_WITHIN
@@ -131,9 +134,10 @@ class ManagerSocket:
                 stored.setblocking(False)
                 self._listener = stored
                 return
-            _, owner, dialect = name.split("-")
+            _, number, word = name.split("-")
+            owner, dialect = int(number, 16), Dialect(word)
             connection = Connection(self, stored, self._gid)
-            connection.resume(int(owner, 16), Dialect(dialect))
+            connection.resume(owner, dialect)
         except (ValueError, OSError) as error:
             log.warning("%s, kept by the service manager, cannot be resumed: %s", name, error)
             stored.close()

@@ -51,8 +51,9 @@ class OnDemand:
             return self._served
 
     def close(self) -> None:
-        if self._served:
-            self._served.close()
+        served, self._served = self._served, None  # who ends from now on is for our successor
+        if served:
+            served.close()
 
     async def register(self, client: Client, interfaces: tuple[int, ...]) -> None:
         try:
