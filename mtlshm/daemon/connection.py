@@ -10,7 +10,8 @@ sent. So whatever kills us takes no request with it, if the service manager keep
 it there and does it, maybe again. What the client had got by then and was not told of is its own until it ends. The
 request is taken out first and the reply sent then: between these two system calls a request can be lost. The other way
 round it could be answered twice, and the client would misread all that follows. Only half a record has to be taken out
-at once, or it would wake us for ever; it is lost if we are killed before the rest has come.
+at once, or it would wake us for ever; it is lost if we are killed before the rest has come. And a reply that waits
+because the client has hundreds unread is lost with us; libmtl reads each before it asks again.
 
 While a request is worked on, or its reply waits for the client to read, nothing is read from that connection. If the
 client ends meanwhile, the work goes on, and what it got is given back after that.
