@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import Kind
-from processes import BIN, eventually, held, look, namespaces
+from processes import BIN, eventually, held, look, namespaces, needs_root
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +205,7 @@ def test_release_does_not_free_what_is_lent(ctl, bridge, segment):
 # --- clean -----------------------------------------------------------------------------------------------
 
 
+@needs_root("the dead of a container cleaned up by its host name, which only root may look up")
 def test_clean_deletes_what_the_dead_left_and_only_that(ctl, legacy):
     """Of whatever host name and PID namespace."""
 

@@ -371,6 +371,7 @@ def test_the_living_keep_theirs_whatever_becomes_of_the_others(
         assert of_legacy(segment) == mine
 
 
+@needs_root("containers told apart by their host names, which only root may look up")
 @pytest.mark.parametrize("dies", [0, 1, 2])
 def test_containers_where_all_have_the_same_pid_are_told_apart(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, dies: int
