@@ -199,7 +199,9 @@ class Daemon:
 
     def kill(self) -> None:
         if self._process.poll() is None:
-            self.end(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it died with its PID namespace, and nsenter has not heard of it yet
+                self.send(signal.SIGKILL)
+            self.wait()
 
 
 # --- what the table says ----------------------------------------------------------------------------
