@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,31 @@ def test_what_takes_its_time_is_answered_by_this_daemon_or_the_next(
             assert manager.receive() == (204, Response(7))
             assert list(stand_in.rules(link.name)) == [1]
         eventually(lambda: stand_in.rules(link.name) == {})
+        service.end(signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: who comes while a daemon finishes its work")
+def test_who_comes_while_it_finishes_waits_for_the_next_daemon(service, stand_in, manager_socket, tmp_path):
+    place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
+    service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
+    with sandbox(), veth() as link:
+        stand_in.set(link.name, combined=4, delay=1)
+        service.start()
+        with Manager(manager_socket, timeout=DEADLINE) as busy, ExitStack() as stack:
+            busy.register((link.index,))
+            flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
+            busy.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow))
+            with Ledger(tmp_path / "state", read_only=True) as ledger:
+                eventually(ledger.flows)
+            service.process.send_signal(signal.SIGTERM)
+            while "STOPPING=1" not in service.hear():
+                pass
+            late = stack.enter_context(Manager(manager_socket, timeout=DEADLINE))
+            assert busy.receive() == (203, Response(1))
+            service.process.wait(DEADLINE)
+            service.hear_all()
+            service.start()
+            assert late.heartbeat(3) == 3
         service.end(signal.SIGTERM)
 
 
