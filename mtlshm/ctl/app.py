@@ -9,7 +9,7 @@ import sys
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, machine, manager, status, xdp
+from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, topology, xdp
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -36,9 +36,9 @@ for verb in (
     collection.release,
     collection.gc,
     doctor.doctor,
-    machine.topology,
+    topology.topology,
     legacy.legacy,
-    manager.ping,
+    ping.ping,
     interfaces.interfaces,
     interfaces.queues,
     interfaces.flows,
@@ -60,7 +60,7 @@ def main() -> None:
 def _status(error: OSError) -> int:
     if isinstance(error, MtlshmError):
         return next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1)
-    if isinstance(error, interfaces.NoLedger):
+    if isinstance(error, survey.NoLedger):
         return 3
     if error.errno == errno.EBUSY:
         return 4

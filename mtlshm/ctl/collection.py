@@ -8,7 +8,7 @@ import errno
 import click
 
 from mtlshm import Host, Kind, MtlshmError
-from mtlshm.ctl.people import describe
+from mtlshm.ctl.wording import describe
 
 
 @click.command()

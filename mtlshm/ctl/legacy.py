@@ -19,8 +19,8 @@ from typing import Any
 import click
 
 from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
-from mtlshm.ctl.people import describe
 from mtlshm.ctl.terminal import console
+from mtlshm.ctl.wording import describe
 from mtlshm.legacy_table import DEFAULT_LOCK, Entry, LegacyLock, LegacyTable, default_key, owner_among
 from mtlshm.lending import LENT_BY_HAND, bring_home, lend, open_pool, parse
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
-from mtlshm.ctl import interfaces, people
+from mtlshm.ctl import survey, wording
+from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import console
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ _SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interva
     metavar="[SECONDS]",
     help="Show it again and again, every 2 seconds by default, until interrupted.",
 )
-@interfaces.state_option
-@interfaces.pins_option
+@state_option
+@pins_option
 @click.pass_context
 def status(context: click.Context, as_json: bool, watch: float | None, state: Path, pins: Path) -> None:
     """Show lcores with their owners, instances, and interfaces in use.
@@ -88,11 +89,11 @@ class _View:
 
     def as_data(self) -> dict[str, Any]:
         """What --json prints."""
-        found = interfaces.survey_if_any(self.state, self.pins)
+        found = survey.survey_if_any(self.state, self.pins)
         return _as_data(self.host, self.host.snapshot(), self.usage) | asdict(found)
 
     def as_tables(self) -> Group:
-        found = interfaces.survey_if_any(self.state, self.pins)
+        found = survey.survey_if_any(self.state, self.pins)
         return _as_tables(self.host, self.host.snapshot(), self.usage, found)
 
 
@@ -149,10 +150,10 @@ def _identity(info: InstanceInfo) -> dict[str, Any]:
     return {
         "owner": f"{info.owner:#x}",
         "label": info.label,
-        "state": people.state(info),
+        "state": wording.state(info),
         "pid": info.pid,
         "comm": info.comm,
-        "user": people.user(info.uid),
+        "user": wording.user(info.uid),
         "host": info.hostname,
     }
 
@@ -161,45 +162,45 @@ def _name(value: Any) -> str:
     return value.name.lower() if hasattr(value, "name") else str(value)
 
 
-def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: interfaces.Survey) -> Group:
+def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: survey.Survey) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     use = usage.take()
-    people_columns = ("label", "pid", "comm", "user", "host")
+    owner_columns = ("label", "pid", "comm", "user", "host")
 
     def cells(info: InstanceInfo) -> list[Text]:  # not markup, whatever somebody calls himself
         return [
-            Text(text) for text in (info.label, people.process(info), info.comm, people.user(info.uid), info.hostname)
+            Text(text) for text in (info.label, wording.process(info), info.comm, wording.user(info.uid), info.hostname)
         ]
 
     def marked(info: InstanceInfo) -> str:
-        return {"alive": "", "dead": "[red]dead[/]", "unknown": "[yellow]unknown[/]"}[people.state(info)]
+        return {"alive": "", "dead": "[red]dead[/]", "unknown": "[yellow]unknown[/]"}[wording.state(info)]
 
-    lcores = Table("lcore", "type", *people_columns, "age", "CPU %", "", box=None, header_style="bold")
+    lcores = Table("lcore", "type", *owner_columns, "age", "CPU %", "", box=None, header_style="bold")
     for lcore in snapshot.lcores:
         busy = f"{use[lcore.number]:.0f}" if lcore.number in use else "-"
         lcores.add_row(
             str(lcore.number) if lcore.id == lcore.number else f"{lcore.number} (id {lcore.id})",
             _name(lcore.type),
             *cells(lcore.owner),
-            people.duration(lcore.age),
+            wording.duration(lcore.age),
             busy,
             marked(lcore.owner),
         )
-    instances = Table("instance", *people_columns[1:], "kind", "age", "lcores", "", box=None, header_style="bold")
+    instances = Table("instance", *owner_columns[1:], "kind", "age", "lcores", "", box=None, header_style="bold")
     for info in snapshot.instances:
         instances.add_row(
-            *cells(info), _name(info.kind), people.duration(info.age), str(info.lcores) or "-", marked(info)
+            *cells(info), _name(info.kind), wording.duration(info.age), str(info.lcores) or "-", marked(info)
         )
 
     held = CpuSet(lcore.number for lcore in snapshot.lcores)
     free = CpuSet(use) - held
-    daemon = f"daemon: pid {people.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
+    daemon = f"daemon: pid {wording.process(snapshot.daemon)}" if snapshot.daemon else "no daemon"
     summary = Text(f"{host.path}: held {held or 'none'}, free {free or 'none'}; {daemon}")
     parts: list[RenderableType] = [summary]
-    for table in (lcores, instances, interfaces.as_table(found)):
+    for table in (lcores, instances, survey.as_table(found)):
         if table.row_count:
             parts += ["", table]
     parts += [Text(text) for text in found.missing]

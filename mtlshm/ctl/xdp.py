@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtlshm import Busy, NotPermitted
-from mtlshm.ctl import interfaces, people
+from mtlshm.ctl import survey, wording
+from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import add_row, new_table, show
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def xdp() -> None:
 
 @xdp.command()
 @click.option("--json", "as_json", is_flag=True, help="One object: interfaces[] with programs[], missing[].")
-@interfaces.state_option
-@interfaces.pins_option
+@state_option
+@pins_option
 def status(as_json: bool, state: Path, pins: Path) -> None:
     """Show which XDP programs are attached, whoever attached them, as the kernel says.
 
@@ -52,12 +53,12 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
         return
     table = new_table("interface", "mode", "program", "id", "by", "ports", "hits", "passes", "unclaimed", "pins")
     for row in found.interfaces:
-        whole = [row["ports"], *interfaces.count(row["counters"]), row["pins"] and Path(row["pins"][0]).parent]
+        whole = [row["ports"], *survey.count(row["counters"]), row["pins"] and Path(row["pins"][0]).parent]
         for program in row["programs"] or [{"name": None, "id": None, "by": "mtlshm"}]:
             ours = program["by"] == "mtlshm"
             by = "mtlshm, kept" if ours and row["kept"] else program["by"]
             add_row(
-                table, interfaces.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else "")
+                table, survey.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else "")
             )
     show(table, "no XDP program is attached to any interface", found.missing)
 
@@ -72,8 +73,8 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
 )
 @_dry_run
 @_json
-@interfaces.state_option
-@interfaces.pins_option
+@state_option
+@pins_option
 def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
     """Load our XDP programs on INTERFACE, and keep them there whether clients use them or not.
 
@@ -92,8 +93,8 @@ def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pi
 @click.argument("interface")
 @_dry_run
 @_json
-@interfaces.state_option
-@interfaces.pins_option
+@state_option
+@pins_option
 def unload(interface: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
     """Keep our XDP programs on INTERFACE no longer than clients use them: if none does, unload them.
 
@@ -160,8 +161,8 @@ async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Pat
     commands: list[str] = []
     loader = Loader(Tools(state, show=commands.append if dry_run else None), pins)
     if dry_run:
-        with suppress(interfaces.NoLedger):
-            _check_unused(interfaces.read_ledger(state), ifindex, name)
+        with suppress(survey.NoLedger):
+            _check_unused(survey.read_ledger(state), ifindex, name)
         await loader.rehearse(ifindex, None)
         return {"commands": commands}
     with Ledger(state) as ledger:
@@ -174,21 +175,21 @@ async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Pat
 
 def _check_unused(book: State, ifindex: int, name: str) -> None:
     used = {number for use in book.uses if use.ifindex == ifindex for number in use.owners}
-    if users := [people.name(owner.process) for owner in book.owners if owner.id in used]:
+    if users := [wording.name(owner.process) for owner in book.owners if owner.id in used]:
         when = "mtlshmd unloads it when they have ended"
         raise Busy(EBUSY, f"{name} stays loaded, no longer kept but used by {'; '.join(users)}: {when}")
 
 
-async def _survey(state: Path, pins: Path) -> interfaces.Survey:
+async def _survey(state: Path, pins: Path) -> survey.Survey:
     from mtlshm.net.tool import Tools
     from mtlshm.net.xdp import Loader
 
     loader = Loader(Tools(state), pins)
-    found = interfaces.Survey([], [])
+    found = survey.Survey([], [])
     kept: set[int] | None = None
     try:
-        kept = {use.ifindex for use in interfaces.read_ledger(state).uses if use.kept}
-    except interfaces.NoLedger:
+        kept = {use.ifindex for use in survey.read_ledger(state).uses if use.kept}
+    except survey.NoLedger:
         kept = set()
     except OSError as error:
         found.missing.append(f"which interfaces are kept: {error.strerror}")
@@ -208,7 +209,7 @@ async def _survey(state: Path, pins: Path) -> interfaces.Survey:
 async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[str, Any]:
     from mtlshm.net.xdp import look
 
-    row = interfaces.where(ifindex) | dict.fromkeys(
+    row = survey.where(ifindex) | dict.fromkeys(
         ("mode", "way", "dispatcher", "programs", "pins", "kept", "ports", "counters")
     )
     try:
@@ -229,7 +230,7 @@ async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[st
                 row |= {"ports": len(gate.ports()), "counters": asdict(gate.counters())}
     except OSError as error:
         if error.errno != ENODEV:
-            missing.append(interfaces.why_not(interfaces.named(row), "XDP programs", error))
+            missing.append(survey.why_not(survey.named(row), "XDP programs", error))
     return row
 
 
