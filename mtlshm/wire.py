@@ -12,6 +12,7 @@ What is unused in a request is whatever was on the client's stack, and is not lo
 
 from __future__ import annotations
 
+import errno
 import struct
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ _I32 = struct.Struct(">i")
 _LCORE = struct.Struct(">H")
 _FILTER = struct.Struct(">IH")
 _INTERFACE = struct.Struct(">IHIIIIHH")
+_NAME_SIZE = 16  # of an interface, with its end
 _OPEN_XSK = struct.Struct(">I16s6I")
 _XSK = struct.Struct(">iI")
 _LCORE_RECORD = struct.Struct(">II4xH")  # magic, type, the lcore
@@ -196,7 +198,9 @@ def encode(kind: int, body: Body, dialect: Dialect = Dialect.B) -> bytes:
                 body.destination_port,
             )
         case OpenXsk():
-            data = _OPEN_XSK.pack(body.ifindex, body.name.encode()[:15], *body[2:])
+            if len(name := body.name.encode()) >= _NAME_SIZE:  # cut off, it could be another's
+                raise OSError(errno.ENAMETOOLONG, f"{body.name}: a request has room for 15 characters; use the index")
+            data = _OPEN_XSK.pack(body.ifindex, name, *body[2:])
         case Xsk():
             data = _XSK.pack(*body)
         case Response(value):

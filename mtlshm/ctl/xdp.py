@@ -83,7 +83,7 @@ def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pi
     """
     import asyncio
 
-    ifindex = _ifindex(interface)
+    ifindex = _index_of(interface)
     _check_root(dry_run)
     done = asyncio.run(_load(ifindex, way, dry_run, state, pins))
     _say(done, as_json, "{interface}: {way}, {mode} mode, kept")
@@ -102,7 +102,7 @@ def unload(interface: str, dry_run: bool, as_json: bool, state: Path, pins: Path
     """
     import asyncio
 
-    ifindex = _ifindex(interface)
+    ifindex = _index_of(interface)
     _check_root(dry_run)
     done = asyncio.run(_unload(ifindex, interface, dry_run, state, pins))
     _say(done, as_json, "{interface}: unloaded" if done.get("unloaded") else "{interface}: nothing of ours was loaded")
@@ -234,12 +234,12 @@ async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[st
     return row
 
 
-def _ifindex(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        text = f"there is no interface {name} in this network namespace; those there are: ip link"
-        raise OSError(ENODEV, text) from None
+def _index_of(name: str) -> int:
+    import asyncio
+
+    from mtlshm.net import links
+
+    return asyncio.run(links.index_of(name))
 
 
 def _check_root(dry_run: bool) -> None:

@@ -36,6 +36,7 @@ from pyroute2.netlink.rtnl import RTMGRP_LINK
 from mtlshm import wire
 from mtlshm.daemon import process
 from mtlshm.daemon.process import Client
+from mtlshm.net import links
 from mtlshm.net.flow import FlowSpec
 from mtlshm.net.ledger import Ledger, Owner, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
@@ -146,10 +147,7 @@ class Interfaces:
 
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
         """A queue, which becomes the client's, and a socket bound to it; or OSError."""
-        try:
-            ifindex = body.ifindex or socket.if_nametoindex(body.name)
-        except OSError:
-            raise OSError(errno.ENODEV, f"there is no interface {body.name!r} in mtlshmd's network namespace") from None
+        ifindex = body.ifindex or await links.index_of(body.name)
         layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
         layout.check(self._umem_limit)
         await self._use(client, ifindex)

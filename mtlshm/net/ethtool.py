@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NoReturn
 
+from mtlshm.net import links
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.tool import Change, Result, Tools
 
@@ -104,14 +105,15 @@ class Ethtool:
         self._tools = tools
 
     async def channels(self, device: str) -> int:
-        """How many receive queues it has: combined ones, and those for receiving only."""
+        """How many receive queues it has: combined ones, and those for receiving only. Of a driver that does not count
+        them, the kernel's number."""
         result = await self._tools.read("ethtool", "-l", device)
-        if result.status:
+        if result.status and _number(result) != errno.EOPNOTSUPP:
             _fail(f"cannot tell how many queues {device} has", result)
-        numbers = channels(result.output)
+        numbers = 0 if result.status else channels(result.output)
         if numbers is None:
             await self._not_understood("-l", result)
-        return numbers
+        return numbers or await links.receive_queues(await links.index_of(device))
 
     async def driver(self, device: str) -> str | None:
         """The name of its driver, if it tells."""

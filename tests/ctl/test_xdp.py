@@ -251,9 +251,17 @@ def test_what_is_half_done_is_shown_and_put_right(ctl, status, link):
     assert (row["interface"], row["ifindex"], row["programs"]) == (None, link.index, None)
 
 
+def test_an_interface_may_be_named_by_any_of_its_names(ctl, link):
+    for name in ("short", "enp195s0f4u1u4u4u3np0", "x" * 127):
+        subprocess.run(["ip", "link", "property", "add", "dev", link.name, "altname", name], check=True)
+        assert done(ctl("xdp", "load", name)).startswith(f"{link.name}: ")
+        assert done(ctl("xdp", "unload", name)) == f"{name}: unloaded\n"
+        assert not ids(link)
+
+
 def test_what_cannot_be_is_said_in_one_line(ctl, link, tmp_path):
     for verb in "load", "unload":
-        refused(ctl("xdp", verb, "nowhere"), 1, "there is no interface nowhere")
+        refused(ctl("xdp", verb, "nowhere"), 1, "there is no interface 'nowhere'")
     subprocess.run(["umount", "/sys/fs/bpf"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", "/sys/fs/bpf"], check=True)
     refused(ctl("xdp", "load", link.name), 1, "no BPF file system", "mount -t bpf")

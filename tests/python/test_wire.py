@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from ipaddress import IPv4Address
 
 import pytest
@@ -128,3 +129,9 @@ def test_host_names_of_any_length_end_in_a_nul(hostname):
     record = wire.encode(Type.REGISTER, Register(1, 2, hostname, (), Dialect.A), Dialect.A)
     assert record[12 + 8 + 63] == 0
     assert len(record) == wire.SIZE
+
+
+def test_a_name_that_does_not_fit_is_refused_not_cut_off() -> None:
+    with pytest.raises(OSError, match="use the index") as caught:
+        wire.encode(Type.OPEN_XSK, wire.OpenXsk(0, "x" * 16, 2048, 64, 64, 64, 64, 0))
+    assert caught.value.errno == errno.ENAMETOOLONG

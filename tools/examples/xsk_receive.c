@@ -130,8 +130,9 @@ int main(int argc, char **argv)
 	uint32_t ifindex;
 	unsigned port;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: xsk_receive INTERFACE PORT PACKETS\n");
+	/* A longer, alternative name does not fit; cut off, it could be that of another. */
+	if (argc != 4 || strlen(argv[1]) >= sizeof(record.body.open_xsk.name)) {
+		fprintf(stderr, "usage: xsk_receive INTERFACE PORT PACKETS; a name of up to 15 characters\n");
 		return 2;
 	}
 	port = (unsigned)atoi(argv[2]);
