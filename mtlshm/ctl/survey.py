@@ -72,17 +72,16 @@ def survey_if_any(state: Path, pins: Path) -> Survey:
 
 
 async def _describe(book: State, use: Use, state: Path, pins: Path, missing: list[str]) -> dict[str, Any]:
-    from mtlshm.net.ethtool import Ethtool
+    from mtlshm.net import links
     from mtlshm.net.tool import Tools
     from mtlshm.net.xdp import Loader
 
     place = where(use.ifindex)
     name = place["interface"]
-    tools = Tools(state)
     way = mode = counters = total = driver = None
     if name:
         try:
-            if gate := await Loader(tools, pins).find(use.ifindex):
+            if gate := await Loader(Tools(state), pins).find(use.ifindex):
                 with gate:
                     way, mode, counters = gate.way, gate.mode, asdict(gate.counters())
             else:
@@ -92,10 +91,10 @@ async def _describe(book: State, use: Use, state: Path, pins: Path, missing: lis
         except OSError as error:
             missing.append(why_not(name, "XDP programs and counters", error))
         try:
-            total = await Ethtool(tools).channels(name)
-            driver = await Ethtool(tools).driver(name)
+            driver = links.driver(name)
+            total = await links.queues(use.ifindex, name)
         except OSError as error:
-            missing.append(why_not(name, "driver and number of queues", error))
+            missing.append(why_not(name, "number of queues", error))
     owners = owners_of(book)
     return {
         **place,

@@ -241,13 +241,16 @@ def test_a_damaged_ledger_is_named_and_lcores_are_shown(ctl, segment, tmp_path):
     assert "damaged" in data["missing"][0]
 
 
-def test_what_a_tool_refuses_is_said(server, connect, environment, ctl, link, tmp_path):
+def test_no_program_is_run_to_show_them(server, connect, environment, ctl, link, tmp_path):
+    """They are shown again and again."""
     server()
     connect()
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/ethtool").write_text("#!/bin/sh\necho no such device >&2; exit 7\n")
-    (tmp_path / "bin/ethtool").chmod(0o755)
+    for name in ("ethtool", "xdp-loader"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+        (tmp_path / "bin" / name).chmod(0o755)
     environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
-    data = json.loads(ctl("interfaces", "--json").stdout)
-    assert (data["interfaces"][0]["queues"], data["interfaces"][0]["mode"]) == (None, "native")
-    assert "no such device" in data["missing"][0]
+    for verb in ("interfaces", "status"):
+        (interface,) = json.loads(ctl(verb, "--json").stdout)["interfaces"]
+        assert (interface["queues"], interface["driver"], interface["mode"]) == (QUEUES, "veth", "native")
+    assert not (tmp_path / "was-run").exists()
