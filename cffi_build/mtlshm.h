@@ -42,6 +42,7 @@
 #ifndef MTLSHM_H
 #define MTLSHM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -199,8 +200,20 @@ enum mtlshm_open_flags {
 	MTLSHM_READ_ONLY = 2, /* look, do not touch: needs read permission only */
 };
 
-/* The path mtlshm_open() takes for NULL: $MTLSHM_PATH, else /dev/shm/mtlshm. */
+/* The path mtlshm_open() takes for NULL, the same for all processes of a host: $MTLSHM_PATH, else `segment` in the
+ * daemon's settings file ($MTLSHMD_CONFIG, else /etc/mtlshm/mtlshmd.toml), else /dev/shm/mtlshm. With the privileges
+ * of a set-user-ID program the environment does not count.
+ *
+ * Valid until the calling thread calls this again. NULL and errno if that file is there but cannot be used, as
+ * mtlshm_configured_path() says; ENOENT if $MTLSHMD_CONFIG names a file that is not there. */
 const char *mtlshm_default_path(void);
+
+/* Read `segment` from a settings file into `path`, which has room for `size` bytes. This knows it only on a line of
+ * its own, between plain quotes, before the first [table]: segment = "/run/imtl/mtlshm"
+ *
+ * Returns 1, or 0 if the file does not set it. Errors: -EINVAL written otherwise, or no absolute path; -ENAMETOOLONG
+ * the path, -EFBIG the file (64 KiB); -ENOMEM, and what open(2) and read(2) return. */
+int mtlshm_configured_path(const char *file, char *path, size_t size);
 
 /* Open the segment at `path` (NULL: the default path), check it, map it.
  *
@@ -214,7 +227,7 @@ const char *mtlshm_default_path(void);
  * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last
  * boot or by another host; -EOPNOTSUPP the file system lacks O_TMPFILE or open-file-description locks;
  * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM,
- * -EMFILE and what else open(2), mmap(2) and linkat(2) return.
+ * -EMFILE and what else open(2), mmap(2) and linkat(2) return; for a path of NULL, those of mtlshm_default_path().
  *
  * Killed inside: nothing is left, or a complete segment. A file is filled before it has a name. */
 int mtlshm_open(struct mtlshm_host **host, const char *path, uint32_t flags, const char *sysfs);

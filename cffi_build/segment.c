@@ -42,7 +42,6 @@
 #include "machine.h"
 #include "topology.h"
 
-#define DEFAULT_PATH "/dev/shm/mtlshm"
 #define GROUP "mtl"
 #define MODE 0660
 #define BOOT_ID "/proc/sys/kernel/random/boot_id"
@@ -364,13 +363,6 @@ static int attach_or_create(struct mtlshm_host *host, bool may_create)
 	return -ESTALE;
 }
 
-const char *mtlshm_default_path(void)
-{
-	const char *path = secure_getenv("MTLSHM_PATH");
-
-	return path && *path ? path : DEFAULT_PATH;
-}
-
 /* The process may change its directory later. */
 static char *absolute(const char *path)
 {
@@ -407,6 +399,8 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 		return rc;
 	if (!path)
 		path = mtlshm_default_path();
+	if (!path)
+		return -errno;
 	if (flags & ~(uint32_t)(MTLSHM_CREATE | MTLSHM_READ_ONLY) || strlen(path) >= PATH_MAX)
 		return -EINVAL;
 	host = calloc(1, sizeof(*host));

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet, finalize
 
-from mtlshm import segment
+from mtlshm import config, segment
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check, error
@@ -22,7 +22,7 @@ from mtlshm.topology import Topology
 
 
 class Host:
-    """The segment at `path` ($MTLSHM_PATH, else /dev/shm/mtlshm), made if missing unless create=False.
+    """The segment at `path` (default_path() if None), made if missing unless create=False.
 
     A context manager; closing it closes its instances. `read_only` needs read permission only. `sysfs` names another
     directory in sysfs format than /sys, that is, another machine: for planning and tests.
@@ -197,5 +197,13 @@ def _free(instance: Any, _: _Mapping) -> None:
 
 
 def default_path() -> str:
-    """$MTLSHM_PATH, else /dev/shm/mtlshm."""
-    return os.fsdecode(ffi.string(lib.mtlshm_default_path()))
+    """$MTLSHM_PATH, else `segment` in the daemon's settings file, else /dev/shm/mtlshm; see mtlshm_default_path() in
+    mtlshm.h. ConfigError if that file cannot be used.
+    """
+    c = lib.mtlshm_default_path()
+    if c != ffi.NULL:
+        return os.fsdecode(ffi.string(c))
+    number = ffi.errno
+    if path := config.file():
+        config.read(path)  # finds the same fault, and says where
+    raise config.ConfigError(f"the settings file: {os.strerror(number)}", number)

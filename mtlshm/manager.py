@@ -13,18 +13,35 @@ from __future__ import annotations
 
 import os
 import socket
+from errno import ENOENT
 from types import TracebackType
 
-from mtlshm import wire
+from mtlshm import config, wire
 from mtlshm.wire import Dialect, Type
+
+SYSTEM_SOCKET = "/var/run/imtl/mtl_manager.sock"
 
 
 def default_socket() -> str:
-    """Where the manager's socket is: $MTL_MANAGER_SOCK_PATH, else where libmtl of protocol 1.1 looks for it."""
+    """Where clients find the manager: $MTL_MANAGER_SOCK_PATH, else `socket` in the settings file (see mtlshm.config),
+    else a user's own socket if there is one, else /var/run/imtl/mtl_manager.sock.
+
+    FileNotFoundError if the settings file says that there is none.
+    """
     if path := os.environ.get("MTL_MANAGER_SOCK_PATH"):
         return path
+    if (configured := config.configured("socket")) is not None:
+        if not configured:
+            raise FileNotFoundError(ENOENT, f"no manager socket is served: socket is empty in {config.file()}")
+        return configured
+    own = served_socket()
+    return own if os.path.exists(own) else SYSTEM_SOCKET
+
+
+def served_socket() -> str:
+    """Where a daemon of this user serves by default, and libmtl of protocol 1.1 looks for it."""
     if os.geteuid() == 0:
-        return "/var/run/imtl/mtl_manager.sock"
+        return SYSTEM_SOCKET
     directory = os.environ.get("XDG_RUNTIME_DIR")
     return f"{directory}/imtl/mtl_manager.sock" if directory else f"/tmp/imtl-{os.geteuid()}/mtl_manager.sock"
 

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
+from mtlshm.config import ConfigError
 
 _NODES = 1023  # the kernel's CONFIG_NODES_SHIFT allows no higher number
 _NOT_STARTED, _NOT_EXECUTABLE, _NOT_FOUND = 125, 126, 127
@@ -58,7 +59,7 @@ def run(context: click.Context, count: int, numa: int | None, smt: str, cmd: tup
     try:
         with Host(context.obj) as host, host.register(" ".join(cmd)) as me:
             context.exit(_supervise(cmd, me.claim_many(count, node=numa, smt=Smt[smt.upper()])))
-    except MtlshmError as error:
+    except (MtlshmError, ConfigError) as error:
         click.echo(f"mtlshm-ctl: {error.strerror}", err=True)
         context.exit(_NOT_STARTED)
 

@@ -22,9 +22,10 @@ import click
 
 from mtlshm import Busy, Host, MtlshmError, NoSegment
 from mtlshm.ctl import legacy
+from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
 from mtlshm.host import default_path
-from mtlshm.legacy_table import DEFAULT_LOCK, LegacyError
+from mtlshm.legacy_table import LegacyError
 from mtlshm.lending import bring_home
 
 _GROUP = "mtl"
@@ -51,16 +52,8 @@ class _Finding:
 @click.command()
 @click.option("--repair", is_flag=True, help="Put right what takes nothing from anyone who lives.")
 @click.option("--json", "as_json", is_flag=True, help="One object: segment, sound, findings[].")
-@click.option(
-    "--legacy-key", callback=legacy.key, envvar="MTLSHM_LEGACY_KEY", help="As of `legacy`.  [env: MTLSHM_LEGACY_KEY]"
-)
-@click.option(
-    "--legacy-lock",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_LOCK,
-    envvar="MTLSHM_LEGACY_LOCK",
-    help="As of `legacy`.  [env: MTLSHM_LEGACY_LOCK]",
-)
+@key_option("--legacy-key", "As of `legacy`.")
+@lock_option("--legacy-lock", "As of `legacy`.")
 @click.pass_context
 def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int, legacy_lock: Path) -> None:
     """Say what is wrong with the segment, and how it can be put right.

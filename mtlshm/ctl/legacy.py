@@ -19,9 +19,10 @@ from typing import Any
 import click
 
 from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
+from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.wording import describe
-from mtlshm.legacy_table import DEFAULT_LOCK, Entry, LegacyLock, LegacyTable, default_key, owner_among
+from mtlshm.legacy_table import Entry, LegacyLock, LegacyTable, owner_among
 from mtlshm.lending import LENT_BY_HAND, bring_home, lend, open_pool, parse
 
 _PATIENCE = 5.0  # seconds to wait for the lock, which libmtl holds for microseconds
@@ -89,22 +90,9 @@ class _Amount(click.ParamType[int | CpuSet]):
             self.fail(str(error), param, ctx)
 
 
-def key(_: click.Context, __: click.Parameter, text: str | None) -> int:
-    try:
-        return default_key() if text is None else int(text, 0)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a key such as 0x15000004") from None
-
-
 @click.group()
-@click.option("--key", callback=key, envvar="MTLSHM_LEGACY_KEY", help="Of the table.  [env: MTLSHM_LEGACY_KEY]")
-@click.option(
-    "--lock",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_LOCK,
-    envvar="MTLSHM_LEGACY_LOCK",
-    help="File that locks it.  [env: MTLSHM_LEGACY_LOCK]",
-)
+@key_option("--key", "Of the table.")
+@lock_option("--lock", "File that locks it.")
 @click.pass_context
 def legacy(context: click.Context, key: int, lock: Path) -> None:
     """See and change what processes on libmtl's System V table, which know no manager, may have.

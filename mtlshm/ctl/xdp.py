@@ -57,9 +57,7 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
         for program in row["programs"] or [{"name": None, "id": None, "by": "mtlshm"}]:
             ours = program["by"] == "mtlshm"
             by = "mtlshm, kept" if ours and row["kept"] else program["by"]
-            add_row(
-                table, survey.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else "")
-            )
+            add_row(table, survey.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else ""))
     show(table, "no XDP program is attached to any interface", found.missing)
 
 

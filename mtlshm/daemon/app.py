@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, lending
-from mtlshm.daemon import config
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, config, lending
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
@@ -27,7 +26,7 @@ from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
 from mtlshm.legacy_table import DEFAULT_LOCK, default_key
-from mtlshm.manager import default_socket
+from mtlshm.manager import served_socket
 from mtlshm.net import places
 
 if TYPE_CHECKING:
@@ -85,8 +84,9 @@ class _Key(click.ParamType[int]):
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
     """Make the file's settings the defaults, below environment and flags."""
-    if path is None and config.DEFAULT_FILE.exists():
-        path = config.DEFAULT_FILE
+    if path is not None:
+        os.environ["MTLSHMD_CONFIG"] = str(path)  # so that it is the library's as well
+    path = config.file()
     if path is not None:
         known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name != "teardown"}
         try:
@@ -94,7 +94,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
             for name, value in context.default_map.items():
                 known[name].type_cast_value(context, value)
         except config.ConfigError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(f"{error.strerror}") from error
         except click.BadParameter as error:
             raise click.UsageError(f"{path}: {name}: {error.message}") from error
     return path
@@ -120,7 +120,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 )
 @click.option(
     "--socket",
-    default=default_socket,
+    default=served_socket,
     envvar="MTL_MANAGER_SOCK_PATH",
     help="Where unmodified libmtl asks for lcores; empty: nowhere. Default /var/run/imtl/mtl_manager.sock for root, "
     "else imtl/mtl_manager.sock in $XDG_RUNTIME_DIR.  [env: MTL_MANAGER_SOCK_PATH]",

@@ -19,7 +19,9 @@ CTL = str(BIN / "mtlshm-ctl")
 @pytest.fixture
 def environment(segment: str, tmp_path: Path) -> dict[str, str]:
     """What makes mtlshm-ctl use the test's segment, and look where the test's daemon has its state."""
-    return os.environ | {"MTLSHM_PATH": segment, "MTLSHMD_STATE": str(tmp_path / "state")}
+    # A configuration of the machine's own shall not matter.
+    own = {"MTLSHM_PATH": segment, "MTLSHMD_STATE": str(tmp_path / "state"), "MTLSHMD_CONFIG": "/dev/null"}
+    return os.environ | own
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def test_without_a_path_it_is_the_one_that_the_environment_names(segment: str, m
         assert host.path == segment
     assert os.path.exists(segment)
     monkeypatch.delenv("MTLSHM_PATH")
+    monkeypatch.setenv("MTLSHMD_CONFIG", "/dev/null")
     assert run_python("import mtlshm.host; print(mtlshm.host.default_path())") == "/dev/shm/mtlshm\n"
 
 

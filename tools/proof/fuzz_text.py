@@ -40,7 +40,7 @@ class _Slow(BaseException):
 
 
 def _config(directory: Path, text: bytes) -> None:
-    from mtlshm.daemon import config
+    from mtlshm import config
 
     file = directory / "mtlshmd.toml"
     file.write_bytes(text)
