@@ -62,6 +62,7 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
 _CLONE_NEWUTS = 0x04000000  # linux/sched.h
 _libc = ctypes.CDLL(None)
 _LOCK_RETRY = 0.01  # seconds
+_TRIES = 4  # anyone may replace the lock file while it is opened, as often as he likes
 
 
 def default_key() -> int:
@@ -125,27 +126,32 @@ class LegacyLock:
         self._create = create
         self._fd = -1
 
-    def reopen(self) -> bool:
-        """Open what is at the path now; returns whether it is another file than before."""
+    def reopen(self) -> None:
+        """Open what is at the path now, if it is another file than before. EAGAIN if it changes all the time."""
+        if self._fd >= 0 and self._current():
+            return
         try:
-            while self._fd < 0 or not self._current():
+            for _ in range(_TRIES):
                 fd = self._open()
                 self.close()
                 self._fd = fd
                 if self._current():
-                    return True
+                    return
         except OSError as error:
             raise LegacyError(error.errno or errno.EIO, f"lock file {self.path}: {error.strerror}") from error
-        return False
+        raise self._replaced()
+
+    def _replaced(self) -> LegacyError:
+        return LegacyError(errno.EAGAIN, f"lock file {self.path}: some process keeps replacing it")
 
     def _current(self) -> bool:
-        with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        with suppress(OSError):  # such as a link in its place, which may lead to a file system that does not answer
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
         return False
 
     def _open(self) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        while True:
+        for _ in range(_TRIES):
             # Without O_CREAT first: fs.protected_regular forbids that for a file of another user's.
             with suppress(FileNotFoundError):
                 try:
@@ -158,10 +164,11 @@ class LegacyLock:
                 fd = os.open(self.path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
                 os.fchmod(fd, 0o666)  # the umask trims
                 return fd
+        raise self._replaced()
 
     def try_take(self) -> bool:
         """Take the lock, unless somebody has it."""
-        while True:
+        for _ in range(_TRIES):
             self.reopen()
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,6 +176,7 @@ class LegacyLock:
                 return False
             if self._current():
                 return True
+        raise self._replaced()
 
     def be_the_only_daemon(self) -> None:
         """Of all those that lend lcores to the table; until the file is closed."""

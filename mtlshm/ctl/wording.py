@@ -8,9 +8,13 @@ import pwd
 
 from mtlshm import InstanceInfo, Process
 
+_NO_UID = 2**32 - 1  # of a process that the daemon does not see
+
 
 def user(uid: int) -> str:
     """The user's name, or the number if this host has none for it."""
+    if uid == _NO_UID:
+        return "an unknown user"
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

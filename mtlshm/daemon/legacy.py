@@ -26,6 +26,7 @@ tells of the close. As with all files that comes up to half a millisecond before
 each death. If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are
 events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer; but if
 something keeps us from looking, such as having no descriptor left, its end is no event: we try again until it is over.
+Anyone may cause such events without end, so after each look we rest, ten times as long as it took.
 
 WHO IS DYING has no memory map any more, while the kernel still counts its attachment: for milliseconds, with many huge
 pages for seconds. Then nobody can say whose entry it is, and an owner that we do not see is made up for it; the end
@@ -41,7 +42,6 @@ import asyncio
 import errno
 import logging
 import os
-import pwd
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,9 @@ log = logging.getLogger(__name__)
 _AGAIN = (0.002, 0.020, 0.200, 2.0, 20.0)  # seconds, each after the one before
 _CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
 _REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
-_EVENTS_AT_ONCE = 65536  # bytes
+_DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file system that does not answer
+_EVENTS_AT_ONCE = 4096  # bytes
+_REST = 0.020  # seconds between two looks, at least
 _NO_UID = 2**32 - 1
 _MOST_OWNERS = 128  # half of the records: anyone may write that table
 
@@ -94,6 +96,7 @@ class Legacy:
         self._lock_watch: int | None = None
         self._segment_watch: int | None = None
         self._next_look: asyncio.TimerHandle | None = None
+        self._rest_until = 0.0
         self._table: LegacyTable | None = None
         self._pool: Instance | None = None
         self._owners: dict[int, _Owner] = {}  # by the owner of its instance
@@ -153,10 +156,18 @@ class Legacy:
         self._look()
 
     def _look(self, step: int = 0) -> None:
+        began = self._loop.time()
+        if began < self._rest_until:
+            self._loop.remove_reader(self._inotify.fileno())  # what happens meanwhile is seen by that look
+            self._look_at(self._rest_until, step)
+            return
+        self._loop.add_reader(self._inotify.fileno(), self._on_event)
         try:
             self._try()
         except OSError as error:
             self._suffer(error, "cannot look after the legacy table")
+        ended = self._loop.time()
+        self._rest_until = ended + max(_REST, 10 * (ended - began))
         if self._troubles:
             step = min(step, len(_AGAIN) - 1)  # the last again and again
         if self._unsettled():
@@ -175,11 +186,13 @@ class Legacy:
         return self._shut_out or self._wanting or unseen or bool(self._troubles)
 
     def _look_later(self, step: int) -> None:
+        if step < len(_AGAIN):
+            self._look_at(self._loop.time() + _AGAIN[step], step + 1)
+
+    def _look_at(self, when: float, step: int) -> None:
         if self._next_look:
             self._next_look.cancel()
-            self._next_look = None
-        if step < len(_AGAIN):
-            self._next_look = self._loop.call_later(_AGAIN[step], self._look, step + 1)
+        self._next_look = self._loop.call_at(when, self._look, step)
 
     def _try(self) -> None:
         """Look, if the lock is to be had."""
@@ -198,7 +211,8 @@ class Legacy:
         self._watch_segment()
 
     def _watch_lock(self) -> None:
-        watch = self._inotify.add_watch(self._lock.path, _CLOSED | _REPLACED)  # the same, if it is the same file
+        mask = _CLOSED | _REPLACED | _DO_NOT_FOLLOW
+        watch = self._inotify.add_watch(self._lock.path, mask)  # the same, if it is the same file
         if self._lock_watch not in (None, watch):
             with suppress(OSError):  # gone by itself, with the file; but who replaced it may have kept that
                 self._inotify.rm_watch(self._lock_watch)
@@ -423,7 +437,7 @@ class Legacy:
                 return owner
         self._check_room()
         log.warning("legacy table: pid %d of %s on %s is not seen from here", entry.pid, entry.user, entry.hostname)
-        identity = Process(entry.pid, 0, 0, 0, _uid(entry.user), entry.comm, entry.hostname, _unseen_name(entry))
+        identity = Process(entry.pid, 0, 0, 0, _NO_UID, entry.comm, entry.hostname, _unseen_name(entry))
         instance = self._host.register_proxy(Kind.LEGACY, identity)
         return self._watch(_Owner(instance, identity.label, entry.pid, None))
 
@@ -469,10 +483,3 @@ class Legacy:
 
 def _unseen_name(entry: Entry) -> str:
     return f"{entry.user}@{entry.hostname}"[:63]
-
-
-def _uid(user: str) -> int:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return _NO_UID

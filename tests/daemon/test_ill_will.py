@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -236,15 +237,84 @@ def test_lock_files_that_were_replaced_are_not_watched_any_more(
     eventually(lambda: watches() == before)
 
 
+REPLACE = """
+import os, sys
+own = f"{sys.argv[1]}.{os.getpid()}"
+while True:
+    open(own, "w").close()
+    os.rename(own, sys.argv[1])
+"""
+
+
+def test_a_lock_file_that_is_replaced_without_end_does_not_stop_it(
+    daemon: StartDaemon, legacy_place: dict[str, str], manager_socket: Path
+) -> None:
+    server = daemon("--legacy", 1, environment=legacy_place)
+    command = [sys.executable, "-c", REPLACE, legacy_place["MTLSHM_LEGACY_LOCK"]]
+    replacing = [subprocess.Popen(command) for _ in range(3)]
+    try:
+        server.await_log("keeps replacing it")
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            assert manager.heartbeat(7) == 7
+    finally:
+        for each in replacing:
+            each.kill()
+            each.wait()
+
+
+def test_a_lock_file_that_is_opened_and_closed_without_end_is_not_looked_at_each_time(
+    daemon: StartDaemon, legacy_place: dict[str, str]
+) -> None:
+    """Each look reads the table, and costs the same system calls; there are to be fewer than fit one after another."""
+    server = daemon("--legacy", 0, environment=legacy_place)
+
+    def reads() -> int:
+        return int(Path(f"/proc/{server.pid}/io").read_text().split("syscr: ")[1].split()[0])
+
+    open_and_close(legacy_place)
+    at_rest, before = time.monotonic(), reads()
+    for _ in range(100_000):
+        open_and_close(legacy_place)
+    assert reads() - before < 10 + 10 * (time.monotonic() - at_rest) / 0.020
+
+
+@needs_root("a user data base of the test's own")
+def test_it_looks_up_no_users_that_others_name(
+    daemon: StartDaemon, legacy_place: dict[str, str], legacy: StartPuppet, tmp_path: Path
+) -> None:
+    """Who answers that may be far away, and slow."""
+    (tmp_path / "nss.c").write_text(
+        "#include <nss.h>\n#include <pwd.h>\n#include <fcntl.h>\n"
+        "enum nss_status _nss_tell_getpwnam_r(const char *name, struct passwd *user, char *b, size_t size, int *e)\n"
+        f'{{ open("{tmp_path}/asked", O_CREAT | O_WRONLY, 0600); return NSS_STATUS_NOTFOUND; }}\n'
+    )
+    library = tmp_path / "libnss_tell.so.2"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "nss.c"], check=True)
+    (tmp_path / "nsswitch").write_text("passwd: files tell\ngroup: files\n")
+    script = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
+    prefix = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
+    settings = legacy_place | {"LD_LIBRARY_PATH": str(tmp_path)}
+    server = daemon("--legacy", 1, environment=settings, prefix=(*prefix, str(tmp_path / "nsswitch")))
+    legacy()
+    write_entries(legacy_place, [("elsewhere", 1000)])
+    server.await_log("is not seen from here")
+    assert not (tmp_path / "asked").exists()
+
+
 def write_entries(legacy_place: dict[str, str], names: list[tuple[str, int]]) -> None:
     """As anyone can, over the first entries of the legacy table: host names and PIDs. Then wake who looks."""
-    key, lock = legacy_place.values()
+    key = legacy_place["MTLSHM_LEGACY_KEY"]
     memory = sysv_ipc.SharedMemory(int(key, 0))
     for lcore, (hostname, pid) in enumerate(names):
         entry = struct.pack("64s32s64s4xii?", hostname.encode(), b"nobody", b"entry", pid, 3, True)
         memory.write(entry, 4 + 176 * lcore)
     memory.detach()
-    os.close(os.open(lock, os.O_RDONLY))
+    open_and_close(legacy_place)
+
+
+def open_and_close(legacy_place: dict[str, str]) -> None:
+    """The lock file, as each libmtl does."""
+    os.close(os.open(legacy_place["MTLSHM_LEGACY_LOCK"], os.O_RDONLY))
 
 
 def test_an_entry_that_names_a_thread_does_not_stop_it(
