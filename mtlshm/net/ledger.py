@@ -46,6 +46,10 @@ from typing import Any, ParamSpec, TypeVar
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.snapshot import Process, printable
 
+CHOSEN_BY_DRIVER = 1 << 31
+"""From here on, numbers of flows whose place is not known; the kernel has no places beyond."""
+_PLACE_0 = CHOSEN_BY_DRIVER - 1  # the number of a flow whose rule is at 0, which on the manager socket is no number
+
 _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
@@ -176,11 +180,23 @@ class Flow:
     """A flow rule of ours. If it is not complete, it may or may not be in the NIC."""
 
     ifindex: int
-    location: int
+    location: int  # its number for its owner: where it is in the NIC, but see `place`
     queue: int
     owner: int
     spec: FlowSpec
     complete: bool
+
+    @property
+    def place(self) -> int | None:
+        """Where it is in the NIC; None if the driver is to choose, and it is not complete."""
+        if self.location >= CHOSEN_BY_DRIVER:
+            return None
+        return 0 if self.location == _PLACE_0 else self.location
+
+
+def number_at(place: int) -> int:
+    """The number of a flow whose rule is at this place in the NIC."""
+    return place or _PLACE_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,10 +492,14 @@ class Ledger:
                 (ifindex, location, queue, owner, spec.type, *addresses, *ports, holder is None),
             )
 
-    def complete_flow(self, ifindex: int, location: int) -> None:
-        """It is in the NIC."""
+    def complete_flow(self, ifindex: int, location: int, number: int | None = None) -> None:
+        """It is in the NIC, and has another number now if the driver chose the place. Who had that has lost it there:
+        somebody deleted his rule."""
         with self._change() as db:
-            db.execute("UPDATE flows SET complete = 1 WHERE ifindex = ? AND location = ?", (ifindex, location))
+            db.execute(
+                "UPDATE OR REPLACE flows SET complete = 1, location = ? WHERE ifindex = ? AND location = ?",
+                (location if number is None else number, ifindex, location),
+            )
 
     def forget_flow(self, ifindex: int, location: int) -> None:
         """It is not in the NIC. If it was never complete, nor does the owner get the queue that came with it."""
