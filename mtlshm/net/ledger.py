@@ -54,7 +54,8 @@ _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 5.0  # seconds
-_MOST_BESIDE = 1 << 24  # bytes; four times what it comes to
+_CHECKPOINT = 32  # pages of 4 KiB, so that a small file system has room for the WAL as well
+_MOST_BESIDE = 1 << 24  # bytes; far more than it comes to, unless somebody goes on reading what is old
 _PATIENCE_TO_SERVE = 1.0
 _AGAIN = 0.02
 _ERRORS = {
@@ -232,6 +233,7 @@ class Ledger:
         self.path = directory / "ledger"
         self._wal = directory / "ledger-wal"
         self._serving: int | None = None
+        self._full = False  # the file system was, and the WAL has all the room that there may be now
         if read_only:
             if not self.path.exists():
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
@@ -554,8 +556,16 @@ class Ledger:
 
     def _prepare(self) -> None:
         """A new one gets its tables, one of an earlier boot is emptied."""
-        for setting in ("journal_mode = WAL", "synchronous = OFF", "foreign_keys = ON"):
+        settings = (
+            "journal_mode = WAL",
+            f"wal_autocheckpoint = {_CHECKPOINT}",
+            "synchronous = OFF",
+            "foreign_keys = ON",
+        )
+        for setting in settings:
             self._db.execute(f"PRAGMA {setting}")
+        with suppress(sqlite3.OperationalError):  # if there is no room, there may be some at the next change
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if (said := self._db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise OSError(errno.EUCLEAN, f"{self.path}: {_ADVICE[errno.EUCLEAN]} ({said})")
         with self._change() as db:
@@ -613,13 +623,23 @@ class Ledger:
             try:
                 yield self._db
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with suppress(sqlite3.Error):  # some errors have rolled back already
                     self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                    self._full = True
+                    self._make_room()
                 raise
+
+    def _make_room(self) -> None:
+        """What is in the WAL goes to where it belongs. If that is not possible now, it is tried before each change."""
+        with suppress(sqlite3.Error):
+            self._full = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def _keep_small(self) -> None:
         """Locked while somebody goes on reading what is old, so that all that is new is kept beside it."""
+        if self._full:
+            self._make_room()
         with suppress(FileNotFoundError):
             large = self._wal.stat().st_size > _MOST_BESIDE
             if large and self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
