@@ -21,6 +21,7 @@ from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, c
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
+from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
@@ -77,12 +78,9 @@ class _Key(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            key = value if isinstance(value, int) else int(value, 0)
+            return value if isinstance(value, int) else int(value, 0)
         except ValueError:
-            key = 0
-        if not key or not -(1 << 31) <= key < 1 << 32:  # 0: IPC_PRIVATE, of which there are many
             self.fail(f"{value!r} is not a key such as 0x15000004", param, ctx)
-        return key
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -212,7 +210,7 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
     options or configuration.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogHandler(sys.stderr.fileno())
     handler.addFilter(Bounded())
     logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(settings["log_level"].upper())
@@ -242,6 +240,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     async with AsyncExitStack() as duties:
+        duties.enter_context(closing(service))
         host = duties.enter_context(Host(settings["segment"]))
         _check_owner(host.path, settings["socket_group"])
         me = duties.enter_context(_register(host))

@@ -9,19 +9,35 @@ while none of us runs nobody would see the end, and the next would hold the clie
 owns its lcores until its process dies. So they leave the store only when we say so, or with the service when it is
 stopped.
 
+NOBODY WAITS FOR IT. A service manager that is stopped or busy does not read, and the queue of its socket is short. What
+it cannot be told now waits until there is room, in order, with descriptors of its own. That is never much: it is not
+told at all of what is to be forgotten before it was told to keep it.
+
 By hand rather than with a package, since those that pass descriptors need libsystemd and its headers to install.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import select
 import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_LAST_WORDS = 1.0  # seconds in which it can read what waits when we end
+
+
+class _Message(NamedTuple):
+    state: str
+    descriptor: int | None = None  # ours
+    keeps: str = ""  # under this name
 
 
 class Service:
@@ -30,6 +46,8 @@ class Service:
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._heard = True  # said once, until it is heard again
+        self._waiting: list[_Message] = []
+        self._notifier: socket.socket | None = None  # which tells us when there is room
         self.stored: list[tuple[str, int]] = []  # name, descriptor
         if environment.get("LISTEN_PID") == str(os.getpid()):
             names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -49,11 +67,15 @@ class Service:
 
     def keep(self, name: str, fd: int) -> None:
         """Store a descriptor under a name of [A-Za-z0-9-]."""
-        self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd)
+        self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd, name)
 
     def forget(self, name: str) -> None:
         """Drop it from the store."""
-        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        if untold := next((message for message in self._waiting if message.keeps == name), None):
+            self._waiting.remove(untold)
+            _close(untold)
+        else:
+            self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def forget_all(self) -> None:
         """Drop and close what was stored, as nobody serves it any more."""
@@ -62,16 +84,77 @@ class Service:
             os.close(fd)
         self.stored.clear()
 
-    def _send(self, state: str, *descriptors: int) -> None:
+    def close(self) -> None:
+        """Tell it what waits, if it is only slow."""
+        end = time.monotonic() + _LAST_WORDS
+        while self._notifier and (left := end - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(self._notifier, select.POLLOUT)
+            if poll.poll(left * 1000):
+                self._go_on()
+        self._unwatch()
+        for message in self._waiting:
+            _close(message)
+        self._waiting.clear()
+
+    def _send(self, state: str, descriptor: int | None = None, keeps: str = "") -> None:
         if not self._address:
             return
-        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        if not self._waiting and self._told(state, descriptor):
+            return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-                notifier.connect(address)
-                socket.send_fds(notifier, [state.encode()], list(descriptors))
+            own = None if descriptor is None else os.dup(descriptor)
+        except OSError as error:
+            log.error("the service manager cannot be told to keep a connection: %s", error.strerror)
+            return
+        self._waiting.append(_Message(state, own, keeps))
+
+    def _go_on(self) -> None:
+        """There is room."""
+        while self._waiting:
+            if not self._told(self._waiting[0].state, self._waiting[0].descriptor):
+                return
+            _close(self._waiting.pop(0))
+        self._unwatch()
+
+    def _told(self, state: str, descriptor: int | None) -> bool:
+        """True also if it cannot be told at all; False if it does not read, and we wait for that."""
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            notifier.setblocking(False)  # send_fds() of Python 3.11 does not pass flags on
+            notifier.connect(address)
+            socket.send_fds(notifier, [state.encode()], [] if descriptor is None else [descriptor])
             self._heard = True
+        except BlockingIOError:
+            self._complain("does not read")
+            self._watch(notifier)
+            return False
         except OSError as error:  # our clients shall not suffer from that
-            if self._heard:
-                log.error("the service manager at %s does not listen: %s", self._address, error.strerror or error)
-            self._heard = False
+            self._complain(f"does not listen: {error.strerror or error}")
+        notifier.close()
+        return True
+
+    def _complain(self, what: str) -> None:
+        if self._heard:
+            log.error("the service manager at %s %s", self._address, what)
+        self._heard = False
+
+    def _watch(self, notifier: socket.socket) -> None:
+        """A new one each time, as the service manager may have made its own anew."""
+        self._unwatch()
+        self._notifier = notifier
+        with suppress(RuntimeError):  # not in the event loop
+            asyncio.get_running_loop().add_writer(notifier, self._go_on)
+
+    def _unwatch(self) -> None:
+        if self._notifier:
+            with suppress(RuntimeError):
+                asyncio.get_running_loop().remove_writer(self._notifier)
+            self._notifier.close()
+            self._notifier = None
+
+
+def _close(message: _Message) -> None:
+    if message.descriptor is not None:
+        os.close(message.descriptor)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from mtlshm.manager import Manager
 from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
 from networks import sandbox, veth
-from processes import BIN, DEADLINE, eventually, held
+from processes import BIN, DEADLINE, eventually, held, look
 
 
 class ServiceManager:
@@ -87,6 +87,15 @@ class ServiceManager:
     def set(self, **settings: str) -> None:
         """In the environment of the daemons to come."""
         self._environment |= settings
+
+    def fill(self) -> None:
+        """Let nothing more be told to it until it has heard what waits."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(self._socket.getsockname())
+            with suppress(BlockingIOError):
+                while True:
+                    other.send(b"STATUS=busy")
 
     def deaf(self) -> None:
         """From now on, whoever tells it something gets an error."""
@@ -301,6 +310,32 @@ def test_clients_do_not_suffer_if_the_service_manager_does_not_listen(service, c
     manager.get_lcore(1)
     manager.close()
     eventually(lambda: held(segment) == set())
+
+
+def test_clients_do_not_wait_for_a_service_manager_that_does_not_read(service, connect, segment):
+    first, passing = connect(), connect()
+    service.hear_all()
+    before = set(service.store)
+    service.fill()
+    manager = connect(Dialect.B)
+    manager.get_lcore(1)
+    passing.close()
+    connect().close()
+    first.get_lcore(0)
+    eventually(lambda: len(look(segment).instances) == 3)  # with the daemon
+    eventually(lambda: service.hear_all() or (len(service.store) == 3 and set(service.store) != before))
+    service.end(signal.SIGKILL)
+    service.start()
+    assert manager.heartbeat(5) == first.heartbeat(5) == 5
+    manager.put_lcore(1)
+    service.fill()
+    last = connect()
+    assert service.process.poll() is None
+    service.process.terminate()
+    eventually(lambda: service.hear_all() or service.process.poll() is not None)
+    service.hear_all()
+    service.start()
+    assert last.heartbeat(6) == 6
 
 
 def test_what_somebody_else_stored_is_let_go(service, connect, segment):
