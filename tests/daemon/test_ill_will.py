@@ -476,7 +476,7 @@ def test_nobody_fills_the_log_and_what_is_left_out_is_said(daemon: StartDaemon, 
         with Manager(manager_socket, timeout=DEADLINE) as evil:
             evil.socket.sendall(bytes(wire.SIZE))
             assert evil.socket.recv(1) == b""
-    assert 300 <= len(lines()) < 1000
-    assert lines()[299].endswith("(more like this one are left out for 60 s)")
+    assert 30 <= len(lines()) < 1000
+    assert lines()[29].endswith("(more like this one are left out for 60 s)")
     server.end(signal.SIGTERM)
     assert "what living instances hold stays theirs" in server.log()  # which is another kind of line
