@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
-from inotify_simple import INotify, flags
+from inotify_simple import flags
 
 from mtlshm import Host
+from mtlshm.daemon.watch import Watch
 from mtlshm.damage import Damage, What, glance
 
 log = logging.getLogger(__name__)
 
 _AFTER = 0.5  # seconds after an event; and how long damage has to last to be believed
 _SAID_AT_ONCE = 5
-_EVENTS_AT_ONCE = 65536  # bytes
+_WITHOUT_EVENTS = 10.0  # seconds between looks
 _COLLECTED = (What.DEAD, What.SHORT)  # the reaper's
 
 
@@ -33,24 +33,21 @@ class Examiner:
     def __init__(self, host: Host) -> None:
         self._path = host.path
         self._loop = asyncio.get_running_loop()
-        self._inotify = INotify(nonblocking=True)
+        self._watch = Watch(host.path, flags.MODIFY, self._on_event, self._on_event, _WITHOUT_EVENTS)
         self._next: asyncio.TimerHandle | None = None
         self._seen: set[Damage] = set()  # at the last look
         self._said: set[Damage] = set()
 
     def start(self) -> None:
-        self._inotify.add_watch(self._path, flags.MODIFY)
-        self._loop.add_reader(self._inotify.fileno(), self._on_event)
+        self._watch.start()
         self._look()
 
     def close(self) -> None:
-        self._loop.remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        self._watch.close()
         if self._next:
             self._next.cancel()
 
-    def _on_event(self) -> None:
-        os.read(self._inotify.fileno(), _EVENTS_AT_ONCE)
+    def _on_event(self, _: bytes = b"") -> None:
         if self._next is None:
             self._next = self._loop.call_later(_AFTER, self._look)
 

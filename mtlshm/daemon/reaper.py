@@ -19,7 +19,8 @@ There are two sources of events, and one proof.
     that of another process by the time we opened it: the event would be late or for nothing, not wrong. Opened first
     and asked after, the lock also tells that the process had not died before there was anything to report it.
 
-With no event there is no timer: an idle reaper never wakes.
+With no event there is no timer: an idle reaper never wakes. Where inotify cannot be used (watch.py) it looks every
+second: a death that a pidfd tells of is known at once none the less.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inotify_simple import INotify, flags, parse_events
+from inotify_simple import flags, parse_events
 
 from mtlshm import Busy, Host, MtlshmError
+from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.watch import Watch
 
 log = logging.getLogger(__name__)
 
 _LOOKS = (0.002, 0.020, 0.200)  # seconds after a file was closed, each after the one before
 _MODIFY, _CLOSE_WRITE = int(flags.MODIFY), int(flags.CLOSE_WRITE)
 _EVENTS = _MODIFY | _CLOSE_WRITE | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
-_EVENTS_AT_ONCE = 65536  # bytes
+_WITHOUT_EVENTS = 1.0  # seconds between looks
 _SPARE_DESCRIPTORS = 8  # not for pidfds: asking a life lock takes one
 
 
@@ -69,18 +72,16 @@ class Reaper:
         self._unseen: set[int] = set()  # those of them that have no pidfd
         self._next_look: asyncio.TimerHandle | None = None
         self._understanding: asyncio.Handle | None = None
-        self._inotify = INotify(nonblocking=True)
+        self._watch_file = Watch(host.path, _EVENTS, self._on_segment, self._look, _WITHOUT_EVENTS)
 
     def start(self) -> None:
         """Watch, then catch up on what happened before: in this order nothing falls between."""
-        self._inotify.add_watch(self._host.path, _EVENTS)
-        self._loop.add_reader(self._inotify.fileno(), self._on_segment)
+        self._watch_file.start()
         self._look()
 
     def close(self) -> None:
         """Stop watching. What is in the table stays."""
-        self._loop.remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        self._watch_file.close()
         for pending in self._next_look, self._understanding:
             if pending:
                 pending.cancel()
@@ -90,9 +91,8 @@ class Reaper:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def _on_segment(self) -> None:
+    def _on_segment(self, events: bytes) -> None:
         # A pidfd that became readable together with this goes first: it knows whom to collect.
-        events = os.read(self._inotify.fileno(), _EVENTS_AT_ONCE)
         self._understanding = self._loop.call_soon(self._understand, events)
 
     def _understand(self, events: bytes) -> None:
@@ -199,7 +199,7 @@ class Reaper:
         if error.errno in (errno.ESTALE, errno.EBADMSG):
             self._lost(error)
         else:  # such as no descriptor left: clients collect for themselves, and the next event tries again
-            log.error("cannot look after the table: %s", error.strerror)
+            log.error("cannot look after the table: %s", error.strerror, extra=SELDOM)
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -211,7 +211,8 @@ def _open_pidfd(pid: int) -> int | None:
         return None
     except OSError as error:
         if error.errno != errno.ESRCH:  # dead already: the life lock tells
-            log.warning("no pidfd for pid %d, watching it by its lock only: %s", pid, error.strerror)
+            why = error.strerror
+            log.warning("no pidfd for pid %d, watching it by its lock only: %s", pid, why, extra=SELDOM)
         return None
 
 
