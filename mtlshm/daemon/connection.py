@@ -13,6 +13,9 @@ round it could be answered twice, and the client would misread all that follows.
 at once, or it would wake us for ever; it is lost if we are killed before the rest has come. And a reply that waits
 because the client has hundreds unread is lost with us; libmtl reads each before it asks again.
 
+ONE REQUEST A TURN. A client that sends many at a time waits for its turn like all others: the event loop goes round and
+answers one of each.
+
 While a request is worked on, or its reply waits for the client to read, nothing is read from that connection. If the
 client ends meanwhile, the work goes on, and what it got is given back after that.
 """
@@ -34,7 +37,7 @@ from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
 
-_READ = 16 * wire.SIZE
+_REST = 64 * wire.SIZE  # of what is no record, read before we close
 
 
 class Store(Protocol):
@@ -81,7 +84,8 @@ class Connection:
         self._peer = meet(client, gid)
         self._session = Session(server.host, server.interfaces, self._peer, server.null, self._keep)
         server.loop.add_reader(client.fileno(), self._read)
-        server.loop.add_reader(self._peer.pidfd, self._died)
+        if self._peer.pidfd is not None:
+            server.loop.add_reader(self._peer.pidfd, self._died)
 
     @property
     def owner(self) -> int:
@@ -116,8 +120,9 @@ class Connection:
     def _unwatch(self) -> None:
         self._server.loop.remove_reader(self._socket.fileno())
         self._server.loop.remove_writer(self._socket.fileno())
-        self._server.loop.remove_reader(self._peer.pidfd)
-        os.close(self._peer.pidfd)
+        if self._peer.pidfd is not None:
+            self._server.loop.remove_reader(self._peer.pidfd)
+            os.close(self._peer.pidfd)
 
     def _end(self) -> None:
         """Close the connection and give back all that was granted through it."""
@@ -147,7 +152,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            arrived = self._socket.recv(_READ, socket.MSG_PEEK)
+            arrived = self._socket.recv(wire.SIZE - len(self._half), socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:  # reset: it closed with our reply unread
@@ -161,20 +166,17 @@ class Connection:
         except (wire.BadMagic, OSError) as error:
             self._give_up(error)
 
-    def _answer(self, records: bytes) -> None:
-        """What is in the socket, up to a request that takes its time, or a reply that is not read."""
-        whole = len(records) // wire.SIZE * wire.SIZE
-        for start in range(0, whole, wire.SIZE):
-            answer = self._session.answer(records[start : start + wire.SIZE])
-            if not isinstance(answer, Reply):
-                self._begin(answer)
-                return
+    def _answer(self, record: bytes) -> None:
+        """A request that is in the socket; or take out the part of it that has come."""
+        if len(record) < wire.SIZE:
+            self._take(len(record) - len(self._half))
+            self._half = record
+            return
+        answer = self._session.answer(record)
+        if isinstance(answer, Reply):
             self._send(answer)
-            if self._unsent:
-                return
-        if rest := records[whole:]:
-            self._take(len(rest) - len(self._half))
-            self._half = rest
+        else:
+            self._begin(answer)
 
     def _take(self, length: int) -> None:
         """Out of the socket. What comes with descriptors comes in pieces."""
@@ -209,7 +211,7 @@ class Connection:
         if isinstance(error, wire.BadMagic):
             log.warning("pid %d speaks something else (magic %s): closed", self._peer.pid, error)
             with suppress(OSError):
-                self._socket.recv(_READ)  # or it would hear of a reset, not of the end
+                self._socket.recv(_REST)  # or it would hear of a reset, not of the end
         self._end()  # else: it is gone, with our reply
 
     def _go_on_reading(self) -> None:

@@ -27,7 +27,9 @@ from pathlib import Path
 
 from mtlshm import Host, Instance, Kind
 from mtlshm.daemon import process
+from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.connection import Connection, Store
+from mtlshm.daemon.peer import why_all_are_unseen
 from mtlshm.daemon.session import Interfaces
 from mtlshm.wire import Dialect
 
@@ -65,6 +67,8 @@ class ManagerSocket:
 
     def start(self) -> None:
         """Adopt what earlier daemons left, then listen."""
+        if why := why_all_are_unseen():  # not to answer would hang libmtl; refused, it does without us
+            log.error("no client can be served, as its end would not be noticed: %s", why)
         for name, fd in self.store.stored:
             self._resume(name, fd)
         connected = {connection.owner for connection in self._connections}
@@ -192,7 +196,8 @@ class ManagerSocket:
                 raise
             # Whoever waits in the backlog is served once there is room; a refusal would kill it.
             if not self._full:
-                log.error("no room for another client, %d are served: %s", len(self._connections), error.strerror)
+                why = error.strerror
+                log.error("no room for another client, %d are served: %s", len(self._connections), why, extra=SELDOM)
             self._full = True
             self.loop.remove_reader(self._listener.fileno())
             self._retry = self.loop.call_later(_ACCEPT_AGAIN, self._accept_again)
@@ -206,7 +211,7 @@ class ManagerSocket:
         try:
             self._connections.add(Connection(self, client, self._gid))
         except OSError as error:
-            log.warning("a client left before it was met: %s", error.strerror)
+            log.warning("a client is not served: %s", error.strerror, extra=SELDOM)
             client.close()
 
     def _accept_again(self) -> None:

@@ -11,8 +11,13 @@ from typing import NamedTuple
 
 # asm-generic/socket.h, Linux 4.13 and 6.5; not in Python 3.11
 _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
+_NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 _GID = struct.Struct("I")
+
+
+class Unseen(OSError):
+    """The kernel lets nobody, or not us, see when that process ends."""
 
 
 class Peer(NamedTuple):
@@ -20,8 +25,9 @@ class Peer(NamedTuple):
 
     pid: int  # as we see it; 0: it is in no PID namespace that we see into
     uid: int
-    pidfd: int  # ours to close
+    pidfd: int | None  # ours to close; None: the kernel gives us none, see `unseen`
     admitted: bool  # may it use the socket?
+    unseen: str = ""  # why not
 
 
 def meet(connection: socket.socket, gid: int | None) -> Peer:
@@ -31,7 +37,10 @@ def meet(connection: socket.socket, gid: int | None) -> Peer:
     """
     pid, uid, peer_gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     admitted = _may_enter(connection, uid, peer_gid, os.getegid() if gid is None else gid)
-    return Peer(pid, uid, _pidfd(connection, pid), admitted)
+    try:
+        return Peer(pid, uid, _pidfd(connection, pid), admitted)
+    except Unseen as error:
+        return Peer(pid, uid, None, admitted, str(error.strerror))
 
 
 def _may_enter(connection: socket.socket, uid: int, peer_gid: int, gid: int) -> bool:
@@ -47,14 +56,34 @@ def _may_enter(connection: socket.socket, uid: int, peer_gid: int, gid: int) -> 
     return gid in {peer_gid, *(group for (group,) in _GID.iter_unpack(supplementary))}
 
 
+def why_all_are_unseen() -> str:
+    """Empty if the kernel gives us pidfds, as it does unless it is old and a seccomp filter forbids pidfd_open()."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        met = meet(ours, None)
+    if met.pidfd is not None:
+        os.close(met.pidfd)
+    return met.unseen
+
+
 def _pidfd(connection: socket.socket, pid: int) -> int:
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
         os.set_inheritable(pidfd, False)
         return pidfd
     except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:  # before Linux 6.5; ESRCH, EINVAL: it is dead already
+        # ESRCH, EINVAL, ENODATA: it is dead already. ENOPROTOOPT: before Linux 6.5.
+        if error.errno not in _NOT_HERE:
             raise
+        why = error.strerror
+    if pid <= 0:
+        raise Unseen(errno.EPERM, f"it is in a PID namespace that we do not see into, and SO_PEERPIDFD says: {why}")
     # The PID may have changed hands between connect() and here, if its process died meanwhile and its child goes on
     # with the socket. That cannot be told on such a kernel.
-    return os.pidfd_open(pid)
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+        text = f"the kernel gives no pidfd (SO_PEERPIDFD: {why}; pidfd_open: {error.strerror})"
+        raise Unseen(errno.EPERM, f"{text}; let the seccomp filter pass pidfd_open") from None

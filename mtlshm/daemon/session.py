@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
 from mtlshm.daemon import eal, process
+from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
@@ -112,6 +113,8 @@ class Session:
         """Be that of an instance that is in the table already. OSError if it is not."""
         self._instance = self._host.adopt(owner)
         self.owner, self.dialect = owner, dialect
+        if self._peer.pidfd is None:
+            raise OSError(errno.EPERM, self._peer.unseen)
         who = process.identify(self._peer.pidfd, self._peer.pid, self._peer.uid, os.uname().nodename)
         self._client = Client(owner, who)
         for lcore in self._host.snapshot().lcores:
@@ -187,6 +190,9 @@ class Session:
         if not self._peer.admitted:
             log.warning("uid %d (pid %d) is not in the group that may use this socket: refused", uid, pid)
             return -errno.EACCES
+        if self._peer.pidfd is None:
+            log.warning("pid %d is refused: %s", pid, self._peer.unseen, extra=SELDOM)
+            return -errno.EPERM
         if self._instance is None:
             self.dialect = body.dialect
             try:

@@ -667,7 +667,7 @@ def test_at_the_descriptor_limit_clients_wait_and_the_daemon_does_not_spin(daemo
     before = running.cpu_seconds()
     time.sleep(1.5)
     assert running.cpu_seconds() - before < 0.5
-    assert running.log().count("no room") < 10
+    assert running.log().count("no room") == 1
     for manager in managers:  # each that ends makes room for one that waits
         assert manager.receive() if manager is not managers[0] else True
         manager.close()
@@ -690,6 +690,22 @@ def test_stopped_at_the_descriptor_limit_it_ends_well(daemon, manager_socket):
     assert running.end(signal.SIGTERM) == 0
     for manager in managers:
         manager.close()
+
+
+def test_a_client_that_asks_for_much_waits_for_its_turn_like_others(daemon, manager_socket):
+    running = daemon()
+    greedy, modest = (Manager(manager_socket, timeout=DEADLINE) for _ in range(2))
+    greedy.register()
+    modest.register()
+    running.send(signal.SIGSTOP)
+    heartbeats = wire.encode(Type.HEARTBEAT, Heartbeat(1)) * 15
+    greedy.socket.sendall(heartbeats + wire.encode(Type.GET_LCORE, Lcore(1)))
+    modest.socket.sendall(wire.encode(Type.GET_LCORE, Lcore(1)))
+    running.send(signal.SIGCONT)
+    assert modest.receive() == (201, Response(0))
+    assert [greedy.receive() for _ in range(16)][-1] == (201, Response(-errno.EBUSY))
+    greedy.close()
+    modest.close()
 
 
 def test_random_splitting_joining_and_dying_leaves_every_request_answered(connect, segment):
@@ -753,3 +769,32 @@ def test_with_no_descriptor_left_every_request_is_answered_all_the_same(daemon, 
     manager.heartbeat(3)
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
     manager.close()
+
+
+# --- what a seccomp filter leaves of it ------------------------------------------------------------------
+
+PIDFD_OPEN = "434"
+PEERPIDFD = f"{55 if os.uname().machine == 'x86_64' else 209}:1={socket.SOL_SOCKET}:2=77"
+
+
+def test_where_no_end_can_be_seen_clients_are_refused_and_it_is_said_once(daemon, manager_socket):
+    prefix = (sys.executable, str(Path(__file__).parents[1] / "seccomp.py"), f"{PIDFD_OPEN} {PEERPIDFD}")
+    running = daemon(prefix=prefix)
+    for _ in range(3):
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            assert manager.heartbeat(3) == 3
+            assert refusal(manager.register) == errno.EPERM
+            assert manager.heartbeat(4) == 4
+    assert running.log().count("no client can be served") == 1
+    assert "pidfd_open" in running.log()
+    assert running.log().count("is refused") == 1
+
+
+@pytest.mark.parametrize("forbidden", [PIDFD_OPEN, PEERPIDFD])
+def test_one_way_to_see_an_end_is_enough(daemon, manager_socket, segment, forbidden):
+    daemon(prefix=(sys.executable, str(Path(__file__).parents[1] / "seccomp.py"), forbidden))
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+        manager.get_lcore(1)
+        assert held(segment) == {1}
+    eventually(lambda: held(segment) == set())
