@@ -23,11 +23,12 @@ setup(
         "sysv_ipc>=1.1",
         "click>=8.1",
         "rich>=13",
-        "psutil>=5.9",
         "inotify_simple>=1.3",
         "pyroute2>=0.9",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3", "psutil>=5.9", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"],
+    },
     entry_points={
         "console_scripts": [
             "mtlshmd=mtlshm.daemon.app:main",

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, terminal, topology, xdp
-from mtlshm.ctl.wording import reason
+from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, topology, xdp
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -52,12 +50,10 @@ for verb in (
 
 def main() -> None:
     """Entry point."""
-    terminal.replace_what_it_cannot_show()
     try:
         command(prog_name="mtlshm-ctl")
     except OSError as error:  # those of our own say all in their text
-        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        click.echo(f"mtlshm-ctl: {about}{reason(error)}", err=True)
+        click.echo(f"mtlshm-ctl: {error.strerror if error.filename is None else error}", err=True)
         sys.exit(_status(error))
 
 

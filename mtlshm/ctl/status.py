@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ import click
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
 from mtlshm.ctl import survey, wording
 from mtlshm.ctl.options import pins_option, state_option
-from mtlshm.ctl.terminal import can_redraw, console
+from mtlshm.ctl.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -46,7 +47,7 @@ def status(context: click.Context, as_json: bool, watch: float | None, state: Pa
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")
     with Host(context.obj, create=False, read_only=True) as host:
-        view = _View(host, _CpuUse(host.topology().online), state, pins)
+        view = _View(host, _CpuUse(host), state, pins)
         if watch is None:
             time.sleep(_SAMPLE)
             if as_json:
@@ -66,7 +67,7 @@ def _watch(view: _View, interval: float, as_json: bool) -> None:
 
     screen = console()
     time.sleep(_SAMPLE)
-    while not can_redraw():
+    while not screen.is_terminal:
         screen.print(view.as_tables())
         time.sleep(interval)
 
@@ -97,19 +98,41 @@ class _View:
         return _as_tables(self.host, self.host.snapshot(), self.usage, found)
 
 
+_CPU_TIMES = re.compile(r"^cpu(\d+) (\d+(?: \d+)*)$", re.MULTILINE)
+
+
 class _CpuUse:
-    """Per cent of each online CPU since it was last asked."""
+    """Per cent of each online CPU since it was last asked. CPUs come and go, and each has its own number."""
 
-    def __init__(self, online: CpuSet) -> None:
-        import psutil
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._before = _cpu_times()
 
-        self._percent = psutil.cpu_percent
-        self._online = sorted(online)
-        self.take()
+    def take(self) -> dict[int, float | None]:
+        """By online CPU; None if it was not online before, or if this cannot be known here."""
+        now, before = _cpu_times(), self._before
+        self._before = now
+        if not now:
+            return dict.fromkeys(sorted(self._host.topology().online))
+        return {cpu: _percent(before[cpu], times) if cpu in before else None for cpu, times in now.items()}
 
-    def take(self) -> dict[int, float]:
-        # psutil gives the online CPUs in ascending order, without their numbers.
-        return dict(zip(self._online, self._percent(percpu=True), strict=False))
+
+def _percent(before: tuple[int, int], now: tuple[int, int]) -> float:
+    busy, all_of_it = (max(after - earlier, 0) for earlier, after in zip(before, now, strict=True))
+    return round(100 * min(busy / all_of_it, 1), 1) if all_of_it else 0.0
+
+
+def _cpu_times() -> dict[int, tuple[int, int]]:
+    """How long each online CPU was busy, and that with the time it was idle. proc(5) stat; psutil gives no numbers."""
+    try:
+        text = Path("/proc/stat").read_text()
+    except OSError:
+        return {}
+    found = {}
+    for number, line in _CPU_TIMES.findall(text):
+        times = [int(time) for time in line.split()][:8]  # what guests use is in user and nice as well
+        found[int(number)] = (sum(times) - sum(times[3:5]), sum(times))
+    return found
 
 
 def _as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
@@ -180,7 +203,7 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: survey.Sur
 
     lcores = Table("lcore", "type", *owner_columns, "age", "CPU %", "", box=None, header_style="bold")
     for lcore in snapshot.lcores:
-        busy = f"{use[lcore.number]:.0f}" if lcore.number in use else "-"
+        busy = "-" if (percent := use.get(lcore.number)) is None else f"{percent:.0f}"
         lcores.add_row(
             str(lcore.number) if lcore.id == lcore.number else f"{lcore.number} (id {lcore.id})",
             _name(lcore.type),

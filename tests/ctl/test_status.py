@@ -13,7 +13,7 @@ import pytest
 
 import mtlshm.ctl
 from mtlshm import Host, LcoreType
-from processes import UNPRIVILEGED, as_user, look, needs_root, run_python
+from processes import UNPRIVILEGED, as_user, look, namespaces, needs_root, run_python
 
 SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
 
@@ -123,3 +123,29 @@ def test_watch_without_a_terminal_prints_each_round(start_ctl, segment):
 def test_an_interval_that_cannot_be_is_wrong_usage(ctl, segment, interval):
     Host(segment).close()
     assert ctl("status", "--watch", interval).returncode == 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU; not tested: use of another")
+def test_use_is_that_of_the_cpu_of_that_number_when_cpus_come_and_go(start_ctl, segment, tmp_path):
+    """CPU 1 is busy, all others idle; then CPU 0 goes offline."""
+
+    def write(cpus, seconds):
+        rows = (
+            f"cpu{n} {100 * seconds if n == 1 else 0} 0 0 {0 if n == 1 else 100 * seconds} 0 0 0 0 0 0" for n in cpus
+        )
+        (tmp_path / "new").write_text("\n".join(["cpu  1 0 0 1 0 0 0 0 0 0", *rows, "ctxt 1", "btime 1", ""]))
+        (tmp_path / "stat").write_bytes((tmp_path / "new").read_bytes())
+
+    write(range(4), 1)
+    script = f'mount --bind {tmp_path / "stat"} /proc/stat && exec "$@"'
+    with Host(segment) as host, host.register("busy") as me:
+        me.claim(1)
+        process = start_ctl("status", "--watch=0.1", "--json", within=(*namespaces("mount"), "sh", "-c", script, "sh"))
+        seconds = 1
+        for cpus in (0, 1, 2, 3), (1, 2, 3):
+            data = {"online": []}
+            while data["online"] != list(cpus) or not data["lcores"][0]["cpu_percent"]:
+                seconds += 1
+                write(cpus, seconds)
+                data = json.loads(process.stdout.readline())
+            assert data["lcores"][0]["cpu_percent"] == 100
