@@ -315,7 +315,7 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 	if (host->read_only)
 		return -EROFS;
 	if (!segment_proxied(host, owner))
-		return -ESRCH;
+		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	proxy = new_proxy(host);
 	if (!proxy)
 		return -ENOMEM;
@@ -328,7 +328,7 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 		life_leave(&guard);
 	}
 	proxy->owner = owner_of(owner);
-	return finish(result, proxy, 0);
+	return finish(result, proxy, segment_lost(host) ? -EBADMSG : 0);
 }
 
 int mtlshm_unregister(struct mtlshm_instance *me)

@@ -14,7 +14,7 @@ struct mtlshm_instance {
 	struct mtlshm_host *host;
 	bool proxied;
 	bool cpus_given;
-	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic unless they were given */
+	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
 	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */
 	void *pin;
 };
@@ -29,6 +29,13 @@ static inline uint64_t instance_owner(const struct mtlshm_instance *instance, in
 		return 0;
 	}
 	return owner;
+}
+
+/* May it claim this one? On the path of every claim; another thread may be in instance_refresh(). */
+static inline bool instance_may(const struct mtlshm_instance *instance, uint32_t lcore)
+{
+	return lcore < MTLSHM_LCORES &&
+	       (__atomic_load_n(&instance->cpus.bits[lcore / 64], __ATOMIC_RELAXED) >> (lcore % 64) & 1);
 }
 
 /* What the caller may claim by policy: the CPUs given, or the calling thread's affinity mask. */

@@ -159,7 +159,7 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 	if (!segment_knows(host, owner))
 		return segment_lost(host) ? -EBADMSG : 0;
 	if (segment_proxied(host, owner))
-		return 1;
+		return segment_lost(host) ? -EBADMSG : 1;
 	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
@@ -225,7 +225,7 @@ static int look_again(struct mtlshm_instance *me, uint32_t lcore)
 	struct mtlshm_cpuset online;
 	int rc = instance_refresh(me);
 
-	if (rc || cpuset_has(&me->cpus, lcore))
+	if (rc || instance_may(me, lcore))
 		return rc;
 	rc = topology_online(me->host->sysfs, &online);
 	return rc ? rc : cpuset_has(&online, lcore) ? -EDOM : -ENODEV;
@@ -243,7 +243,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 		return -ERANGE;
 	if (type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
-	if (!cpuset_has(&me->cpus, lcore))
+	if (!instance_may(me, lcore))
 		rc = look_again(me, lcore);
 	if (!rc)
 		rc = take_from(me->host, slot(me->host, lcore), 0, owner | type);
@@ -263,7 +263,7 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 	uint64_t owner = instance_owner(me, &ignored);
 
 	if (unlikely(!owner || lcore >= me->host->lcores || type >= MTLSHM_LCORE_TYPES ||
-		     !cpuset_has(&me->cpus, lcore)))
+		     !instance_may(me, lcore)))
 		return claim_slowly(me, lcore, type);
 	wanted = slot(me->host, lcore);
 	when = now(); /* its loads would wait for the locked instruction, if they came after it */
@@ -298,7 +298,10 @@ int mtlshm_release_all(struct mtlshm_instance *me)
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
-	return owner ? (int)lease_clear(me->host, owner) : rc;
+	if (!owner)
+		return rc;
+	rc = (int)lease_clear(me->host, owner);
+	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
@@ -311,8 +314,8 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 		return -ERANGE;
 	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
 	if (!owner || owner_of(token) != owner || !swap(slot(host, lcore), &token, 0))
-		return -ESRCH;
-	return 0;
+		return segment_lost(host) ? -EBADMSG : -ESRCH;
+	return segment_lost(host) ? -EBADMSG : 0;
 }
 
 int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint32_t type)
@@ -329,9 +332,9 @@ int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint3
 	token = __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_RELAXED);
 	if (!segment_proxied(me->host, from) || owner_of(token) != owner_of(from) ||
 	    !swap(slot(me->host, lcore), &token, owner | type))
-		return -ESRCH;
+		return segment_lost(me->host) ? -EBADMSG : -ESRCH;
 	stamp(slot(me->host, lcore), now());
-	return 0;
+	return segment_lost(me->host) ? -EBADMSG : 0;
 }
 
 int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_t tag)
@@ -343,10 +346,10 @@ int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_
 	if (lcore >= host->lcores)
 		return -ERANGE;
 	if (!owner || owner_of(__atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_ACQUIRE)) != owner)
-		return -ESRCH;
+		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	note = __atomic_load_n(&slot(host, lcore)->note, __ATOMIC_RELAXED);
 	__atomic_store_n(&slot(host, lcore)->note, (uint64_t)tag << 32 | (uint32_t)note, __ATOMIC_RELAXED);
-	return 0;
+	return segment_lost(host) ? -EBADMSG : 0;
 }
 
 int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag)
@@ -357,7 +360,7 @@ int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uin
 	*tag = (uint32_t)(__atomic_load_n(&slot(host, lcore)->note, __ATOMIC_RELAXED) >> 32);
 	if (!segment_knows(host, *owner))
 		*owner = 0;
-	return 0;
+	return segment_lost(host) ? -EBADMSG : 0;
 }
 
 static void find_busy(const struct mtlshm_host *host, struct mtlshm_cpuset *busy)

@@ -242,12 +242,13 @@ int mtlshm_close(struct mtlshm_host *host);
  * mark off. If it dies before, the next mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
  *
  * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS;
- * -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
+ * -EBADMSG truncated; -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
 int mtlshm_retire(struct mtlshm_host *host);
 
 /* A segment cut short under those who have it open (which anyone who may write it can do) is a SIGBUS at the next
  * access. If that would kill the process when it opens a segment, mtlshm_open() installs a handler, and then it
- * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. A
+ * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. (Of a file
+ * of which a part is left, claims and releases in that part go on until anything else is called.) A
  * process with a handler of its own keeps that, and has the same if it calls this from there, with si_addr of a
  * signal that was not sent (si_code > 0). Returns 1 if the access was to a segment: return, and it will succeed;
  * 0: not ours. A process that replaces our handler without calling this, or blocks SIGBUS, dies. errno is kept. */
@@ -272,8 +273,8 @@ struct mtlshm_identity {
  * Needs no daemon. Cost: about six system calls.
  *
  * Errors: -EUSERS all 256 records are held by living instances; -EEXIST kind is DAEMON and one lives;
- * -ESTALE the segment was retired or its path is another file now; -EROFS; -EINVAL kind; -EMFILE, -ENOMEM,
- * -EACCES from opening the file once more.
+ * -ESTALE the segment was retired or its path is another file now; -EBADMSG truncated; -EROFS; -EINVAL kind;
+ * -EMFILE, -ENOMEM, -EACCES from opening the file once more.
  *
  * Killed inside: the record is free, or it is that of a dead instance and is collected as such. */
 int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
@@ -283,7 +284,8 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
  * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way
  * may still return 0; it is released as well.
  *
- * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Killed inside: what is left is that of
+ * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Of a truncated segment there is nothing to
+ * release, and this returns 0. Killed inside: what is left is that of
  * a dead instance. */
 int mtlshm_unregister(struct mtlshm_instance *instance);
 
@@ -296,8 +298,8 @@ void mtlshm_instance_free(struct mtlshm_instance *instance);
  * mtlshm_unregister() collects it, which is for a caller that has proven the process dead or that its claims
  * are no longer wanted; mtlshm_instance_free() leaves it as it is.
  *
- * Errors: of mtlshm_register(); -EINVAL kind is none of a proxied one; -ESRCH (adopt) `owner` is no proxied
- * instance. Killed inside: there is no such instance, or one that the next daemon finds. */
+ * Errors: of mtlshm_register(), -EBADMSG among them; -EINVAL kind is none of a proxied one; -ESRCH (adopt) `owner`
+ * is no proxied instance. Killed inside: there is no such instance, or one that the next daemon finds. */
 int mtlshm_register_proxy(struct mtlshm_instance **instance, struct mtlshm_host *host, uint32_t kind,
 			  const struct mtlshm_process *process);
 int mtlshm_adopt(struct mtlshm_instance **instance, struct mtlshm_host *host, uint64_t owner);
@@ -306,24 +308,24 @@ int mtlshm_adopt(struct mtlshm_instance **instance, struct mtlshm_host *host, ui
 uint64_t mtlshm_owner(const struct mtlshm_instance *instance);
 
 /* Does the owner live? 1 yes, as a proxied one always does here, 0 no (dead, or gone and its record in other hands), or a negative errno of
- * the kind mtlshm_claim() gives when it cannot ask. One open, one lock query: about 2 microseconds. */
+ * the kind mtlshm_claim() gives when it cannot ask, -EBADMSG among them. One open, one lock query: about 2 microseconds. */
 int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
 
 /* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES]; returns how many. No
- * system call. */
+ * system call. Errors: -EBADMSG. */
 int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 
-/* The same for those that say PROXIED. */
+/* The same for those that say PROXIED. Errors: -EBADMSG. */
 int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
 
 /* Collect one dead instance: free its lcores, then its record. Returns how many lcores became free.
  *
- * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance (any more); -EROFS; -ESTALE, -EACCES, -EMFILE.
- * Killed inside: the next collector does it again from the start; it is idempotent. */
+ * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance (any more); -EROFS; -EBADMSG, -ESTALE,
+ * -EACCES, -EMFILE. Killed inside: the next collector does it again from the start; it is idempotent. */
 int mtlshm_collect(struct mtlshm_host *host, uint64_t owner);
 
 /* Collect every dead instance, and free lcores whose owner is long gone. Returns how many instances were
- * collected. Errors and death as for mtlshm_collect(). */
+ * collected. Errors (-EBADMSG, -EROFS, -ESTALE, -EACCES, -EMFILE) and death as for mtlshm_collect(). */
 int mtlshm_sweep(struct mtlshm_host *host);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -336,16 +338,16 @@ int mtlshm_sweep(struct mtlshm_host *host);
  *
  * Errors: -EBUSY held by somebody who lives; -EALREADY held by this instance; -ERANGE no such lcore in
  * the table; -ENODEV that CPU is absent or offline; -EDOM outside the CPUs the instance may claim; -EINVAL
- * type; -EBADF, -ECHILD as above; -ESTALE, -EACCES, -EMFILE the life lock could not be asked.
+ * type; -EBADF, -ECHILD as above; -EBADMSG; -ESTALE, -EACCES, -EMFILE the life lock could not be asked.
  *
  * Killed inside: the lcore is not claimed, or it is and belongs to a dead instance. */
 int mtlshm_claim(struct mtlshm_instance *instance, uint32_t lcore, uint32_t type);
 
 /* Release one lcore: one compare-and-swap. Errors: -EPERM it is not held by this instance; -ERANGE;
- * -EBADF, -ECHILD. Killed inside: released, or collected later. */
+ * -EBADMSG, -EBADF, -ECHILD. Killed inside: released, or collected later. */
 int mtlshm_release(struct mtlshm_instance *instance, uint32_t lcore);
 
-/* Release every lcore of the instance; returns how many. Errors: -EBADF, -ECHILD. Killed inside: those not
+/* Release every lcore of the instance; returns how many. Errors: -EBADMSG, -EBADF, -ECHILD. Killed inside: those not
  * yet released belong to a dead instance. */
 int mtlshm_release_all(struct mtlshm_instance *instance);
 
@@ -378,26 +380,27 @@ struct mtlshm_want {
  * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
  * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
  * -ENXIO no such NUMA node; -EINVAL count 0, smt or type; -ETIMEDOUT the semaphore's holder is stopped or
- * busy; -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
+ * busy; -EBADMSG, -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
  *
  * Killed inside: what was taken so far belongs to a dead instance; the semaphore is taken over. */
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
 
 /* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
  * it). A living owner is not told: this is for operators. Killed inside: taken, or not. Errors: -ESRCH it
- * is held by somebody else, or nobody; -ERANGE; -EROFS. */
+ * is held by somebody else, or nobody; -ERANGE; -EROFS; -EBADMSG. */
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 
 /* For the daemon: make an lcore of `from`, a proxied instance, one of `instance` without its being free for a moment.
  * Errors: -ESRCH it is held by somebody else, or nobody, or `from` is no proxied instance; -ERANGE; -EINVAL type;
- * -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
+ * -EBADMSG, -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
 int mtlshm_take(struct mtlshm_instance *instance, uint32_t lcore, uint64_t from, uint32_t type);
 
 /* For the daemon: note something with an lcore, if its owner is `owner`; snapshots show it. The next claim of
- * that lcore clears it, and one that comes at the same moment may leave either. Errors: as mtlshm_evict(). */
+ * that lcore clears it, and one that comes at the same moment may leave either. Errors: as mtlshm_evict(), -EBADMSG
+ * among them. */
 int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_t tag);
 
-/* Who holds an lcore, into *owner (0: nobody). Errors: -ERANGE. No system call. */
+/* Who holds an lcore, into *owner (0: nobody). Errors: -ERANGE, -EBADMSG. No system call. */
 int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -410,10 +413,10 @@ int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uin
 
 /* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the
  * semaphore is ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it,
- * perhaps stopped); -EINVAL a proxied instance; -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
+ * perhaps stopped); -EINVAL a proxied instance; -EBADMSG, -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
 int mtlshm_lock(struct mtlshm_instance *instance, uint32_t timeout_ms);
 
-/* Give it back. Errors: -EPERM not held by this instance; -EBADF, -ECHILD. Killed inside: given back, with
+/* Give it back; any thread of the instance may. Errors: -EPERM not held by this instance; -EBADMSG, -EBADF, -ECHILD. Killed inside: given back, with
  * waiters noticing at their next look (within 20 ms), or taken over. */
 int mtlshm_unlock(struct mtlshm_instance *instance);
 
@@ -456,11 +459,11 @@ struct mtlshm_snapshot {
 /* Read everything, without stopping anyone. Consistent pair by pair: every lcore shown as held was held by
  * the instance shown, and that record was LIVE, at one moment during the call; moments of different
  * lcores may differ. An lcore that changes hands faster than it can be read is shown as free. Errors:
- * -ESTALE, -EACCES, -EMFILE. Nothing is written. */
+ * -EBADMSG, -ESTALE, -EACCES, -EMFILE. Nothing is written. */
 int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
 
-/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -ESTALE, -EACCES,
- * -EMFILE. */
+/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -EBADMSG, -ESTALE,
+ * -EACCES, -EMFILE. */
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
 
 /* ---------------------------------------------------------------------------------------------------

@@ -34,12 +34,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "life.h"
 #include "machine.h"
+#include "nap.h"
 #include "topology.h"
 
 #define GROUP "mtl"
@@ -304,14 +304,6 @@ static int anyone_alive(const struct mtlshm_host *host, const struct life *life)
 	return segment_lost(host) ? -EBADMSG : life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
 }
 
-/* nanosleep(3) is a cancellation point; the system call is not. */
-static void nap(void)
-{
-	const struct timespec duration = {.tv_nsec = BURIAL_NAP_NS};
-
-	syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &duration, NULL);
-}
-
 /* Somebody retired this segment. Remove it if he died over it; or take the mark off if somebody lives, or if
  * we may not remove it (another user's file in a sticky directory). 0: see anew. */
 static int bury(struct mtlshm_host *host)
@@ -330,7 +322,7 @@ static int bury(struct mtlshm_host *host)
 	}
 	life_leave(&life);
 	if (rc == -EAGAIN)
-		nap(); /* he lives; it is his to remove */
+		nap(BURIAL_NAP_NS); /* he lives; it is his to remove */
 	return rc < 0 && rc != -EAGAIN ? rc : 0;
 }
 

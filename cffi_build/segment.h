@@ -58,10 +58,12 @@ static inline bool segment_proxied(const struct mtlshm_host *host, uint64_t owne
 	       control_proxied(__atomic_load_n(&segment_record(host, owner)->control, __ATOMIC_RELAXED));
 }
 
-/* Was the file cut short, and is the table we see no longer anybody else's? Asked by whoever was refused, and by
- * whoever would otherwise believe what he read; see fault.c. */
+/* Was the file cut short, and is the table we see no longer anybody else's? Asked after each refusal, and after
+ * each look at the table whose answer somebody believes; see fault.c. The last word is read because a file cut
+ * elsewhere raises no signal where it still has a page. */
 static inline bool segment_lost(const struct mtlshm_host *host)
 {
+	(void)*(volatile const uint64_t *)&host->segment->lcores[MTLSHM_LCORES - 1].note;
 	return __builtin_expect(fault_seen(host->watched), 0);
 }
 

@@ -15,12 +15,10 @@
  * should a change of the upper half alone ever be missed, the limit catches that as well.
  */
 #include <errno.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "instance.h"
+#include "nap.h"
 #include "segment.h"
 
 #define WAITERS UINT64_C(1) /* among the type bits, which an owner leaves 0 */
@@ -40,14 +38,6 @@ static int64_t now_ns(void)
 static bool swap(uint64_t *word, uint64_t *held, uint64_t desired)
 {
 	return __atomic_compare_exchange_n(word, held, desired, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
-}
-
-/* Shared, not FUTEX_PRIVATE_FLAG: the waiter may be any process. */
-static void sleep_on(uint64_t *word, uint64_t held, int64_t duration_ns)
-{
-	const struct timespec limit = {.tv_sec = duration_ns / 1000000000, .tv_nsec = duration_ns % 1000000000};
-
-	syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT, (uint32_t)held, &limit, NULL, 0);
 }
 
 static void spin(const uint64_t *word, uint64_t held)
@@ -98,7 +88,7 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 			return alive < 0 ? alive : -ETIMEDOUT;
 		if (!(held & WAITERS) && !swap(word, &held, held | WAITERS))
 			continue;
-		sleep_on(word, held | WAITERS, left < sleep_ns ? left : sleep_ns);
+		nap_on((uint32_t *)word, (uint32_t)(held | WAITERS), left < sleep_ns ? left : sleep_ns);
 		sleep_ns = sleep_ns * 2 < LONGEST_SLEEP_NS ? sleep_ns * 2 : LONGEST_SLEEP_NS;
 	}
 }
@@ -114,23 +104,27 @@ int mtlshm_lock(struct mtlshm_instance *me, uint32_t timeout_ms)
 	if (me->proxied) /* nobody could tell that its daemon died in it */
 		return -EINVAL;
 	if (swap(&me->host->segment->header.semaphore, &nobody, owner))
-		return 0;
+		return segment_lost(me->host) ? -EBADMSG : 0;
 	return lock_slowly(me->host, owner, now_ns() + timeout_ms * INT64_C(1000000));
 }
 
 int mtlshm_unlock(struct mtlshm_instance *me)
 {
-	uint64_t *word;
+	uint64_t *word, held;
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
 	if (!owner)
 		return rc;
 	word = &me->host->segment->header.semaphore;
-	if (owner_of(__atomic_load_n(word, __ATOMIC_RELAXED)) != owner)
-		return -EPERM;
-	/* Only the waiters' bit can have changed since: nobody takes over from the living. */
-	if (__atomic_exchange_n(word, 0, __ATOMIC_RELEASE) & WAITERS)
-		syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE, 1, NULL, NULL, 0);
-	return 0;
+	held = __atomic_load_n(word, __ATOMIC_RELAXED);
+	/* Compare-and-swap, as another thread of this instance may give it back after the load: then the word can
+	 * name the next holder. While it names this instance, only the waiters' bit can change. */
+	do
+		if (owner_of(held) != owner)
+			return segment_lost(me->host) ? -EBADMSG : -EPERM;
+	while (!__atomic_compare_exchange_n(word, &held, 0, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+	if (held & WAITERS)
+		nap_end((uint32_t *)word);
+	return segment_lost(me->host) ? -EBADMSG : 0;
 }

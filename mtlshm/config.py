@@ -3,20 +3,30 @@
 
 It is the daemon's, and names places where others look for it: the segment, the sockets, the ledger. So the command
 line and Manager() take their defaults from the same file, and the C core (config.c) takes the segment's path from it.
+
+A value reads as it would on the command line, in quotes or, where it is natural, as a number or as `false` for "off".
+TOML's numbers come without their notation, and a file mode is meant in octal: 440 would be more than 0440. So that one
+needs its notation, or quotes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from mtlshm._core import ffi, lib
 
 DEFAULT_FILE = Path("/etc/mtlshm/mtlshmd.toml")
 _PATHS = ("segment", "socket", "state", "pins", "legacy_lock")
+_NUMBERS = {"legacy", "legacy_key", "umem_limit"}
+_MODES = {"socket_mode"}
+_SWITCHES = {"legacy", "xdp"}
+_MAY_BE_EMPTY = {"segment", "socket"}  # the default, and nowhere
 _PATH_MAX = 4096  # linux/limits.h
 
 
@@ -41,9 +51,10 @@ def configured(name: str) -> str | None:
 
 
 def read(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
-    """All settings in the file, whose keys must be among `known`. Values are checked where they are used."""
+    """All settings in the file, as text; keys must be among `known`. What a text says is checked where it is used."""
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text)
     except OSError as error:
         raise _unusable(path, error.errno or errno.EIO) from error
     except ValueError as error:  # no TOML, no text, or a number that int() finds too long
@@ -53,13 +64,34 @@ def read(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
     if known is not None and (unknown := sorted(settings.keys() - set(known))):
         raise ConfigError(f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     for key, value in settings.items():
-        if known is not None and not isinstance(value, str):
-            raise ConfigError(f"{path}: {key} must be a string")
+        if known is not None or key in _PATHS:
+            try:
+                settings[key] = _text(key, value, text)
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from None
         if key in _PATHS and value and not str(value).startswith("/"):
             raise ConfigError(f"{path}: {key} must be an absolute path, not {value!r}")
     if (settings.get("segment") or None) != _segment_as_the_library_reads_it(path):
         raise _misread(path)
     return settings
+
+
+def _text(key: str, value: Any, file: str) -> str:
+    """As on the command line. ValueError if it has not the right type."""
+    match value:
+        case str():
+            if "\0" in value or not (value or key in _MAY_BE_EMPTY):
+                raise ValueError(f"{key} is {value!r}, which cannot be; without the line, the default counts")
+            return value
+        case False if key in _SWITCHES:
+            return "off"
+        case int() if not isinstance(value, bool):
+            if key in _NUMBERS:
+                return str(value)
+            if key in _MODES and re.search(rf"^\s*{key}\s*=\s*0o[0-7]+\s*(#.*)?$", file, re.MULTILINE):
+                return f"{value:o}"
+    also = " or a number" if key in _NUMBERS else ' such as "0660", or 0o660' if key in _MODES else ""
+    raise ValueError(f"{key} must be a string{also}{', or false for off' if key in _SWITCHES else ''}")
 
 
 def _segment_as_the_library_reads_it(path: Path) -> str | None:

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Model of semaphore.c: three processes lock, unlock and die at any step. Steps have the names of the C functions; each
- * is one access to the word, a question to the life lock, or a system call.
+ * is one access to the word, a question to the life lock, or a system call. Of so many UNLOCKERS each is another
+ * thread of one of them, which unlocks once in each life of its process, at any time: the semaphore is the instance's,
+ * not the thread's.
  *
  * Shown:
  *
  *   one at a time   nobody has the semaphore together with somebody else who lives
+ *   own             nobody gives back what another has
  *   told            mtlshm_lock() returns 1 if and only if the holder before died holding it
  *   no way stuck    whoever waits gets it: without DEATHS no sleep ever has to end by its limit, with DEATHS all get it, if
  *                   sleeps have one (LIMIT)
@@ -134,13 +137,21 @@ inline wake_one()
 inline mtlshm_unlock()
 {
 	step(held = semaphore);
-	assert(owner_of(held) == owner);
-	step(held = semaphore; semaphore = 0; holder = 0);
-	if
-	:: held & WAITERS -> step(wake_one())
-	:: else
-	fi;
-	held = 0
+	do
+	:: owner_of(held) == owner ->
+		step(swap(held, 0); if :: ok -> assert(holder == owner); holder = 0 :: else fi); /* own */
+		if
+		:: ok ->
+			if
+			:: held & WAITERS -> step(wake_one())
+			:: else
+			fi;
+			break
+		:: else
+		fi
+	:: else -> break /* EPERM */
+	od;
+	ok = false; held = 0
 }
 
 proctype process(byte me)
@@ -162,11 +173,46 @@ proctype process(byte me)
 	od
 }
 
+#ifdef UNLOCKERS
+/* It dies with its process. (One that outlives unregister() finds no word of that owner: each has unlocked before.) */
+#undef step
+#define step(what)                                                        \
+	atomic {                                                          \
+		if                                                        \
+		:: alive_as[me] != owner -> goto died                     \
+		:: else                                                   \
+		fi;                                                       \
+		what                                                      \
+	}
+
+proctype unlocker(byte me)
+{
+	byte life, owner, held;
+	bool ok;
+
+	do
+	:: life < LIVES ->
+	end: /* there may come no other life */
+		atomic { alive_as[me] -> owner = alive_as[me]; life = owner - owner_make(me, 0) };
+		mtlshm_unlock();
+	died:
+		atomic { held = 0; ok = false; owner = 0; life++ }
+	:: else -> break
+	od
+}
+#endif
+
 init
 {
 	atomic {
 		run process(0);
 		run process(1);
-		run process(2)
+		run process(2);
+#ifdef UNLOCKERS
+		byte i;
+		for (i : 0 .. UNLOCKERS - 1) {
+			run unlocker(i)
+		}
+#endif
 	}
 }

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, topology, xdp
+from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, terminal, topology, xdp
+from mtlshm.ctl.wording import reason
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
@@ -50,10 +52,12 @@ for verb in (
 
 def main() -> None:
     """Entry point."""
+    terminal.replace_what_it_cannot_show()
     try:
         command(prog_name="mtlshm-ctl")
     except OSError as error:  # those of our own say all in their text
-        click.echo(f"mtlshm-ctl: {error.strerror if error.filename is None else error}", err=True)
+        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        click.echo(f"mtlshm-ctl: {about}{reason(error)}", err=True)
         sys.exit(_status(error))
 
 

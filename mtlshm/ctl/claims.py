@@ -16,18 +16,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from errno import EACCES, ENOSYS, EPERM
 from typing import Any
 
 import click
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
 from mtlshm.config import ConfigError
+from mtlshm.ctl.wording import reason
 
 _NODES = 1023  # the kernel's CONFIG_NODES_SHIFT allows no higher number
 _NOT_STARTED, _NOT_EXECUTABLE, _NOT_FOUND = 125, 126, 127
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h
-_PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+_CAUGHT = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_JOB_CONTROL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_OF_THE_TERMINAL = _JOB_CONTROL | {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCONT, signal.SIGWINCH}
+_ALLOW = "; let the container's seccomp profile allow sched_setaffinity(2)"
 
 
 def _policy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,59 +60,84 @@ def _policy(function: Callable[..., Any]) -> Callable[..., Any]:
 def run(context: click.Context, count: int, numa: int | None, smt: str, cmd: tuple[str, ...]) -> None:
     """Run CMD on lcores of its own: claimed first, in its affinity mask and in MTLSHM_LCORES (such as 0-3,8).
 
-    They are free again when CMD ends. SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to it.
+    They are free again when CMD ends. All signals that can be caught are passed on to it, except SIGCHLD. If job
+    control stops CMD, run stops with it.
     """
     try:
         with Host(context.obj) as host, host.register(" ".join(cmd)) as me:
             context.exit(_supervise(cmd, me.claim_many(count, node=numa, smt=Smt[smt.upper()])))
     except (MtlshmError, ConfigError) as error:
-        click.echo(f"mtlshm-ctl: {error.strerror}", err=True)
+        click.echo(f"mtlshm-ctl: {reason(error)}", err=True)
         context.exit(_NOT_STARTED)
 
 
 def _supervise(cmd: tuple[str, ...], lcores: CpuSet) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
-    waited_for = _PASSED_ON | {signal.SIGCHLD}
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # died before that
             os._exit(_NOT_STARTED)
-        os.sched_setaffinity(0, lcores)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, nobody would tell us of the end
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+    own = os.sched_getaffinity(0)
+    try:
+        # The command inherits it. Set here, where an error can be told, and not kept: what spins on these lcores with
+        # real-time priority would not let us pass anything on.
+        os.sched_setaffinity(0, lcores)
+    except OSError as error:
+        advice = _ALLOW if error.errno in (EPERM, EACCES, ENOSYS) else ""
+        click.echo(f"mtlshm-ctl: cannot pin the command to lcores {lcores}: {reason(error)}{advice}", err=True)
+        return _NOT_STARTED
     try:
         child = subprocess.Popen(cmd, env=os.environ | {"MTLSHM_LCORES": str(lcores)}, preexec_fn=prepare)
     except OSError as error:
-        click.echo(f"mtlshm-ctl: {cmd[0]}: {error.strerror}", err=True)
+        click.echo(f"mtlshm-ctl: {cmd[0]}: {reason(error)}", err=True)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    except subprocess.SubprocessError as error:
-        click.echo(f"mtlshm-ctl: {cmd[0]}: could not be prepared on lcores {lcores}: {error}", err=True)
-        return _NOT_STARTED
-    while (status := _reap(child.pid)) is None:
-        received = signal.sigwaitinfo(waited_for)
-        # One from the terminal has reached the command as well. (A pid of 0 would not tell: so has a sender in another
-        # PID namespace.)
-        if received.si_signo != signal.SIGCHLD and received.si_code != _SI_KERNEL:
-            os.kill(child.pid, received.si_signo)
-    child.returncode = status
+    finally:
+        with suppress(OSError):  # none of them is online any more
+            os.sched_setaffinity(0, own)
+    status = _pass_on_until_it_ends(child)
+    # In the table an access can be SIGBUS, which must reach its handler (see fault.c of the core).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
     return 128 - status if status < 0 else status
 
 
+def _pass_on_until_it_ends(child: subprocess.Popen[bytes]) -> int:
+    while (status := _reap(child.pid)) is None:
+        received = signal.sigwaitinfo(_CAUGHT)
+        if received.si_signo == signal.SIGCHLD:
+            continue
+        # One from the terminal has reached the command as well. (A pid of 0 would not tell: so has a sender in another
+        # PID namespace. And not all that the kernel sends is from the terminal: think of alarm().)
+        if received.si_code != _SI_KERNEL or received.si_signo not in _OF_THE_TERMINAL:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, received.si_signo)
+    child.returncode = status
+    return status
+
+
 def _reap(pid: int) -> int | None:
-    """The exit status of that child, as subprocess gives it, if it has ended. Reaps others too: we may be PID 1."""
+    """The exit status of that child, as subprocess gives it, if it has ended. Reaps others too: we may be PID 1.
+
+    If job control has stopped it, we stop as well, for the shell to see that the job has; with SIGCONT it goes on.
+    """
     while True:
         try:
-            ended, status = os.waitpid(-1, os.WNOHANG)
+            ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
         except ChildProcessError:
             return _NOT_STARTED
-        if ended == pid:
-            return os.waitstatus_to_exitcode(status)
         if not ended:
             return None
+        if os.WIFSTOPPED(status):
+            # Not on SIGSTOP: who sends that to the command alone sends SIGCONT to it alone.
+            if ended == pid and os.WSTOPSIG(status) in _JOB_CONTROL:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        elif ended == pid:
+            return os.waitstatus_to_exitcode(status)
 
 
 @click.command()

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from mtlshm import Busy, Host, MtlshmError, NoSegment
-from mtlshm.ctl import legacy
+from mtlshm.ctl import legacy, wording
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
 from mtlshm.host import default_path
@@ -102,7 +102,7 @@ def _repaired(finding: _Finding, refused: dict[_Finding, str]) -> bool:
         if error.errno == errno.ESRCH:  # somebody else has, or the lcore is another's meanwhile
             return True
         if error.errno != errno.EOPNOTSUPP:
-            refused[finding] = f"not repaired: {error.strerror}; {finding.advice}"
+            refused[finding] = f"not repaired: {wording.reason(error)}; {finding.advice}"
     else:
         return True
     return False

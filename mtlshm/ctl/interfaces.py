@@ -49,15 +49,15 @@ def queues(as_json: bool, state: Path) -> None:
 def flows(as_json: bool, state: Path) -> None:
     """Show the flow rules that were inserted for clients. Those of others: ethtool -n.
 
-    LOCATION is the rule's number in the NIC. A rule that is not complete is being inserted or deleted, or has to wait
-    for a daemon to find out whether it is there.
+    LOCATION is the rule's number in the NIC, as far as it is known. A rule that is not complete is being inserted or
+    deleted, or has to wait for a daemon to find out whether it is there.
     """
     book = read_ledger(state)
     owners = owners_of(book)
     rows = [
         {
             **where(row.ifindex),
-            "location": row.location,
+            "location": row.place,
             "queue": row.queue,
             "rule": str(row.spec),
             "type": row.spec.type.word,

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from mtlshm.ctl.wording import reason
 from mtlshm.manager import Manager, default_socket
 
 _PATIENCE = 5.0  # seconds
@@ -23,6 +24,6 @@ def ping(context: click.Context, path: str) -> None:
             manager.heartbeat(1)
             took = time.perf_counter() - start
     except OSError as error:
-        click.echo(f"mtlshm-ctl: {path}: {error.strerror or error}: is mtlshmd running, and may you use it?", err=True)
+        click.echo(f"mtlshm-ctl: {path}: {reason(error)}: is mtlshmd running, and may you use it?", err=True)
         context.exit(1)
     click.echo(f"{path} answers, in {took * 1e6:.0f} \N{MICRO SIGN}s")

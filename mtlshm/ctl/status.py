@@ -17,7 +17,7 @@ import click
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
 from mtlshm.ctl import survey, wording
 from mtlshm.ctl.options import pins_option, state_option
-from mtlshm.ctl.terminal import console
+from mtlshm.ctl.terminal import can_redraw, console
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -67,7 +67,7 @@ def _watch(view: _View, interval: float, as_json: bool) -> None:
 
     screen = console()
     time.sleep(_SAMPLE)
-    while not screen.is_terminal:
+    while not can_redraw():
         screen.print(view.as_tables())
         time.sleep(interval)
 

@@ -43,7 +43,7 @@ def read_ledger(state: Path) -> State:
         with Ledger(state, read_only=True) as ledger:
             return ledger.state()
     except FileNotFoundError as error:
-        raise NoLedger(ENOENT, f"no daemon has served interfaces here: {error.strerror}") from None
+        raise NoLedger(ENOENT, f"no daemon has served interfaces here: {wording.reason(error)}") from None
 
 
 def survey(book: State, state: Path, pins: Path) -> Survey:
@@ -68,7 +68,7 @@ def survey_if_any(state: Path, pins: Path) -> Survey:
     except NoLedger:
         return Survey([], [])
     except OSError as error:
-        return Survey([], [f"interfaces: {error.strerror}"])
+        return Survey([], [f"interfaces: {wording.reason(error)}"])
 
 
 async def _describe(book: State, use: Use, state: Path, pins: Path, missing: list[str]) -> dict[str, Any]:
@@ -113,8 +113,8 @@ async def _describe(book: State, use: Use, state: Path, pins: Path, missing: lis
 
 def why_not(name: str, what: str, error: OSError) -> str:
     """Why something of an interface cannot be shown."""
-    reason = "the kernel tells root only" if isinstance(error, PermissionError) else error.strerror
-    return f"{name}: no {what}: {reason}"
+    because = "the kernel tells root only" if isinstance(error, PermissionError) else wording.reason(error)
+    return f"{name}: no {what}: {because}"
 
 
 def as_table(found: Survey) -> Table:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,15 +13,48 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_WIDE = 250  # columns where there is no terminal whose width could be asked: cut nothing off for grep
+_WIDE = 10_000  # columns where there is no terminal: a row is a line, for grep
+_DUMB = {"", "dumb", "unknown"}  # terminals, by $TERM, that move no cursor and know no colour
 
 
 def console() -> Console:
-    """Standard output, without colouring of what only looks like a number or path."""
+    """Standard output, without colouring of what only looks like a number or path.
+
+    What it can show depends on what it is, not on what the environment says of terminals in general: FORCE_COLOR and
+    COLUMNS, say, come from somewhere else (a CI runner, a parent shell).
+    """
     from rich.console import Console
 
-    result = Console(highlight=False)
-    return result if result.is_terminal else Console(highlight=False, width=_WIDE)
+    plain = not can_redraw() or bool(os.environ.get("NO_COLOR"))
+    return Console(
+        highlight=False,
+        width=_width(),
+        force_terminal=can_redraw(),
+        color_system=None if plain else "auto",
+        _environ={name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ},
+    )
+
+
+def _width() -> int | None:
+    """None for Rich to ask the terminal again whenever it draws; of a dumb one it does not ask."""
+    if not _is_terminal():
+        return _WIDE
+    return None if can_redraw() else os.get_terminal_size(sys.stdout.fileno()).columns or None
+
+
+def can_redraw() -> bool:
+    """Is standard output a terminal whose cursor can be moved?"""
+    return _is_terminal() and os.environ.get("TERM", "") not in _DUMB
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def replace_what_it_cannot_show() -> None:
+    """A label may have letters that standard output has no code for: that costs a glyph, not the whole table."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def new_table(*columns: str) -> Table:

@@ -190,7 +190,7 @@ async def _survey(state: Path, pins: Path) -> survey.Survey:
     except survey.NoLedger:
         kept = set()
     except OSError as error:
-        found.missing.append(f"which interfaces are kept: {error.strerror}")
+        found.missing.append(f"which interfaces are kept: {wording.reason(error)}")
     begun: list[int] = []
     try:
         begun = loader.interfaces()

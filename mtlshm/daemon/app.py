@@ -78,9 +78,12 @@ class _Key(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return value if isinstance(value, int) else int(value, 0)
+            key = value if isinstance(value, int) else int(value, 0)
         except ValueError:
+            key = 0
+        if not key or not -(1 << 31) <= key < 1 << 32:  # 0: IPC_PRIVATE, of which there are many
             self.fail(f"{value!r} is not a key such as 0x15000004", param, ctx)
+        return key
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

@@ -3,8 +3,9 @@
 
 What it says is text, and its exit status cannot be trusted: a rule that the driver refuses is a line on standard error
 and exit 0, and `-N … loc N` overwrites silently what is at N. So a rule is inserted only where the listing showed
-nothing, and the listing tells afterwards whether it is there and is what was asked for. The listing (`-n DEV`) rather
-than one rule (`-n DEV rule N`), as drivers answer with different errors for a rule that is not there.
+nothing, or where the driver chooses; and the listing tells afterwards whether it is there and is what was asked for.
+The listing (`-n DEV`) rather than one rule (`-n DEV rule N`), as drivers answer with different errors for a rule that
+is not there.
 
 Between a look and the command that follows, our lock (tool.py) keeps out mtlshmd and mtlshm-ctl. It cannot keep out an
 administrator who types ethtool in these few milliseconds; the kernel has no "insert if nothing is there".
@@ -18,11 +19,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NoReturn
 
-from mtlshm.net import links
+from mtlshm.net import chosen, links
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.tool import Change, Result, Tools
 
@@ -98,6 +100,10 @@ class Rule:
         return cls(kind, frozenset(fields), action)
 
 
+class Refused(OSError):
+    """The driver does not take a rule. It may take it elsewhere."""
+
+
 class Ethtool:
     """The program. OSError if it cannot do it; EPROTO if it says what we do not understand."""
 
@@ -134,23 +140,42 @@ class Ethtool:
             await self._not_understood("-n", result)
         return found
 
-    async def insert(self, change: Change, device: str, location: int, spec: FlowSpec, queue: int) -> None:
-        """Insert a rule where the last listing showed none, and see that it is there."""
+    async def insert(
+        self,
+        change: Change,
+        device: str,
+        location: int | None,
+        spec: FlowSpec,
+        queue: int,
+        before: Collection[int] = (),
+        output: int | None = None,
+    ) -> int:
+        """Insert a rule where the last listing showed none, or where the driver likes, and see that it is there.
+
+        Returns where it is. `before` is where rules were, and `output` where to write what ethtool prints. Refused if
+        the driver does not take it.
+        """
         words = ["flow-type", spec.type.word]
         for name, value in (("src-ip", spec.source), ("dst-ip", spec.destination)):
             words += [name, str(value)] if value is not None else []
         for name, port in (("src-port", spec.source_port), ("dst-port", spec.destination_port)):
             words += [name, str(port)] if port else []
-        words += ["action", str(queue), "loc", str(location)]
-        result = await change("ethtool", "-N", device, *words)
-        there = (await self.rules(device)).get(location)
-        if there is None:
-            await self._refused(
-                f"{device} refused the rule {spec} to queue {queue}, location {location}", device, result
-            )
-        if there != Rule.of(spec, queue):
-            text = f"{device}: the rule at {location} is not {spec} to queue {queue}, as was asked for, but {there}"
-            raise OSError(errno.EIO, f"{text}; left there, as it may be somebody else's: ethtool -n {device}")
+        words += ["action", str(queue)]
+        words += [] if location is None else ["loc", str(location)]
+        result = await change("ethtool", "-N", device, *words, output=output)
+        there = await self.rules(device)
+        new = [number for number, rule in there.items() if number not in before and rule == Rule.of(spec, queue)]
+        named = chosen.told(result.output) if location is None else location
+        if named in new:
+            return named
+        if named not in there and len(new) == 1:  # it chose another than it was told, or did not say which
+            return new[0]
+        if named in there or new:
+            text = f"{device}: it is not certain that the rule at {new or named} is ours, {spec} to queue {queue}"
+            raise OSError(errno.EIO, f"{text}, as was asked for; it stays: ethtool -n {device}")
+        where = "at a place of its choice" if location is None else f"location {location}"
+        what = f"{device} refused the rule {spec} to queue {queue}, {where}"
+        return await self._refused(what, device, result, kind=Refused)
 
     async def delete(self, change: Change, device: str, location: int) -> None:
         """Delete the rule there, and see that it is gone."""
@@ -159,7 +184,12 @@ class Ethtool:
             await self._refused(f"{device} does not delete the rule at {location}", device, result)
 
     async def _refused(
-        self, what: str, device: str, result: Result, unable: str = "has no filters of this kind"
+        self,
+        what: str,
+        device: str,
+        result: Result,
+        unable: str = "has no filters of this kind",
+        kind: type[OSError] = OSError,
     ) -> NoReturn:
         """Why a driver takes no rules; whether the feature is off says more than its errno."""
         features = await self._tools.read("ethtool", "-k", device)
@@ -172,10 +202,10 @@ class Ethtool:
         if number == errno.EOPNOTSUPP:
             driver = await self.driver(device)
             why = f"the driver{f' {driver}' if driver else ''} {unable}"
-            raise OSError(number, f"{what}: {why}; without them, packets reach the queues that the NIC chooses")
+            raise kind(number, f"{what}: {why}; without them, packets reach the queues that the NIC chooses")
         # Drivers say this of a location past the end of their table as well, whose size ethtool does not print.
         full = "; if it takes such rules to this queue otherwise, its table is full" if number == errno.EINVAL else ""
-        _fail(what, result, full)
+        _fail(what, result, full, kind)
 
     async def _not_understood(self, option: str, result: Result) -> NoReturn:
         version = (await self._tools.read("ethtool", "--version")).output.strip()
@@ -207,6 +237,6 @@ def _number(result: Result) -> int:
     return next((number for line in lines for text, number in _ERRNOS.items() if line.endswith(f": {text}")), errno.EIO)
 
 
-def _fail(what: str, result: Result, hint: str = "") -> NoReturn:
+def _fail(what: str, result: Result, hint: str = "", kind: type[OSError] = OSError) -> NoReturn:
     said = "; ".join(result.complaint.splitlines()) or f"ethtool said nothing, exit status {result.status}"
-    raise OSError(_number(result), f"{what}: {said}{hint}")
+    raise kind(_number(result), f"{what}: {said}{hint}")

@@ -46,11 +46,16 @@ from typing import Any, ParamSpec, TypeVar
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.snapshot import Process, printable
 
+CHOSEN_BY_DRIVER = 1 << 31
+"""From here on, numbers of flows whose place is not known; the kernel has no places beyond."""
+_PLACE_0 = CHOSEN_BY_DRIVER - 1  # the number of a flow whose rule is at 0, which on the manager socket is no number
+
 _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
 _PATIENCE = 5.0  # seconds
-_MOST_BESIDE = 1 << 24  # bytes; four times what it comes to
+_CHECKPOINT = 32  # pages of 4 KiB, so that a small file system has room for the WAL as well
+_MOST_BESIDE = 1 << 24  # bytes; far more than it comes to, unless somebody goes on reading what is old
 _PATIENCE_TO_SERVE = 1.0
 _AGAIN = 0.02
 _ERRORS = {
@@ -176,11 +181,23 @@ class Flow:
     """A flow rule of ours. If it is not complete, it may or may not be in the NIC."""
 
     ifindex: int
-    location: int
+    location: int  # its number for its owner: where it is in the NIC, but see `place`
     queue: int
     owner: int
     spec: FlowSpec
     complete: bool
+
+    @property
+    def place(self) -> int | None:
+        """Where it is in the NIC; None if the driver is to choose, and it is not complete."""
+        if self.location >= CHOSEN_BY_DRIVER:
+            return None
+        return 0 if self.location == _PLACE_0 else self.location
+
+
+def number_at(place: int) -> int:
+    """The number of a flow whose rule is at this place in the NIC."""
+    return place or _PLACE_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +233,7 @@ class Ledger:
         self.path = directory / "ledger"
         self._wal = directory / "ledger-wal"
         self._serving: int | None = None
+        self._full = False  # the file system was, and the WAL has all the room that there may be now
         if read_only:
             if not self.path.exists():
                 raise FileNotFoundError(errno.ENOENT, f"{self.path} does not exist; is mtlshmd running?")
@@ -476,10 +494,14 @@ class Ledger:
                 (ifindex, location, queue, owner, spec.type, *addresses, *ports, holder is None),
             )
 
-    def complete_flow(self, ifindex: int, location: int) -> None:
-        """It is in the NIC."""
+    def complete_flow(self, ifindex: int, location: int, number: int | None = None) -> None:
+        """It is in the NIC, and has another number now if the driver chose the place. Who had that has lost it there:
+        somebody deleted his rule."""
         with self._change() as db:
-            db.execute("UPDATE flows SET complete = 1 WHERE ifindex = ? AND location = ?", (ifindex, location))
+            db.execute(
+                "UPDATE OR REPLACE flows SET complete = 1, location = ? WHERE ifindex = ? AND location = ?",
+                (location if number is None else number, ifindex, location),
+            )
 
     def forget_flow(self, ifindex: int, location: int) -> None:
         """It is not in the NIC. If it was never complete, nor does the owner get the queue that came with it."""
@@ -534,8 +556,16 @@ class Ledger:
 
     def _prepare(self) -> None:
         """A new one gets its tables, one of an earlier boot is emptied."""
-        for setting in ("journal_mode = WAL", "synchronous = OFF", "foreign_keys = ON"):
+        settings = (
+            "journal_mode = WAL",
+            f"wal_autocheckpoint = {_CHECKPOINT}",
+            "synchronous = OFF",
+            "foreign_keys = ON",
+        )
+        for setting in settings:
             self._db.execute(f"PRAGMA {setting}")
+        with suppress(sqlite3.OperationalError):  # if there is no room, there may be some at the next change
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         if (said := self._db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise OSError(errno.EUCLEAN, f"{self.path}: {_ADVICE[errno.EUCLEAN]} ({said})")
         with self._change() as db:
@@ -593,13 +623,23 @@ class Ledger:
             try:
                 yield self._db
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with suppress(sqlite3.Error):  # some errors have rolled back already
                     self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                    self._full = True
+                    self._make_room()
                 raise
+
+    def _make_room(self) -> None:
+        """What is in the WAL goes to where it belongs. If that is not possible now, it is tried before each change."""
+        with suppress(sqlite3.Error):
+            self._full = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def _keep_small(self) -> None:
         """Locked while somebody goes on reading what is old, so that all that is new is kept beside it."""
+        if self._full:
+            self._make_room()
         with suppress(FileNotFoundError):
             large = self._wal.stat().st_size > _MOST_BESIDE
             if large and self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:

@@ -9,6 +9,8 @@ whatever is killed when, recover() finds it. What it finds decides:
     not complete, or leaving   as inserted              it is deleted, then crossed out: nobody was told its number
     any                        nothing, something else  it is crossed out: an administrator was there
 
+Where the driver chooses the place of a rule, chosen.py tells which one that is.
+
 What is in the NIC and not in the ledger is somebody else's, and so is what is in the NIC otherwise than we inserted it.
 An interface that is moved to another network namespace takes its rules along. They harm nobody there: at most, packets
 come to the stack by another queue. So we follow it nowhere, but say what it keeps.
@@ -25,18 +27,33 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from itertools import count, islice
 
-from mtlshm.net.ethtool import Ethtool, Rule
+from mtlshm.net import chosen
+from mtlshm.net.chosen import Chosen
+from mtlshm.net.ethtool import Ethtool, Refused, Rule
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger import Flow, Ledger, patiently
+from mtlshm.net.ledger import CHOSEN_BY_DRIVER, Flow, Ledger, number_at, patiently
 from mtlshm.net.tool import Change, Tools
 
 log = logging.getLogger(__name__)
 
 Clear = Callable[[int, Iterable[int], Iterable[int]], None]
 """Of an interface, take these ports out of the filter, and what is at these queues out of xsks_map."""
+
+_ELSEWHERE = {  # with what a driver may refuse a place, rather than a rule
+    errno.EINVAL,
+    errno.EEXIST,
+    errno.EBUSY,
+    errno.ENOSPC,
+    errno.ERANGE,
+    errno.E2BIG,
+    errno.EOPNOTSUPP,
+    errno.EIO,  # for no reason that we know
+}
+_MORE_PLACES = 8
 
 SOMEWHERE = "if it was moved to another network namespace"
 
@@ -49,6 +66,7 @@ class Nics:
         self._tools = tools
         self._ethtool = Ethtool(tools)
         self._clear = clear
+        self._chosen = Chosen(ledger.path.parent)
         self._turn = asyncio.Lock()  # so that we do not wait for our own lock, in which there is no order
 
     async def claim_queue(self, owner: int, ifindex: int) -> int:
@@ -73,19 +91,54 @@ class Nics:
             number = await self._ethtool.channels(device)
             if not 0 < queue < number:
                 raise OSError(errno.EINVAL, f"{device} has the queues 1-{number - 1} to steer to, not {queue}")
-            taken = {*await self._ethtool.rules(device), *(flow.location for flow in self._ledger.flows(ifindex))}
-            location = next(location for location in range(1, len(taken) + 2) if location not in taken)
-            await patiently(self._ledger.intend_flow, owner, ifindex, queue, location, spec)
+            rules = await self._ethtool.rules(device)
+            refusals = []
+            for place in self._places(ifindex, rules):
+                try:
+                    number = self._unused_number(ifindex) if place is None else place
+                    return await self._insert(change, device, Flow(ifindex, number, queue, owner, spec, False), rules)
+                except Refused as error:
+                    refusals.append(error)
+                    if error.errno not in _ELSEWHERE:
+                        break
+            raise refusals[0]
+
+    def _places(self, ifindex: int, rules: Collection[int]) -> Iterator[int | None]:
+        """Where to try to insert a rule. Not all drivers take it at any free place: some choose themselves (bnxt, sfc),
+        some have one table for several interfaces, whose rules each lists for itself (ENA)."""
+        taken = {*rules, *(flow.location for flow in self._ledger.flows(ifindex))}
+        free = (place for place in count(1) if place not in taken)
+        yield next(free)
+        yield None  # where the driver likes
+        elsewhere = {flow.location for flow in self._ledger.flows()}
+        yield from islice((place for place in free if place not in elsewhere), _MORE_PLACES)
+
+    def _unused_number(self, ifindex: int) -> int:
+        """For a rule whose place is not known yet."""
+        return max((flow.location + 1 for flow in self._ledger.flows(ifindex)), default=0) | CHOSEN_BY_DRIVER
+
+    async def _insert(self, change: Change, device: str, flow: Flow, rules: Collection[int]) -> int:
+        """Where `rules` are already. Returns the number by which its owner is to know it. Refused by the driver."""
+        with ExitStack() as held:
+            output = None
+            if flow.place is None:
+                output = held.enter_context(self._chosen.file(flow.ifindex, flow.location, rules))
+            await patiently(self._ledger.intend_flow, flow.owner, flow.ifindex, flow.queue, flow.location, flow.spec)
+            there = None
             try:
-                await self._ethtool.insert(change, device, location, spec, queue)
-                await patiently(self._ledger.complete_flow, ifindex, location)
-            except OSError:
-                # None of them if the interface went meanwhile.
-                for flow in self._ledger.flows(ifindex, owner):
-                    if flow.location == location:
-                        await self._try_to_withdraw(change, flow)
+                there = await self._ethtool.insert(change, device, flow.place, flow.spec, flow.queue, rules, output)
+                number = number_at(there)
+                await patiently(self._ledger.complete_flow, flow.ifindex, flow.location, number)
+            except Refused:
+                await self._cross_out(flow)
                 raise
-            return location
+            except OSError:
+                # Not there if the interface went meanwhile.
+                if flow in self._ledger.flows(flow.ifindex, flow.owner):
+                    await self._try_to_withdraw(change, flow, there)
+                raise
+            self._chosen.forget(flow.ifindex, flow.location)
+            return number
 
     async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
         """EINVAL if the rule is not the owner's."""
@@ -122,6 +175,7 @@ class Nics:
                     await self._try_to_withdraw(change, flow)
             for ifindex in {flow.ifindex for flow in self._ledger.flows()}:
                 await self._forget_the_gone(ifindex)
+            self._chosen.forget_all_but((flow.ifindex, flow.location) for flow in self._ledger.flows())
         for owner in leaving:
             await patiently(self._release, owner)
 
@@ -131,7 +185,7 @@ class Nics:
         `place` says which, for people: the rules are left there, and who wants to delete them has to know of them. It
         is empty if the NIC is known to be gone.
         """
-        rules = [flow.location for flow in self._ledger.flows(ifindex)]
+        rules = [flow.place for flow in self._ledger.flows(ifindex) if flow.place is not None]
         await patiently(self._ledger.forget_interface, ifindex)
         if rules and place:
             commands = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules)
@@ -151,18 +205,40 @@ class Nics:
                 self._clear(ifindex, ports.get(ifindex, ()), [queue for index, queue in queues if index == ifindex])
             return self._ledger.settle(owner)
 
-    async def _withdraw(self, change: Change, flow: Flow) -> None:
-        """Delete a rule if it is there and still ours, and cross it out."""
+    async def _withdraw(self, change: Change, flow: Flow, there: int | None = None) -> None:
+        """Delete a rule if it is there and still ours, and cross it out. `there`: we know better than the ledger."""
         device = _name_now(flow.ifindex)  # None: the rule is gone with its interface
-        if device and self._is_there(flow, await self._rules(device)):
-            await self._ethtool.delete(change, device, flow.location)
-        await patiently(self._ledger.forget_flow, flow.ifindex, flow.location)
+        if device:
+            rules = await self._rules(device)
+            place = flow.place if there is None else there
+            if place is None:
+                place = self._place_of(flow, device, rules)
+            if place is not None and self._is_there(flow, place, rules):
+                await self._ethtool.delete(change, device, place)
+        await self._cross_out(flow)
 
-    async def _try_to_withdraw(self, change: Change, flow: Flow) -> None:
+    async def _cross_out(self, flow: Flow) -> None:
+        await patiently(self._ledger.forget_flow, flow.ifindex, flow.location)
+        self._chosen.forget(flow.ifindex, flow.location)
+
+    def _place_of(self, flow: Flow, device: str, rules: dict[int, Rule]) -> int | None:
+        """Where the driver has put it, if that is certain."""
+        others = {other.place for other in self._ledger.flows(flow.ifindex)}
+        said = self._chosen.read(flow.ifindex, flow.location)
+        if (place := chosen.told(said)) is not None:
+            return None if place in others else place
+        for number in rules.keys() - others - chosen.taken(said):
+            if rules[number] == Rule.of(flow.spec, flow.queue):
+                text = "may be a dead client's, or somebody else's, and stays; to delete it: ethtool -N"
+                log.warning("%s: the rule at %d %s %s delete %d", device, number, text, device, number)
+        return None
+
+    async def _try_to_withdraw(self, change: Change, flow: Flow, there: int | None = None) -> None:
         try:
-            await self._withdraw(change, flow)
+            await self._withdraw(change, flow, there)
         except OSError as error:
-            log.error("the rule at %d of interface %d stays for now: %s", flow.location, flow.ifindex, error)
+            where = "the rule whose place the driver chose" if flow.place is None else f"the rule at {flow.place}"
+            log.error("%s of interface %d stays for now: %s", where, flow.ifindex, error)
 
     async def _forget_the_gone(self, ifindex: int) -> None:
         try:
@@ -171,7 +247,7 @@ class Nics:
             log.error("cannot tell which rules of interface %d are still there: %s", ifindex, error)
             return
         for flow in self._ledger.flows(ifindex):
-            if flow.complete and not self._is_there(flow, rules):
+            if flow.complete and flow.place is not None and not self._is_there(flow, flow.place, rules):
                 await patiently(self._ledger.forget_flow, ifindex, flow.location)
 
     async def _rules(self, device: str) -> dict[int, Rule]:
@@ -182,13 +258,13 @@ class Nics:
                 return {}
             raise
 
-    def _is_there(self, flow: Flow, rules: dict[int, Rule]) -> bool:
-        there = rules.get(flow.location)
+    def _is_there(self, flow: Flow, place: int, rules: dict[int, Rule]) -> bool:
+        there = rules.get(place)
         if there == Rule.of(flow.spec, flow.queue):
             return True
         if flow.complete:
             what = "was deleted" if there is None else "is somebody else's now, and is left alone"
-            log.warning("the rule at %d of interface %d %s", flow.location, flow.ifindex, what)
+            log.warning("the rule at %d of interface %d %s", place, flow.ifindex, what)
         return False
 
     @asynccontextmanager

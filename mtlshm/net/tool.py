@@ -52,9 +52,9 @@ class Result:
 
 
 class Change(Protocol):
-    """Runs a command that changes something."""
+    """Runs a command that changes something. What it prints goes to the descriptor `output`, if there is one."""
 
-    def __call__(self, program: Program, *arguments: str) -> Awaitable[Result]: ...
+    def __call__(self, program: Program, *arguments: str, output: int | None = None) -> Awaitable[Result]: ...
 
 
 class Tools:
@@ -81,15 +81,15 @@ class Tools:
         lock = await self._take_lock()
         try:
 
-            async def change(program: Program, *arguments: str) -> Result:
-                return await self._run([program, *arguments], logging.INFO, lock)
+            async def change(program: Program, *arguments: str, output: int | None = None) -> Result:
+                return await self._run([program, *arguments], logging.INFO, lock, output=output)
 
             yield change
         finally:
             # Closed, never unlocked: that would unlock it under a command that is still running.
             os.close(lock)
 
-    async def _pretend(self, program: Program, *arguments: str) -> Result:
+    async def _pretend(self, program: Program, *arguments: str, output: int | None = None) -> Result:
         assert self._show
         self._show(shlex.join([program, *arguments]))
         return Result(0, "", "")
@@ -115,18 +115,19 @@ class Tools:
             os.close(lock)
             raise
 
-    async def _run(self, command: list[str], level: int, *descriptors: int) -> Result:
+    async def _run(self, command: list[str], level: int, *descriptors: int, output: int | None = None) -> Result:
         """Run it to its end, or kill it and all its children when it takes too long or we are cancelled."""
         path = _find(command[0])
         text = shlex.join(command)
         start = time.monotonic()
         # Files rather than pipes: nothing fills up, and a child that it left behind keeps nobody waiting.
-        with _memory() as output, _memory() as complaint:
+        with _memory() as memory, _memory() as complaint:
+            printed = memory if output is None else output
             process = subprocess.Popen(
                 command,
                 executable=path,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=printed,
                 stderr=complaint,
                 env=os.environ | {"LC_ALL": "C"},
                 start_new_session=True,
@@ -142,7 +143,7 @@ class Tools:
             finally:
                 if process.poll() is None:
                     await _kill(process)
-            result = Result(process.returncode, _content(output), _content(complaint))
+            result = Result(process.returncode, _content(printed), _content(complaint))
         said = f": {result.complaint.strip()!r}" if result.complaint.strip() else ""
         log.log(level, "%s: status %d, %.0f ms%s", text, result.status, (time.monotonic() - start) * 1000, said)
         return result

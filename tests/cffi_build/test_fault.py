@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import Puppet
+from processes import Puppet, run_python
 
 Start = Callable[..., Puppet]
 
@@ -97,3 +98,101 @@ def test_a_process_with_a_handler_of_its_own_keeps_it_and_can_be_as_safe(puppet:
     os.truncate(segment, 0)
     assert client.claim(5) == -EBADMSG
     assert client.times_handled() == 1
+
+
+HEADER = (Path(__file__).parents[2] / "cffi_build/mtlshm.h").read_text()
+EXPORTED = set(re.findall(r"^(?:const )?\w+ \*?(mtlshm_\w+)\(", HEADER, re.MULTILINE))
+
+# A call of each function of the header that needs the table: `me` holds lcore 0 and the semaphore, `proxy` lcore 1.
+NEED_THE_TABLE = {
+    "mtlshm_open": "C.mtlshm_open(new_host, path, 0, NULL)",
+    "mtlshm_retire": "C.mtlshm_retire(host)",
+    "mtlshm_register": "C.mtlshm_register(new, host, NULL)",
+    "mtlshm_register_proxy": "C.mtlshm_register_proxy(new, host, C.MTLSHM_KIND_SOCKET, process)",
+    "mtlshm_adopt": "C.mtlshm_adopt(new, host, C.mtlshm_owner(proxy))",
+    "mtlshm_alive": "C.mtlshm_alive(host, C.mtlshm_owner(me))",
+    "mtlshm_owners": "C.mtlshm_owners(host, owners)",
+    "mtlshm_proxies": "C.mtlshm_proxies(host, owners)",
+    "mtlshm_collect": "C.mtlshm_collect(host, C.mtlshm_owner(me))",
+    "mtlshm_sweep": "C.mtlshm_sweep(host)",
+    "mtlshm_claim": "C.mtlshm_claim(me, 5, 0)",
+    "mtlshm_release": "C.mtlshm_release(me, 0)",
+    "mtlshm_release_all": "C.mtlshm_release_all(me)",
+    "mtlshm_claim_many": "C.mtlshm_claim_many(me, want, lcores)",
+    "mtlshm_evict": "C.mtlshm_evict(host, 0, C.mtlshm_owner(me))",
+    "mtlshm_take": "C.mtlshm_take(me, 1, C.mtlshm_owner(proxy), 0)",
+    "mtlshm_tag": "C.mtlshm_tag(host, 0, C.mtlshm_owner(me), 1)",
+    "mtlshm_holder": "C.mtlshm_holder(host, 0, owners, tag)",
+    "mtlshm_lock": "C.mtlshm_lock(other, 10)",
+    "mtlshm_unlock": "C.mtlshm_unlock(me)",
+    "mtlshm_snapshot": "C.mtlshm_snapshot(host, snapshot)",
+    "mtlshm_inspect": "C.mtlshm_inspect(host, C.mtlshm_owner(me), info)",
+}
+# Those that need none, or say what they find in the file; and those that end something, which always works.
+NEED_NO_TABLE = {
+    "mtlshm_default_path": "",
+    "mtlshm_fault": "",
+    "mtlshm_owner": "",
+    "mtlshm_topology_read": "",
+    "mtlshm_affinity": "",
+    "mtlshm_strerror": "",
+    "mtlshm_examine": "damages",
+    "mtlshm_mend": "damages",
+    "mtlshm_close": "ends",
+    "mtlshm_unregister": "ends",
+    "mtlshm_instance_free": "ends",
+}
+# Each call is the first that a process makes after the file was cut.
+SCRIPT = """
+import os, sys
+from mtlshm._core import ffi, lib as C
+
+NULL, length, calls = ffi.NULL, int(sys.argv[1]), sys.argv[3:]
+path = ffi.new("char[]", os.fsencode(sys.argv[2]))
+process = ffi.new("struct mtlshm_process *")
+want = ffi.new("struct mtlshm_want *", {"count": 1, "numa_node": -1, "timeout_ms": 10})
+owners, tag, lcores = ffi.new("uint64_t[256]"), ffi.new("uint32_t *"), ffi.new("uint16_t[1]")
+snapshot, info = ffi.new("struct mtlshm_snapshot *"), ffi.new("struct mtlshm_instance_info *")
+new_host, new = ffi.new("struct mtlshm_host **"), ffi.new("struct mtlshm_instance **")
+for call in calls:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, call
+        continue
+    made = []
+    assert C.mtlshm_open(new_host, path, C.MTLSHM_CREATE, NULL) == 0
+    host = new_host[0]
+    cpus = ffi.new("struct mtlshm_cpuset *", [[2**64 - 1] * 16])
+    identity = ffi.new("struct mtlshm_identity *", {"cpus": cpus})
+    for _ in range(2):
+        assert C.mtlshm_register(new, host, identity) == 0
+        made.append(new[0])
+    assert C.mtlshm_register_proxy(new, host, C.MTLSHM_KIND_SOCKET, process) == 0
+    (me, other), proxy = made, new[0]
+    assert C.mtlshm_claim(me, 0, 0) == C.mtlshm_claim(proxy, 1, 0) == 0
+    assert "mtlshm_lock" in call or C.mtlshm_lock(me, 0) == 0
+    os.truncate(sys.argv[2], length)
+    print(eval(call), flush=True)
+    os.unlink(sys.argv[2])
+    os._exit(0)
+"""
+
+
+def test_the_header_has_no_function_that_is_not_spoken_of_here() -> None:
+    assert set(NEED_THE_TABLE) | set(NEED_NO_TABLE) == EXPORTED
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 256, PAGE, 17 * PAGE])
+def test_after_a_truncation_every_function_says_so_at_its_first_call(segment: str, length: int) -> None:
+    said = run_python(SCRIPT, length, segment, *NEED_THE_TABLE.values())
+    expected = dict.fromkeys(NEED_THE_TABLE, -EBADMSG)
+    if length == 17 * PAGE:  # the lcores that are used here are still there, and these look at nothing else
+        expected |= {"mtlshm_claim": 0, "mtlshm_release": 0}
+    assert dict(zip(NEED_THE_TABLE, map(int, said.split()), strict=True)) == expected
+
+
+def test_the_header_says_so_of_every_function() -> None:
+    comments = re.findall(r"/\*((?:(?!\*/).)*)\*/\n((?:\w[^;]*\b(?:mtlshm_\w+)\([^;]*;\n)+)", HEADER, re.DOTALL)
+    told = {
+        name for text, functions in comments if "-EBADMSG" in text for name in re.findall(r"(mtlshm_\w+)\(", functions)
+    }
+    assert set(NEED_THE_TABLE) <= told

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 from collections.abc import Callable
 from errno import EPERM, ETIMEDOUT
 from pathlib import Path
 
 import psutil
+import pytest
 
 from processes import DEADLINE, Puppet, eventually, look, namespaces
 
@@ -45,6 +47,14 @@ def test_only_the_holder_gives_it_back(puppet: Start) -> None:
     assert other.lock(0) == -ETIMEDOUT
     assert holder.unlock() == 0
     assert holder.unlock() == -EPERM
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="steps by the trap flag of x86-64")
+def test_two_threads_that_unlock_do_not_release_the_hold_of_another_instance(puppet: Start) -> None:
+    """At every instruction of mtlshm_unlock() the other thread unlocks, and the other instance locks."""
+    both = puppet()
+    assert both.register() == 0
+    assert both.unlock_twice() > 0
 
 
 def test_after_a_killed_holder_the_next_is_told_and_the_one_after_not(puppet: Start, segment: str) -> None:

@@ -130,6 +130,36 @@ static void of_threads_that_share_an_instance_one_wins_each_lcore(void)
 	mtlshm_instance_free(instances[0]);
 }
 
+/* Of an instance that was not given its CPUs: whoever is refused looks them up anew, while others ask for them. */
+static void *claim_all_by_mask(void *number)
+{
+	struct mtlshm_cpuset mask;
+
+	CHECK(!mtlshm_affinity(&mask));
+	for (int round = 0; round < ROUNDS; round++) {
+		for (uint32_t i = 0; i < LCORES; i++) {
+			uint32_t lcore = (i + (uint32_t)(long)number) % LCORES;
+			int rc = mtlshm_claim(instances[0], lcore, MTLSHM_LCORE_APP);
+
+			CHECK(mask.bits[0] >> lcore & 1 ? rc == 0 || rc == -EALREADY : rc == -EDOM);
+			if (!rc) {
+				take(lcore);
+				drop(lcore);
+				CHECK(!mtlshm_release(instances[0], lcore));
+			}
+		}
+	}
+	return NULL;
+}
+
+static void threads_claim_what_their_mask_allows(void)
+{
+	CHECK(!mtlshm_register(&instances[0], host, NULL));
+	run(claim_all_by_mask);
+	CHECK(count_held() == 0);
+	mtlshm_instance_free(instances[0]);
+}
+
 static void *claim_some(void *number)
 {
 	struct mtlshm_instance *me = instances[(long)number];
@@ -258,6 +288,7 @@ int main(void)
 	wins = 0;
 	of_threads_with_an_instance_each_one_wins_each_lcore();
 	of_threads_that_share_an_instance_one_wins_each_lcore();
+	threads_claim_what_their_mask_allows();
 	nothing_is_held_when_an_instance_was_unregistered_amid_claims();
 	threads_register_and_unregister_at_once();
 	a_thread_that_is_cancelled_inside_locks_nobody_out();

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mtlshm import Kind
+from mtlshm import CpuSet, Kind
+from mtlshm.daemon.app import command
 from processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, eventually, held, look, namespaces, needs_root
 
 StartPuppet = Callable[..., Puppet]
@@ -150,6 +151,22 @@ def test_the_file_can_be_named_in_the_environment(daemon: StartDaemon, tmp_path:
         pytest.param('sgement = "/x"\n', "sgement", id="unknown key"),
         pytest.param('log_level = "loud"\n', "loud", id="unknown level"),
         pytest.param("log_level = 3\n", "log_level", id="not a string"),
+        pytest.param("log_level = false\n", "log_level", id="no switch"),
+        pytest.param("umem_limit = true\n", "umem_limit", id="no number"),
+        pytest.param("umem_limit = 0\n", "umem_limit", id="a number out of range"),
+        pytest.param("umem_limit = 0.5\n", "umem_limit", id="a fraction"),
+        pytest.param("umem_limit = [64]\n", "umem_limit", id="an array"),
+        pytest.param("socket_mode = 440\n", "socket_mode", id="a mode that is not octal"),
+        pytest.param("socket_mode = 0o1777\n", "socket_mode", id="no mode"),
+        pytest.param("legacy = -1\n", "legacy", id="fewer than none"),
+        pytest.param("legacy = true\n", "legacy", id="how many"),
+        pytest.param("legacy_key = 0\n", "legacy_key", id="no key"),
+        pytest.param("legacy_key = 0x100000000\n", "legacy_key", id="too large a key"),
+        pytest.param("legacy_lock = 2026-01-01\n", "legacy_lock", id="a date"),
+        pytest.param("xdp = true\n", "xdp", id="which way"),
+        pytest.param("xdp = 1\n", "xdp", id="which way, again"),
+        pytest.param('state = ""\n', "state", id="empty"),
+        pytest.param('segment = "/x\\u0000y"\n', "segment", id="no path"),
         pytest.param("segment = {}\n", "segment", id="not a string either"),
         pytest.param(f"log_level = {'9' * 5000}\n", "digits", id="an absurd number"),
         pytest.param('segment = "/x\n', "line 1", id="bad syntax"),
@@ -165,6 +182,33 @@ def test_a_bad_file_is_refused_by_name_and_says_what_is_wrong(
     assert str(config) in server.log()
     assert named in server.log()
     assert not os.path.exists(segment)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "value"),
+    [
+        ("umem_limit = 64", "umem_limit", 64),
+        ('umem_limit = "64"', "umem_limit", 64),
+        ("legacy = 2", "legacy", 2),
+        ("legacy = 0", "legacy", 0),
+        ("legacy = false", "legacy", "off"),
+        ('legacy = "4-7"', "legacy", CpuSet.parse("4-7")),
+        ("legacy_key = 0x15000004", "legacy_key", 0x15000004),
+        ("legacy_key = 352321540", "legacy_key", 0x15000004),
+        ("socket_mode = 0o600  # nobody else's", "socket_mode", 0o600),
+        ('socket_mode = "0600"', "socket_mode", 0o600),
+        ("xdp = false", "xdp", "off"),
+        ('socket = ""', "socket", ""),
+    ],
+)
+def test_what_is_naturally_a_number_or_a_switch_may_be_written_as_one(
+    config: Path, monkeypatch: pytest.MonkeyPatch, text: str, setting: str, value: object
+) -> None:
+    for parameter in command.params:
+        for variable in [parameter.envvar] if isinstance(parameter.envvar, str) else []:
+            monkeypatch.delenv(variable, raising=False)
+    config.write_text(f"{text}\n")
+    assert command.make_context("mtlshmd", ["--config", str(config)]).params[setting] == value
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(daemon: StartDaemon, config: Path) -> None:

@@ -26,6 +26,9 @@ DRIVER = {
     "refuse": None,  # text of the errno with which rules are refused
     "stuck": False,  # deletes none
     "alter": False,  # keeps another port than it was told
+    "chooses": None,  # the first of the locations that the driver chooses itself, and takes no other
+    "mute": False,  # does not say which it has chosen
+    "elsewhere": [],  # locations of another interface's, in a table for both
     "delay": 0.0,  # seconds before and after a change
     "rules": {},
 }
@@ -170,18 +173,25 @@ def change_rules(device, *words):
     rule = dict(zip(words[::2], words[1::2], strict=True))
     location = rule.pop("loc", None)
     error = device.rules_error()
+    chooses = device.state and device.state["chooses"] is not None
     if location is None:
         if error:
             say(f"rxclass: Cannot get RX class rule count: {error}", "Cannot insert classification rule")
             return 1
-        free = [n for n in range(device.state["size"]) if str(n) not in device.state["rules"]]
+        first = device.state["chooses"] if chooses else 0
+        free = [n for n in range(first, first + device.state["size"]) if str(n) not in device.state["rules"]]
         if not free:
             say("rmgr: Cannot find appropriate slot to insert rule", "Cannot insert classification rule")
             return 1
-        location = str(free[-1])
-        print(f"Added rule with ID {location}")
+        location = str(free[0 if chooses else -1])
+        chosen = not device.state["mute"]
+    else:
+        chosen = False
+        if chooses:
+            error = error or "Invalid argument"
     queues = (device.state["combined"] or 0) + (device.state["rx"] or 0) if device.state else 0
-    if not error and (int(location) >= device.state["size"] or int(rule["action"]) >= queues):
+    beyond = not chooses and device.state and int(location) >= device.state["size"]
+    if not error and (beyond or int(rule["action"]) >= queues or int(location) in device.state["elsewhere"]):
         error = "Invalid argument"
     if error := error or device.state["refuse"]:
         say(f"rmgr: Cannot insert RX class rule: {error}")
@@ -189,6 +199,8 @@ def change_rules(device, *words):
     if device.state["alter"]:
         rule["dst-port"] = "1"
     device.change(device.state["rules"] | {location: rule})
+    if chosen:
+        print(f"Added rule with ID {location}")
     return 0
 
 

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -24,6 +24,7 @@ import pytest
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.ledger import Flow, Ledger, PortReference, Queue, State, Use
+from networks import sandbox
 from processes import DEADLINE, UNPRIVILEGED, namespaces, needs_root
 
 IF = 7  # an interface; the ledger does not look at it
@@ -409,6 +410,36 @@ def test_who_is_not_in_the_group_can_open_none_of_its_files(open_path: Path) -> 
         refused = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     assert len(names) == 4
     assert refused == names
+
+
+@needs_root("a small file system")
+def test_on_a_small_file_system_it_goes_on_once_there_is_room() -> None:
+    small = Path("/run/small")
+    with sandbox():
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=384k,mode=755", "none", small], check=True)
+        with Ledger(small / "state") as ledger:
+            for number in range(1, 200):  # the WAL would come to megabytes
+                come_and_go(ledger, number)
+            others = small / "others"
+            with suppress(OSError), others.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            with refused(errno.ENOSPC):
+                for number in range(200, 400):
+                    ledger.enter(number, process(number))
+            with refused(errno.ENOSPC):
+                for number in range(400, 600):
+                    ledger.enter(number, process(number))
+            os.truncate(others, others.stat().st_size - (48 << 10))
+            for number in range(1000, 1100):
+                come_and_go(ledger, number)
+
+
+def come_and_go(ledger: Ledger, number: int) -> None:
+    owner = ledger.enter(number, process(number))
+    ledger.leave(owner)
+    assert ledger.settle(owner)
 
 
 def test_a_full_disk_is_told_and_changes_nothing(ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
-from mtlshm.net.ledger import Ledger, Queue
+from mtlshm.net.ledger import CHOSEN_BY_DRIVER, Ledger, Queue
 from mtlshm.net.nic import Nics
 from mtlshm.net.tool import Tools
 from processes import DEADLINE
@@ -155,6 +155,88 @@ async def test_a_rule_is_inserted_at_a_free_place_and_deleted(tmp_path: Path, st
         assert stand_in.rules("lo") == before
         assert not b.ledger.flows()
         await b.nics.put_queue(a, LO, queue)
+
+
+async def test_a_rule_is_inserted_where_the_driver_chooses(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in.set("lo", chooses=7000, delay=0.01)
+    administrator("flow-type", "udp4", "dst-ip", "239.1.1.1", "dst-port", "30002", "action", "1")  # as ours reads
+    before = stand_in.rules("lo")
+    async with bench(tmp_path) as b:
+        a = b.owner()
+        assert [await b.nics.add_flow(a, LO, 1, SPEC) for _ in range(2)] == [7001, 7002]
+        assert [flow.place for flow in b.ledger.flows()] == [7001, 7002]
+        assert sorted(stand_in.rules("lo")) == [7000, 7001, 7002]
+        await b.nics.delete_flow(a, LO, 7001)
+        await b.nics.recover()
+        assert [flow.place for flow in b.ledger.flows()] == [7002]
+        assert await b.nics.drop(a)
+    assert stand_in.rules("lo") == before
+    assert not list(tmp_path.glob("state/chosen-*"))
+
+
+async def test_a_place_that_the_driver_gives_again_is_the_new_owners(tmp_path: Path, stand_in: StandIn) -> None:
+    """Somebody deleted the rule of who had it."""
+    stand_in.set("lo", chooses=7000)
+    async with bench(tmp_path) as b:
+        first, second = b.owner(1), b.owner(2)
+        assert await b.nics.add_flow(first, LO, 1, SPEC) == 7000
+        administrator("delete", "7000")
+        assert await b.nics.add_flow(second, LO, 2, SPEC) == 7000
+        assert [(flow.owner, flow.place) for flow in b.ledger.flows()] == [(second, 7000)]
+        with refused(errno.EINVAL):
+            await b.nics.delete_flow(first, LO, 7000)
+
+
+async def test_the_first_place_of_all_has_a_number_too(tmp_path: Path, stand_in: StandIn) -> None:
+    """On the manager socket 0 is no number of a flow."""
+    stand_in.set("lo", chooses=0)
+    async with bench(tmp_path) as b:
+        a = b.owner()
+        number = await b.nics.add_flow(a, LO, 1, SPEC)
+        assert 0 < number < 1 << 31
+        assert list(stand_in.rules("lo")) == [0]
+        await b.nics.recover()
+        assert [flow.place for flow in b.ledger.flows()] == [0]
+        await b.nics.delete_flow(a, LO, number)
+        assert stand_in.rules("lo") == {}
+
+
+@pytest.mark.parametrize(("elsewhere", "places"), [([1], [15, 14]), ([1, 15, 3, 5], [2, 4]), ([], [1, 2])])
+async def test_places_that_another_interface_has_in_the_same_table_are_passed_by(
+    tmp_path: Path, stand_in: StandIn, elsewhere: list[int], places: list[int]
+) -> None:
+    stand_in.set("lo", elsewhere=elsewhere)
+    async with bench(tmp_path) as b:
+        a = b.owner()
+        assert [await b.nics.add_flow(a, LO, 1, SPEC) for _ in range(2)] == places
+        assert sorted(stand_in.rules("lo")) == sorted(places)
+        assert await b.nics.drop(a)
+        assert stand_in.rules("lo") == {}
+
+
+async def test_a_driver_that_does_not_say_what_it_chose_is_found_out(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in.set("lo", chooses=7000, mute=True)
+    async with bench(tmp_path) as b:
+        assert [await b.nics.add_flow(b.owner(), LO, 1, SPEC) for _ in range(2)] == [7000, 7001]
+
+
+@pytest.mark.parametrize("said", [False, True])
+async def test_a_rule_is_deleted_only_if_ethtool_has_said_that_it_is_ours(
+    tmp_path: Path, stand_in: StandIn, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an earlier daemon left that was killed while ethtool ran, or before."""
+    stand_in.set("lo", chooses=7000)
+    administrator("flow-type", "udp4", "dst-ip", "239.1.1.1", "dst-port", "30002", "action", "1")
+    async with bench(tmp_path) as b:
+        b.ledger.intend_flow(b.owner(), LO, 1, CHOSEN_BY_DRIVER, SPEC)
+        if said:
+            file = tmp_path / f"state/chosen-{LO}-{CHOSEN_BY_DRIVER}"
+            file.write_text("taken before: 3\nAdded rule with ID 7000\n")
+        await b.nics.recover()
+        assert (b.ledger.flows(), b.ledger.queues()) == ((), ())
+        assert list(stand_in.rules("lo")) == ([] if said else [7000])
+    assert ("ethtool -N lo delete 7000" in caplog.text) == (not said)
+    assert not list(tmp_path.glob("state/chosen-*"))
 
 
 async def test_a_queue_that_nobody_holds_becomes_the_askers(tmp_path: Path, stand_in: StandIn) -> None:
@@ -375,11 +457,11 @@ def count(frame, event, function):
 async def main():
     queue = await nics.claim_queue(owner, 1)
     ledger.add_port(owner, 1, 5000)
-    if act != "add":
+    if act not in ("add", "choose"):
         place = await nics.add_flow(owner, 1, queue, spec)
     sys.setprofile(count)
     match act:
-        case "add":
+        case "add" | "choose":
             await nics.add_flow(owner, 1, queue + 1, spec)
         case "delete":
             await nics.delete_flow(owner, 1, place)
@@ -391,12 +473,15 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("act", ["add", "delete", "drop"])
+@pytest.mark.parametrize("act", ["add", "delete", "drop", "choose"])
 async def test_nothing_is_lost_and_nothing_leaks_at_whatever_step_it_is_killed(
     tmp_path: Path, stand_in: StandIn, act: str
 ) -> None:
     stand_in.set("lo")
     administrator(*THEIRS, "loc", "2")
+    if act == "choose":  # the driver, beside a rule of the administrator's that reads as ours does
+        stand_in.set("lo", chooses=7000)
+        administrator("flow-type", "udp4", "dst-ip", "239.1.1.1", "dst-port", "30002", "action", "2")
     theirs = stand_in.rules("lo")
     stand_in.set("lo", delay=0.1)
     half_done = 0
@@ -409,7 +494,7 @@ async def test_nothing_is_lost_and_nothing_leaks_at_whatever_step_it_is_killed(
             await b.nics.recover()
             check(b, stand_in, theirs)
             assert not b.unfinished()
-            if act == "add" and result.returncode:  # before it was complete, so nobody was told
+            if act in ("add", "choose") and result.returncode:  # before it was complete, so nobody was told
                 assert not b.ledger.flows()
                 assert len(b.ledger.queues()) <= 1
             if not b.ledger.owners():

@@ -34,6 +34,8 @@ SEARCHES: dict[str, list[Search]] = {
         Search({"LIVES": 1, "DEATHS": 3, "LIMIT": None}),
         Search({"LIVES": 2, "DEATHS": 1, "LIMIT": None}),
         Search({"LIVES": 1, "DEATHS": 2, "LIMIT": None}, fair=True),
+        Search({"LIVES": 1, "DEATHS": 0, "UNLOCKERS": 2}),
+        Search({"LIVES": 1, "DEATHS": 1, "LIMIT": None, "UNLOCKERS": 1}),
     ],
     "segment": [
         Search({"LIVES": 1, "DEATHS": 3}),
@@ -138,6 +140,12 @@ MUTANTS = {
         SEMAPHORE,
         "	:: held & WAITERS -> step(wake_one())\n",
         "	:: held & WAITERS\n",
+    ),
+    "semaphore-unlocks-by-store": Plant(
+        "a thread that unlocks does not look whether another was faster",
+        SEMAPHORE,
+        "		step(swap(held, 0); if",
+        "		step(held = semaphore; semaphore = 0; ok = true; if",
     ),
     "semaphore-sleeps-blindly": Plant(
         "a waiter goes to sleep without the kernel's look at the word",

@@ -6,9 +6,11 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "puppet.h"
@@ -55,8 +57,68 @@ static long do_sleep_on_semaphore(char **words)
 	return syscall(SYS_futex, &segment->header.semaphore, FUTEX_WAIT, (uint32_t)word, &limit, NULL, 0) ? -errno : 0;
 }
 
+#ifdef __x86_64__
+#define TRAP_FLAG 0x100 /* EFLAGS.TF: a SIGTRAP after each instruction */
+
+static volatile long instructions_left, given_back;
+
+/* What another thread of the same instance, and then another instance, may do between two instructions. */
+static void interrupt(int unused, siginfo_t *info, void *context)
+{
+	greg_t *flags = &((ucontext_t *)context)->uc_mcontext.gregs[REG_EFL];
+
+	(void)unused;
+	(void)info;
+	if (instructions_left > 0) {
+		instructions_left--;
+		*flags |= TRAP_FLAG;
+		return;
+	}
+	*flags &= ~TRAP_FLAG;
+	if (instructions_left == 0) {
+		given_back = mtlshm_unlock(puppet.me);
+		EXPECT(!mtlshm_lock(puppet.instances[0], 0));
+	}
+	instructions_left = -1;
+}
+
+/* Of two instances the second gives the semaphore back, and is interrupted after each instruction once. Returns
+ * how often its other thread was first; or -1: the first instance lost what it held. */
+static long do_unlock_twice(char **words)
+{
+	const struct sigaction action = {.sa_sigaction = interrupt, .sa_flags = SA_SIGINFO};
+	const struct sigaction none = {.sa_handler = SIG_DFL};
+	long first = 0;
+
+	(void)words;
+	EXPECT(!sigaction(SIGTRAP, &action, NULL));
+	for (long n = 1;; n++) {
+		int rc;
+
+		EXPECT(!mtlshm_lock(puppet.me, 0));
+		instructions_left = n;
+		given_back = 1;
+		raise(SIGTRAP);
+		rc = mtlshm_unlock(puppet.me);
+		if (instructions_left > 0) { /* it was over before */
+			instructions_left = -1;
+			break;
+		}
+		if (mtlshm_unlock(puppet.instances[0]))
+			return -1;
+		EXPECT(given_back ? !rc : rc == -EPERM);
+		first += !given_back;
+	}
+	EXPECT(!sigaction(SIGTRAP, &none, NULL));
+	return first;
+}
+#endif
+
 const struct command semaphore_commands[] = {
 	{"count", do_count},
 	{"sleep_on_semaphore", do_sleep_on_semaphore},
+#ifdef __x86_64__
+	{"unlock_twice", do_unlock_twice},
+#endif
 	{0},
 };
