@@ -99,14 +99,6 @@ static void examine_header(const struct mtlshm_header *header, struct report *re
 			add(report, MTLSHM_DAMAGE_HEADER, (uint32_t)fields[i].offset, fields[i].says);
 }
 
-static bool other_boot(const struct mtlshm_header *header)
-{
-	char boot_id[40];
-
-	segment_boot_id(boot_id);
-	return boot_id[0] && header->boot_id[0] && memcmp(boot_id, header->boot_id, sizeof(boot_id));
-}
-
 static int examine_table(const struct mtlshm_segment *table, const struct life *life, struct report *report)
 {
 	bool hidden[1 << MTLSHM_INDEX_BITS] = {false};
@@ -173,7 +165,7 @@ static int64_t read_table(const struct life *life, struct mtlshm_segment *table)
 static int examine(const struct life *life, struct mtlshm_segment *table, struct report *report)
 {
 	int64_t size = read_table(life, table);
-	int held;
+	int held, stale;
 
 	if (size < 0)
 		return (int)size;
@@ -188,7 +180,10 @@ static int examine(const struct life *life, struct mtlshm_segment *table, struct
 		return 0;
 	}
 	examine_header(&table->header, report);
-	if (other_boot(&table->header))
+	stale = segment_stale(life, &table->header);
+	if (stale < 0)
+		return stale;
+	if (stale)
 		add(report, MTLSHM_DAMAGE_BOOT, 0, 0);
 	if (table->header.state == MTLSHM_RETIRED) {
 		held = life_held(life, MTLSHM_BURIAL_BYTE, 1);
@@ -232,20 +227,23 @@ int mtlshm_examine(const char *path, struct mtlshm_damage *damages)
 	return rc ? rc : report.count;
 }
 
-/* Remove the file, if nobody uses it: no lock is held on it, and no instance is in it that has none. */
+/* No errno, since unlink(2) may fail with any: the file is in use, so it stays. */
+enum { IN_USE = 1 };
+
+/* Remove the file, if nobody uses it: no lock is held on any byte of it, since those of another layout may be anywhere, and
+ * no instance is in it that has none. */
 static int remove_unused(const char *path, const struct life *life, const struct mtlshm_segment *table)
 {
 	struct stat mine, named;
 	int rc = life_take(life, MTLSHM_BURIAL_BYTE);
 
+	if (!rc)
+		rc = life_locked(life);
 	if (rc)
-		return rc == -EAGAIN ? -EBUSY : rc;
-	rc = life_held(life, MTLSHM_DAEMON_BYTE, 1 + MTLSHM_INSTANCES);
-	if (rc)
-		return rc > 0 ? -EBUSY : rc;
+		return rc < 0 ? rc : IN_USE;
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
 		if (control_proxied(table->instances[i].control))
-			return -EBUSY;
+			return IN_USE;
 	if (fstat(life->fd, &mine) || lstat(path, &named))
 		return -errno;
 	if (mine.st_dev != named.st_dev || mine.st_ino != named.st_ino)
@@ -255,10 +253,23 @@ static int remove_unused(const char *path, const struct life *life, const struct
 
 static int write_field(const struct life *life, uint32_t offset, const void *right, size_t size)
 {
-	return pwrite(life->fd, right, size, (off_t)offset) == (ssize_t)size ? 0 : -errno;
+	ssize_t written = pwrite(life->fd, right, size, (off_t)offset);
+
+	return written < 0 ? -errno : written == (ssize_t)size ? 0 : -EIO;
 }
 
-static int mend_header(const struct life *life, uint32_t offset)
+/* As many as this host can have, but no fewer than there are in use: the view of who mends it may be a container's. */
+static int true_lcores(const struct mtlshm_segment *table, uint32_t *lcores)
+{
+	int rc = segment_lcores(NULL, lcores);
+
+	for (uint32_t i = *lcores; !rc && i < MTLSHM_LCORES; i++)
+		if (knows(table, owner_of(table->lcores[i].owner)))
+			*lcores = i + 1;
+	return rc;
+}
+
+static int mend_header(const struct life *life, const struct mtlshm_segment *table, uint32_t offset)
 {
 	const uint32_t version = MTLSHM_LAYOUT_VERSION;
 	const uint64_t size = sizeof(struct mtlshm_segment);
@@ -273,25 +284,11 @@ static int mend_header(const struct life *life, uint32_t offset)
 	case offsetof(struct mtlshm_header, size):
 		return write_field(life, offset, &size, sizeof(size));
 	case offsetof(struct mtlshm_header, lcores):
-		rc = segment_lcores(NULL, &lcores);
+		rc = true_lcores(table, &lcores);
 		return rc ? rc : write_field(life, offset, &lcores, sizeof(lcores));
 	default:
 		return -EOPNOTSUPP;
 	}
-}
-
-/* A lock shows that it is of this boot. */
-static int mend_boot(const char *path, const struct life *life, const struct mtlshm_segment *table)
-{
-	char boot_id[40];
-	int rc = life_held(life, MTLSHM_DAEMON_BYTE, 1 + MTLSHM_INSTANCES);
-
-	if (rc < 0)
-		return rc;
-	if (!rc)
-		return remove_unused(path, life, table);
-	segment_boot_id(boot_id);
-	return write_field(life, offsetof(struct mtlshm_header, boot_id), boot_id, sizeof(boot_id));
 }
 
 static int change(uint64_t *word, uint64_t from, uint64_t to)
@@ -303,13 +300,13 @@ static int mend_state(const char *path, const struct life *life, struct mtlshm_s
 		      const struct mtlshm_segment *table)
 {
 	uint32_t state = table->header.state;
-	int rc = state == MTLSHM_RETIRED ? remove_unused(path, life, table) : life_take(life, MTLSHM_BURIAL_BYTE);
+	int rc = state == MTLSHM_RETIRED ? remove_unused(path, life, table) : IN_USE;
 
-	if (state == MTLSHM_RETIRED ? rc != -EBUSY : rc != 0) /* removed; or somebody is about to */
-		return rc == -EAGAIN ? -EBUSY : rc;
-	rc = life_take(life, MTLSHM_BURIAL_BYTE);
+	if (rc != IN_USE)
+		return rc;
+	rc = life_take(life, MTLSHM_BURIAL_BYTE); /* once more: another may hold it, who is about to remove the file */
 	if (rc)
-		return rc == -EAGAIN ? -EBUSY : rc;
+		return rc;
 	return __atomic_compare_exchange_n(&live->header.state, &state, MTLSHM_IN_USE, false, __ATOMIC_SEQ_CST,
 					   __ATOMIC_RELAXED)
 		       ? 0
@@ -321,7 +318,7 @@ static int mend_record(const struct life *life, struct mtlshm_segment *live, uin
 {
 	int rc = life_share(life, life_byte(owner_make(index, 0)));
 
-	return rc == -EAGAIN ? -EBUSY : rc ? rc : change(&live->instances[index].control, control, control_after(control));
+	return rc ? rc : change(&live->instances[index].control, control, control_after(control));
 }
 
 static int mend_hidden(const struct life *life, struct mtlshm_segment *live, const struct mtlshm_segment *table,
@@ -374,8 +371,8 @@ static int mend_in_table(const char *path, const struct life *life, const struct
 	}
 	if (fault_seen(watched))
 		rc = -EBADMSG;
+	fault_forget(watched); /* first: what is mapped there next is none of ours */
 	munmap(live, sizeof(*live));
-	fault_forget(watched);
 	return rc;
 }
 
@@ -392,6 +389,7 @@ static int mend_dead(const char *path, uint64_t owner)
 	return rc < 0 ? rc : 0;
 }
 
+/* 0, IN_USE or LIFE_TAKEN (somebody who lives would lose), or a negative errno. */
 static int mend(const char *path, const struct life *life, const struct mtlshm_segment *table,
 		const struct mtlshm_damage *damage)
 {
@@ -400,11 +398,10 @@ static int mend(const char *path, const struct life *life, const struct mtlshm_s
 		return -EOPNOTSUPP;
 	case MTLSHM_DAMAGE_LAYOUT:
 	case MTLSHM_DAMAGE_SHORT:
+	case MTLSHM_DAMAGE_BOOT:
 		return remove_unused(path, life, table);
 	case MTLSHM_DAMAGE_HEADER:
-		return mend_header(life, damage->index);
-	case MTLSHM_DAMAGE_BOOT:
-		return mend_boot(path, life, table);
+		return mend_header(life, table, damage->index);
 	default:
 		return mend_in_table(path, life, table, damage);
 	}
@@ -433,6 +430,8 @@ int mtlshm_mend(const char *path, const struct mtlshm_damage *damage)
 			i++;
 		if (!rc)
 			rc = i < report.count ? mend(path, &life, &now->table, damage) : -ESRCH;
+		if (rc > 0)
+			rc = -EBUSY;
 		life_leave(&life);
 	}
 	free(now);

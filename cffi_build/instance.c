@@ -109,8 +109,13 @@ static void fill_record(struct mtlshm_record *record, uint32_t kind, const struc
 	record->process = *process;
 }
 
-/* Try to make record `index` ours. 0: its write lock is held and it is FREE; -EAGAIN: it is somebody's who
- * lives; -EBUSY: somebody is just looking at it, and it may be had later. */
+/* What occupy() says of a record that cannot be had; no errno, so that no system call's failure looks like it. */
+enum {
+	LIVES = LIFE_TAKEN, /* its owner lives */
+	CONTENDED,          /* somebody is just looking at it, and it may be had later */
+};
+
+/* Try to make record `index` ours. 0: its write lock is held and it is FREE; LIVES, CONTENDED, or a negative errno. */
 static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t index)
 {
 	struct mtlshm_record *record = &host->segment->instances[index];
@@ -123,7 +128,7 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 	control = __atomic_load_n(&record->control, __ATOMIC_ACQUIRE);
 	if (control_proxied(control)) {
 		life_drop(life, byte);
-		return -EAGAIN;
+		return LIVES;
 	}
 	if (!control_free(control)) /* and nobody holds the write lock: dead */
 		lease_collect(host, owner_make(index, control_generation(control)));
@@ -131,7 +136,7 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 	if (!rc)
 		return 0;
 	life_drop(life, byte);
-	return rc == -EAGAIN ? -EBUSY : rc;
+	return rc == LIFE_TAKEN ? CONTENDED : rc;
 }
 
 /* Find a record and its write lock: first among those that look free, which costs one try, then among all. */
@@ -156,9 +161,9 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 				*result = index;
 				return 0;
 			}
-			if (rc != -EAGAIN && rc != -EBUSY)
+			if (rc < 0)
 				return rc;
-			contended |= rc == -EBUSY;
+			contended |= rc == CONTENDED;
 		}
 		if (!contended)
 			return -EUSERS;
@@ -263,7 +268,7 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 	if (!rc) {
 		if (identity->kind == MTLSHM_KIND_DAEMON)
 			rc = life_take(&life, MTLSHM_DAEMON_BYTE);
-		if (rc == -EAGAIN)
+		if (rc == LIFE_TAKEN)
 			rc = -EEXIST;
 		if (!rc)
 			rc = become(me, &life, identity->kind, ourselves(host, identity->label));

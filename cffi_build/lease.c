@@ -102,7 +102,7 @@ static int collect(struct mtlshm_host *host, const struct life *life, uint64_t o
 		return -EBUSY;
 	rc = life_share(life, byte);
 	/* The lock in the way may be that of the record's next owner. */
-	if (rc == -EAGAIN)
+	if (rc == LIFE_TAKEN)
 		return segment_knows(host, owner) ? -EBUSY : -ESRCH;
 	if (rc)
 		return rc;

@@ -32,7 +32,7 @@
  * owner lives, it keeps newcomers out, and several collectors can have it, so none mistakes another for an
  * owner. A newcomer takes the read lock, collects what it finds, and only then converts it to a write lock;
  * the conversion is atomic and fails if another reader is there, in which case the newcomer goes elsewhere.
- * Hence nobody ever holds a write lock on the record of a dead instance, not for an instant, and -EAGAIN
+ * Hence nobody ever holds a write lock on the record of a dead instance, not for an instant, and LIFE_TAKEN
  * for a reader always means a living owner. With write locks all round, a newcomer stopped between lock and
  * look would make a dead owner seem alive for as long as it is stopped.
  */
@@ -115,7 +115,7 @@ int life_enter(struct life *life, const struct mtlshm_host *host, int mode)
 	life->fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	if (life->fd < 0 || fstat(life->fd, &st))
 		rc = errno == ENOENT ? -ESTALE : -errno;
-	else if (st.st_dev != host->device || st.st_ino != host->inode)
+	else if (st.st_dev != host->file.device || st.st_ino != host->file.inode)
 		rc = -ESTALE;
 	else if (segment_lost(host) || (uint64_t)st.st_size < sizeof(struct mtlshm_segment))
 		rc = -EBADMSG;
@@ -139,18 +139,23 @@ static int lock(const struct life *life, int command, short type, off_t byte, of
 	return fcntl(life->fd, command, lock) ? -errno : 0;
 }
 
-int life_share(const struct life *life, off_t byte)
+/* fcntl_locking(2): POSIX lets a conflict be EAGAIN or EACCES; Linux says EAGAIN. */
+static int try_lock(const struct life *life, short type, off_t byte)
 {
 	struct flock unused;
+	int rc = lock(life, F_OFD_SETLK, type, byte, 1, &unused);
 
-	return lock(life, F_OFD_SETLK, F_RDLCK, byte, 1, &unused);
+	return rc == -EAGAIN ? LIFE_TAKEN : rc;
+}
+
+int life_share(const struct life *life, off_t byte)
+{
+	return try_lock(life, F_RDLCK, byte);
 }
 
 int life_take(const struct life *life, off_t byte)
 {
-	struct flock unused;
-
-	return lock(life, F_OFD_SETLK, F_WRLCK, byte, 1, &unused);
+	return try_lock(life, F_WRLCK, byte);
 }
 
 void life_drop(const struct life *life, off_t byte)
@@ -160,12 +165,23 @@ void life_drop(const struct life *life, off_t byte)
 	lock(life, F_OFD_SETLK, F_UNLCK, byte, 1, &unused);
 }
 
-int life_held(const struct life *life, off_t byte, off_t count)
+/* Is there a lock that one of `type` would conflict with? */
+static int in_the_way(const struct life *life, short type, off_t byte, off_t count)
 {
 	struct flock found;
-	int rc = lock(life, F_OFD_GETLK, F_RDLCK, byte, count, &found);
+	int rc = lock(life, F_OFD_GETLK, type, byte, count, &found);
 
 	return rc ? rc : found.l_type != F_UNLCK;
+}
+
+int life_held(const struct life *life, off_t byte, off_t count)
+{
+	return in_the_way(life, F_RDLCK, byte, count);
+}
+
+int life_locked(const struct life *life)
+{
+	return in_the_way(life, F_WRLCK, 0, 0);
 }
 
 int life_pin(const struct life *life, void **pin)

@@ -25,13 +25,18 @@ void life_guard(struct life *life);
 int life_enter(struct life *life, const struct mtlshm_host *host, int mode);
 void life_leave(struct life *life);
 
-/* Byte locks: 0, -EAGAIN if somebody else's is in the way, or another negative errno. */
+/* Byte locks: 0, LIFE_TAKEN if somebody else's is in the way, or a negative errno. LIFE_TAKEN is no errno: what fails for
+ * another reason must never look like a living owner. */
+enum { LIFE_TAKEN = 1 };
 int life_share(const struct life *life, off_t byte);
 int life_take(const struct life *life, off_t byte);
 void life_drop(const struct life *life, off_t byte);
 
-/* Is there a write lock on any of `count` bytes? 1, 0 or a negative errno. */
+/* Does anyone else hold a write lock on any of `count` bytes (0: all from `byte` on)? 1, 0 or a negative errno. */
 int life_held(const struct life *life, off_t byte, off_t count);
+
+/* Does anyone else hold a lock of any kind on any byte of the file? For a file whose layout may not be ours. */
+int life_locked(const struct life *life);
 
 /* Tie the locks of this visit to the address space: they end when *pin is unmapped, or the process. */
 int life_pin(const struct life *life, void **pin);

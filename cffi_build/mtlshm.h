@@ -224,13 +224,26 @@ int mtlshm_configured_path(const char *file, char *path, size_t size);
  *        another machine, for planning and for tests.
  *
  * Errors: -ENOENT no segment there (or no such directory); -EACCES not permitted; -EBADMSG not a segment,
- * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last
- * boot or by another host; -EOPNOTSUPP the file system lacks O_TMPFILE or open-file-description locks;
+ * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last boot or by
+ * another host (on no tmpfs, and nobody holds a lock on it); -EOPNOTSUPP the file system lacks O_TMPFILE or
+ * open-file-description locks;
  * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM,
  * -EMFILE and what else open(2), mmap(2) and linkat(2) return; for a path of NULL, those of mtlshm_default_path().
  *
  * Killed inside: nothing is left, or a complete segment. A file is filled before it has a name. */
 int mtlshm_open(struct mtlshm_host **host, const char *path, uint32_t flags, const char *sysfs);
+
+/* The file that is mapped, as it was when it was opened. The path may lead to another by now. */
+struct mtlshm_file {
+	uint64_t device; /* st_dev, st_ino, st_uid, st_gid, st_mode of stat(2) */
+	uint64_t inode;
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t mode;
+	uint32_t reserved;
+};
+
+void mtlshm_file(const struct mtlshm_host *host, struct mtlshm_file *file);
 
 /* Unmap the segment and free the handle. -EBUSY while an instance registered through it has not been freed
  * with mtlshm_instance_free(). No other call may use `host` at the same time or later. Killed inside:
@@ -477,7 +490,7 @@ enum mtlshm_damage_kind {
 	MTLSHM_DAMAGE_LAYOUT = 2,  /* a segment of another layout, or what says so is damaged; value: its version */
 	MTLSHM_DAMAGE_SHORT = 3,   /* cut short; value: to how many bytes */
 	MTLSHM_DAMAGE_HEADER = 4,  /* a field that never changes has changed; index: its offset, value: what it says */
-	MTLSHM_DAMAGE_BOOT = 5,    /* by its header, of another boot or host */
+	MTLSHM_DAMAGE_BOOT = 5,    /* of another boot or host: its header says so, it is on no tmpfs, and nobody holds a lock */
 	MTLSHM_DAMAGE_STATE = 6,   /* neither in use nor retired, so nobody can register; value: what it says */
 	MTLSHM_DAMAGE_RETIRED = 7, /* retired by one who died before he removed it */
 	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by somebody dead, or by nobody; value: its word */
@@ -526,11 +539,15 @@ struct mtlshm_topology {
 	uint16_t package[1024];         /* its socket: physical_package_id */
 };
 
-/* Read the topology from a directory in sysfs format (NULL: /sys): devices/system/cpu and
+/* Read the topology from a directory in sysfs format: devices/system/cpu and
  * devices/system/node as in the kernel's Documentation/ABI/stable/sysfs-devices-system-cpu. What is
  * missing is made up harmlessly: a CPU with no siblings of its own core, one cache a socket, node 0.
- * Errors: -ENOENT no devices/system/cpu/{possible,online} there; -EBADMSG a file is not what the kernel
- * writes; -EACCES, -EMFILE. */
+ *
+ * NULL: of this host, from /sys and the calling thread's affinity mask. CPUs in the mask are online whatever /sys shows,
+ * which in a container may be anything; where /sys cannot be read, they are all there are, on one node.
+ *
+ * Errors, of a directory: -ENOENT no devices/system/cpu/{possible,online} there; -EBADMSG a file is not what the kernel
+ * writes; -EACCES. Of this host or a directory: -EMFILE, -ENOMEM. */
 int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
 
 /* The CPUs in the calling thread's affinity mask, those from 1,024 on left out. Errors: of

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The segment: made, found, checked, retired.
+ * The segment: made, found, checked. How it is removed is said in retire.c.
  *
  * MAKING. Fifty processes may find no segment at the same moment, and each may be killed at any line. So
  * the file is filled while it has no name (O_TMPFILE) and then linked to it; link is atomic and fails if
@@ -11,35 +11,30 @@
  * O_CREAT is never used: with fs.protected_regular (proc_sys_fs(5), Linux 4.19) it fails on another user's
  * existing file in a sticky directory such as /dev/shm, for root too.
  *
- * REMOVING. A file without a name lives on for those who have it mapped, and they would share out the same
- * cores as the users of a new file. So a segment is first marked retired, which is refused while any life
- * lock is held; an instance that registers at that moment either is seen here or sees the mark itself (both
- * sides store, then load, sequentially consistent). Only then is the name removed. If two did that, the
- * slower could remove the name of the new segment; so whoever removes the name holds the burial lock of the
- * inode that the name points to, and has looked again under it.
- * The mark too is set and taken off only under that lock, so that who has it can rely on the mark.
- *   One who dies between mark and removal leaves a retired segment with a name. The next to create one
- * buries it; or, if a living instance shows that the mark was premature, takes the mark off.
- *
  * READING. The header is checked with pread(), not in the mapping: a truncated file would answer with SIGBUS. What
  * becomes of a file that is truncated later is said in fault.c.
+ *
+ * OTHER BOOTS. A file on a disk can be left over from before the last boot; its boot id says so. But the id that a process
+ * reads may be its container's own (systemd-nspawn, LXC), so alone it proves nothing: whoever holds a lock on the file is
+ * of this boot, whatever the ids say, and nothing on a tmpfs outlives a boot. The id in the header never changes.
  */
 #include "segment.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "life.h"
 #include "machine.h"
-#include "nap.h"
 #include "topology.h"
 
 #define GROUP "mtl"
@@ -47,10 +42,11 @@
 #define BOOT_ID "/proc/sys/kernel/random/boot_id"
 #define BOOT_ID_LENGTH 36
 
-/* How often to start over when the name appears and disappears under us, and how long to sleep when it is
- * somebody else's turn to remove it. */
+/* How often to start over when the name appears and disappears under us. */
 #define OPEN_TRIES 1000
-#define BURIAL_NAP_NS 1000000
+
+/* What attach() and create() say, and go on from; no errno, since a system call may fail with any of those. */
+enum { NO_FILE = 1, NAME_TAKEN = 1 };
 
 const char segment_magic[8] = "MTLSHM\r\n";
 
@@ -96,7 +92,7 @@ uint64_t segment_fingerprint(void)
 }
 
 /* boot_id[] is left empty where /proc cannot say. */
-void segment_boot_id(char boot_id[40])
+static void read_boot_id(char boot_id[40])
 {
 	int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC);
 
@@ -106,6 +102,26 @@ void segment_boot_id(char boot_id[40])
 	if (read(fd, boot_id, BOOT_ID_LENGTH) != BOOT_ID_LENGTH)
 		memset(boot_id, 0, 40);
 	close(fd);
+}
+
+static bool outlives_boots(const struct statfs *system)
+{
+	return (uint32_t)system->f_type != TMPFS_MAGIC && (uint32_t)system->f_type != RAMFS_MAGIC;
+}
+
+int segment_stale(const struct life *life, const struct mtlshm_header *header)
+{
+	struct statfs system;
+	char boot_id[40];
+	int held;
+
+	read_boot_id(boot_id);
+	if (!boot_id[0] || !header->boot_id[0] || !memcmp(boot_id, header->boot_id, sizeof(boot_id)))
+		return 0;
+	if (fstatfs(life->fd, &system))
+		return -errno;
+	held = outlives_boots(&system) ? life_held(life, 0, 0) : 1;
+	return held < 0 ? held : !held;
 }
 
 int segment_lcores(const char *sysfs, uint32_t *lcores)
@@ -126,15 +142,17 @@ static int write_header(int fd, const char *sysfs)
 		.state = MTLSHM_IN_USE,
 	};
 	struct timespec now;
+	ssize_t written;
 	int rc = segment_lcores(sysfs, &header.lcores);
 
 	if (rc)
 		return rc;
 	memcpy(header.magic, segment_magic, sizeof(segment_magic));
-	segment_boot_id(header.boot_id);
+	read_boot_id(header.boot_id);
 	clock_gettime(CLOCK_REALTIME, &now);
 	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-	return pwrite(fd, &header, sizeof(header), 0) == sizeof(header) ? 0 : -errno;
+	written = pwrite(fd, &header, sizeof(header), 0);
+	return written < 0 ? -errno : written == sizeof(header) ? 0 : -EIO;
 }
 
 /* By reading group(5): getgrnam(3) loads modules, which crash a static program, and may ask the network. */
@@ -168,7 +186,15 @@ static int set_access(int fd)
 	return fchmod(fd, MODE) ? -errno : 0;
 }
 
-/* Make the file and give it its name. -EEXIST: somebody else was faster. */
+/* The locks that everything rests on: F_OFD_GETLK is EINVAL to a kernel that does not know them. */
+static int try_locks(const struct life *life)
+{
+	int rc = life_held(life, MTLSHM_LIFE_BASE, 1);
+
+	return rc == -EINVAL ? -EOPNOTSUPP : rc < 0 ? rc : 0;
+}
+
+/* Make the file and give it its name. NAME_TAKEN: somebody else was faster. */
 static int create(const char *path, const char *sysfs)
 {
 	char directory[PATH_MAX], self[64];
@@ -180,11 +206,9 @@ static int create(const char *path, const char *sysfs)
 	if (fd < 0) /* EISDIR: open(2) on a kernel or file system that does not know O_TMPFILE */
 		return errno == EISDIR ? -EOPNOTSUPP : -errno;
 	query.fd = fd;
-	rc = life_held(&query, MTLSHM_LIFE_BASE, 1);
-	if (rc < 0) {
-		rc = -EOPNOTSUPP;
+	rc = try_locks(&query);
+	if (rc)
 		goto out;
-	}
 	/* Every page is allocated now, so that no access can fail for lack of room (SIGBUS) later. */
 	do
 		rc = -posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
@@ -200,7 +224,7 @@ static int create(const char *path, const char *sysfs)
 	snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);
 	if (linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) &&
 	    (errno != ENOENT || linkat(fd, "", AT_FDCWD, path, AT_EMPTY_PATH)))
-		rc = -errno;
+		rc = errno == EEXIST ? NAME_TAKEN : -errno;
 out:
 	close(fd);
 	return rc;
@@ -212,11 +236,17 @@ static int check(int fd, uint32_t *lcores)
 	struct mtlshm_header header;
 	struct life query = {.fd = fd};
 	struct stat st;
-	char boot_id[40];
+	ssize_t length;
+	int rc;
 
 	if (fstat(fd, &st))
 		return -errno;
-	if (!S_ISREG(st.st_mode) || pread(fd, &header, sizeof(header), 0) != sizeof(header))
+	if (!S_ISREG(st.st_mode))
+		return -EBADMSG;
+	length = pread(fd, &header, sizeof(header), 0);
+	if (length < 0)
+		return -errno;
+	if (length != sizeof(header))
 		return -EBADMSG;
 	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)))
 		return -EBADMSG;
@@ -226,23 +256,16 @@ static int check(int fd, uint32_t *lcores)
 	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
 	    header.lcores > MTLSHM_LCORES)
 		return -EBADMSG;
-	segment_boot_id(boot_id);
-	if (boot_id[0] && header.boot_id[0] && memcmp(boot_id, header.boot_id, sizeof(boot_id)))
-		return -ESTALE;
-	if (life_held(&query, MTLSHM_LIFE_BASE, 1) < 0)
-		return -EOPNOTSUPP;
+	rc = try_locks(&query);
+	if (!rc)
+		rc = segment_stale(&query, &header);
+	if (rc)
+		return rc > 0 ? -ESTALE : rc;
 	*lcores = header.lcores;
 	return 0;
 }
 
-static bool still_named(const struct mtlshm_host *host)
-{
-	struct stat st;
-
-	return !lstat(host->path, &st) && st.st_dev == host->device && st.st_ino == host->inode;
-}
-
-/* One attempt, under the guard. */
+/* One attempt, under the guard. NO_FILE: there is none of that name. */
 static int attach(struct mtlshm_host *host)
 {
 	int mode = host->read_only ? O_RDONLY : O_RDWR;
@@ -251,14 +274,20 @@ static int attach(struct mtlshm_host *host)
 	void *memory;
 	int rc;
 
+	if (fd < 0 && errno == ENOENT)
+		return NO_FILE;
 	if (fd < 0) /* a directory, a symbolic link, a socket are no segments */
 		return errno == EISDIR || errno == ELOOP || errno == ENXIO ? -EBADMSG : -errno;
 	rc = check(fd, &host->lcores);
 	if (rc)
 		goto out;
+	if (fstat(fd, &st)) {
+		rc = -errno;
+		goto out;
+	}
 	memory = mmap(NULL, sizeof(struct mtlshm_segment), host->read_only ? PROT_READ : PROT_READ | PROT_WRITE,
 		      MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED || fstat(fd, &st)) {
+	if (memory == MAP_FAILED) {
 		rc = -errno;
 		goto out;
 	}
@@ -269,8 +298,8 @@ static int attach(struct mtlshm_host *host)
 		goto out;
 	}
 	host->segment = memory;
-	host->device = st.st_dev;
-	host->inode = st.st_ino;
+	host->file = (struct mtlshm_file){
+		.device = st.st_dev, .inode = st.st_ino, .uid = st.st_uid, .gid = st.st_gid, .mode = st.st_mode};
 out:
 	close(fd);
 	return rc;
@@ -279,75 +308,33 @@ out:
 static void detach(struct mtlshm_host *host)
 {
 	if (host->segment) {
+		fault_forget(host->watched); /* first: what is mapped there next is none of ours */
 		munmap(host->segment, sizeof(struct mtlshm_segment));
-		fault_forget(host->watched);
 	}
 	host->segment = NULL;
-}
-
-static bool retired(const struct mtlshm_host *host)
-{
-	return __atomic_load_n(&host->segment->header.state, __ATOMIC_SEQ_CST) == MTLSHM_RETIRED;
-}
-
-static void set_state(struct mtlshm_host *host, enum mtlshm_segment_state state)
-{
-	__atomic_store_n(&host->segment->header.state, state, __ATOMIC_SEQ_CST);
-}
-
-/* Somebody with a life lock, or somebody proxied. */
-static int anyone_alive(const struct mtlshm_host *host, const struct life *life)
-{
-	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
-		if (control_proxied(__atomic_load_n(&host->segment->instances[i].control, __ATOMIC_SEQ_CST)))
-			return 1;
-	return segment_lost(host) ? -EBADMSG : life_held(life, MTLSHM_LIFE_BASE, MTLSHM_INSTANCES);
-}
-
-/* Somebody retired this segment. Remove it if he died over it; or take the mark off if somebody lives, or if
- * we may not remove it (another user's file in a sticky directory). 0: see anew. */
-static int bury(struct mtlshm_host *host)
-{
-	struct life life;
-	int rc = life_enter(&life, host, O_RDWR);
-
-	if (rc)
-		return rc == -ESTALE ? 0 : rc;
-	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
-	/* He may have taken the mark off before he let go of the lock, and others have registered since. */
-	if (!rc && still_named(host) && retired(host)) {
-		rc = anyone_alive(host, &life);
-		if (rc > 0 || (!rc && unlink(host->path)))
-			set_state(host, MTLSHM_IN_USE);
-	}
-	life_leave(&life);
-	if (rc == -EAGAIN)
-		nap(BURIAL_NAP_NS); /* he lives; it is his to remove */
-	return rc < 0 && rc != -EAGAIN ? rc : 0;
 }
 
 static int attach_or_create(struct mtlshm_host *host, bool may_create)
 {
 	for (int i = 0; i < OPEN_TRIES; i++) {
 		struct life guard;
+		bool missing;
 		int rc;
 
 		life_guard(&guard);
 		rc = attach(host);
-		if (rc == -ENOENT && may_create) {
-			rc = create(host->path, host->sysfs);
-			if (!rc || rc == -EEXIST)
-				rc = -EAGAIN; /* attach to it, whoever made it */
-		}
+		missing = rc == NO_FILE;
+		if (missing)
+			rc = may_create ? create(host->path, host->sysfs) : -ENOENT;
 		life_leave(&guard);
-		if (rc == -EAGAIN)
-			continue;
-		if (rc)
+		if (rc < 0)
 			return rc;
-		if (!retired(host) && still_named(host))
+		if (missing) /* attach to it, whoever made it */
+			continue;
+		if (!segment_retired(host) && segment_named(host))
 			return 0;
-		if (retired(host))
-			rc = may_create ? bury(host) : -ESTALE;
+		if (segment_retired(host))
+			rc = may_create ? segment_bury(host) : -ESTALE;
 		detach(host);
 		if (rc)
 			return rc;
@@ -369,11 +356,7 @@ static char *absolute(const char *path)
 
 static void host_free(struct mtlshm_host *host)
 {
-	if (host->burial && host->burial_process == life_process()) { /* a forked child has not the pin */
-		if (still_named(host)) /* could not be removed, or was not */
-			set_state(host, MTLSHM_IN_USE);
-		life_unpin(host->burial);
-	}
+	segment_unretire(host);
 	detach(host);
 	machine_forget(host);
 	free(host->sysfs);
@@ -400,7 +383,7 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 		return -ENOMEM;
 	host->read_only = flags & MTLSHM_READ_ONLY;
 	host->path = absolute(path);
-	if (!host->path || (sysfs && !(host->sysfs = strdup(sysfs))))
+	if (!host->path || (sysfs && !(host->sysfs = absolute(sysfs))))
 		rc = -errno;
 	else
 		rc = attach_or_create(host, may_create);
@@ -419,31 +402,7 @@ int mtlshm_close(struct mtlshm_host *host)
 	return 0;
 }
 
-int mtlshm_retire(struct mtlshm_host *host)
+void mtlshm_file(const struct mtlshm_host *host, struct mtlshm_file *file)
 {
-	struct life life;
-	int rc;
-
-	if (host->read_only)
-		return -EROFS;
-	if (host->burial && host->burial_process == life_process())
-		return 0;
-	rc = life_enter(&life, host, O_RDWR);
-	if (rc)
-		return rc;
-	rc = life_take(&life, MTLSHM_BURIAL_BYTE);
-	if (!rc && !still_named(host)) /* he who had the lock before may have removed it */
-		rc = -ESTALE;
-	if (!rc && anyone_alive(host, &life)) /* so as not to turn away newcomers for nothing */
-		rc = -EBUSY;
-	if (!rc) {
-		set_state(host, MTLSHM_RETIRED);
-		rc = anyone_alive(host, &life) ? -EBUSY : life_pin(&life, &host->burial);
-		if (rc)
-			set_state(host, MTLSHM_IN_USE);
-		else
-			host->burial_process = life_adopt();
-	}
-	life_leave(&life);
-	return rc == -EAGAIN ? -EBUSY : rc;
+	*file = host->file;
 }

@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include "fault.h"
+#include "life.h"
 #include "mtlshm.h"
 #include "token.h"
 
@@ -17,8 +18,7 @@ struct mtlshm_host {
 	bool read_only;
 	char *path;
 	char *sysfs;      /* NULL: /sys */
-	dev_t device;     /* the segment's inode: whatever is opened at `path` later must be this */
-	ino_t inode;
+	struct mtlshm_file file; /* what is mapped: whatever is opened at `path` later must be this */
 	unsigned int instances;           /* handles not yet freed; atomic */
 	void *burial;                     /* pin of the burial lock, if this handle retired the segment, */
 	uint64_t burial_process;          /* and life_process() of who did */
@@ -27,11 +27,24 @@ struct mtlshm_host {
 	uint64_t self_process;            /* and of which life_process() */
 };
 
-/* What every header of this layout, boot and host says: boot_id[] is empty where /proc cannot say. */
+/* What every header of this layout says. */
 extern const char segment_magic[8];
 uint64_t segment_fingerprint(void);
-void segment_boot_id(char boot_id[40]);
+
+/* Is the open file, which has this header, left over from another boot or host? 1, 0 or a negative errno. */
+int segment_stale(const struct life *life, const struct mtlshm_header *header);
+
 int segment_lcores(const char *sysfs, uint32_t *lcores);
+
+/* Of retire.c. Does the path lead to what is mapped? Is that marked as retired? */
+bool segment_named(const struct mtlshm_host *host);
+bool segment_retired(const struct mtlshm_host *host);
+
+/* Remove a retired segment whose remover died, or take its mark off. 0 (look anew) or a negative errno. */
+int segment_bury(struct mtlshm_host *host);
+
+/* This handle closes: if it retired the segment and that still has its name, it is in use again. */
+void segment_unretire(struct mtlshm_host *host);
 
 /* The record of an owner found in the segment, or NULL if no record can have that index. */
 static inline struct mtlshm_record *segment_record(const struct mtlshm_host *host, uint64_t owner)

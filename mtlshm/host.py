@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet, finalize
@@ -19,6 +19,17 @@ from mtlshm.errors import check, error
 from mtlshm.instance import Instance
 from mtlshm.snapshot import InstanceInfo, Kind, Process, Snapshot
 from mtlshm.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """What stat(2) said of a segment's file when it was opened."""
+
+    device: int
+    inode: int
+    uid: int
+    gid: int
+    mode: int
 
 
 class Host:
@@ -38,13 +49,14 @@ class Host:
     ) -> None:
         self._mapping: _Mapping | None = None
         self._instances: WeakSet[Instance] = WeakSet()
-        self._sysfs = sysfs
+        self._sysfs = None if sysfs is None else os.path.abspath(sysfs)
         self.path = os.path.abspath(default_path() if path is None else path)
         if "\0" in self.path:
             raise ValueError("a path has no NUL in it")
         flags = lib.MTLSHM_CREATE * (create and not read_only) | lib.MTLSHM_READ_ONLY * read_only
         result = ffi.new("struct mtlshm_host **")
-        code = lib.mtlshm_open(result, os.fsencode(self.path), flags, ffi.NULL if sysfs is None else os.fsencode(sysfs))
+        c_sysfs = ffi.NULL if self._sysfs is None else os.fsencode(self._sysfs)
+        code = lib.mtlshm_open(result, os.fsencode(self.path), flags, c_sysfs)
         if code:
             raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
         self._mapping = _Mapping(result[0])
@@ -57,6 +69,12 @@ class Host:
     def _call(self, function: Any, *arguments: Any) -> int:
         mapping = self._opened()  # ours until the call is over, whoever closes the host meanwhile
         return int(function(mapping.c, *arguments))
+
+    def file(self) -> SegmentFile:
+        """The file that is mapped, as it was when it was opened; `path` may lead to another by now."""
+        c = ffi.new("struct mtlshm_file *")
+        lib.mtlshm_file(self._opened().c, c)
+        return SegmentFile(c.device, c.inode, c.uid, c.gid, c.mode)
 
     def register(
         self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None
@@ -157,7 +175,7 @@ class Host:
 
     def topology(self) -> Topology:
         """The host's CPUs, read anew."""
-        return Topology.read("/sys" if self._sysfs is None else self._sysfs)
+        return Topology.read(self._sysfs)
 
     def unlink(self) -> None:
         """Remove the segment, if no instance lives (Busy otherwise), and close this handle."""

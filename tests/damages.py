@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mtlshm._core import ffi, lib
 
@@ -35,3 +38,12 @@ def peek(segment: str) -> Any:
 
 def token(index: int, generation: int, kind: int = 3) -> int:
     return int(generation << (lib.MTLSHM_TYPE_BITS + lib.MTLSHM_INDEX_BITS) | index << lib.MTLSHM_TYPE_BITS | kind)
+
+
+def on_disk(directory: Path) -> str:
+    """The path for a segment that would outlive a boot."""
+    command = ["stat", "-f", "-c", "%T", directory]
+    kind = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if kind in ("tmpfs", "ramfs"):
+        pytest.skip(f"{directory} is on a {kind}; not tested: a segment that outlived a boot")
+    return str(directory / "segment")

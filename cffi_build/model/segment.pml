@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Model of segment.c: processes find no segment and make one, register in it, retire and remove it, bury one whose remover
+ * Model of segment.c and retire.c: processes find no segment and make one, register in it, retire and remove it, bury one whose remover
  * died, and die at any step. Steps have the names of the C functions; each is one system call or one access to the state.
  *
  * Shown, for three processes that each go through LIVES lives:

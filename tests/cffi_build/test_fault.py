@@ -39,6 +39,12 @@ def test_a_process_whose_segment_is_cut_short_goes_on(puppet: Start, segment: st
     assert client.claim(5) == -EBADF
 
 
+def test_what_is_mapped_after_the_table_keeps_its_own_sigbus(puppet: Start) -> None:
+    leaver = puppet(ready=False)
+    assert leaver.open(1) == 0
+    assert leaver.close_and_fault() == 0
+
+
 def test_it_is_the_same_for_one_who_only_looks(puppet: Start, segment: str) -> None:
     puppet()
     visitor = puppet(ready=False)

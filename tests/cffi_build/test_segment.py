@@ -8,12 +8,13 @@ import random
 import stat
 import time
 from collections.abc import Callable
-from errno import EACCES, EBADMSG, EBUSY, EINVAL, EMFILE, ENOENT, ENOSPC, EOPNOTSUPP, EPROTO, EROFS, ESTALE
+from errno import EACCES, EAGAIN, EBADMSG, EBUSY, EINVAL, EMFILE, ENOENT, ENOSPC, EOPNOTSUPP, EPROTO, EROFS, ESTALE
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from damages import on_disk
 from mtlshm import Host
 from mtlshm._core import ffi, lib
 from processes import (
@@ -137,6 +138,18 @@ def test_a_relative_path_means_the_same_file_after_a_change_of_directory(puppet:
     assert os.path.exists(segment)
 
 
+def test_a_relative_sysfs_means_the_same_directory_after_a_change_of_directory(
+    puppet: Start, host64: Path, segment: str
+) -> None:
+    wanderer = puppet(sysfs=Path(host64.name), ready=False)
+    assert wanderer.chdir(host64.parent) == 0
+    assert wanderer.open(CREATE) == 0
+    assert wanderer.chdir("/") == 0
+    assert wanderer.register() == 0
+    assert wanderer.claim_many(64) == 0
+    assert held(segment) == set(range(64))
+
+
 # --- files that are no good ---------------------------------------------------------------------------
 
 
@@ -183,7 +196,6 @@ HEADER = ffi.sizeof("struct mtlshm_header")
         pytest.param(header_field("size", SIZE + 4096), EPROTO, id="another size"),
         pytest.param(header_field("lcores", 1025), EBADMSG, id="too many lcores"),
         pytest.param(header_field("lcores", 0), EBADMSG, id="no lcores"),
-        pytest.param(header_field("boot_id", b"11111111-2222-3333-4444-555555555555"), ESTALE, id="another boot"),
         pytest.param(cut(SIZE - 1), EBADMSG, id="truncated"),
         pytest.param(cut(HEADER), EBADMSG, id="truncated after the header"),
         pytest.param(cut(100), EBADMSG, id="truncated in the header"),
@@ -205,6 +217,67 @@ def test_a_file_that_is_no_good_segment_is_refused_and_left_as_it_is(
     assert visitor.open(CREATE) == -error
     assert visitor.open(READ_ONLY) == -error
     assert Path(segment).read_bytes() == content
+
+
+def of_another_boot(path: str) -> bytes:
+    """Has the file say so; returns its content."""
+    content = bytearray(Path(path).read_bytes())
+    header_field("boot_id", b"11111111-2222-3333-4444-555555555555")(content)
+    with open(path, "r+b") as file:
+        file.write(content[:HEADER])
+    return bytes(content)
+
+
+def test_a_file_left_over_from_another_boot_is_refused_and_left_as_it_is(puppet: Start, tmp_path: Path) -> None:
+    path = on_disk(tmp_path)
+    Host(path).close()
+    content = of_another_boot(path)
+    visitor = puppet(path=path, ready=False)
+    assert visitor.open(CREATE) == -ESTALE
+    assert visitor.open(READ_ONLY) == -ESTALE
+    assert Path(path).read_bytes() == content
+
+
+def test_a_segment_that_somebody_holds_a_lock_on_is_of_this_boot_whatever_it_says(
+    puppet: Start, tmp_path: Path
+) -> None:
+    path = on_disk(tmp_path)
+    assert puppet(path=path).claim(3) == 0
+    of_another_boot(path)
+    assert puppet(path=path).claim(3) == -EBUSY
+    assert puppet(path=path).claim(4) == 0
+
+
+def test_on_a_tmpfs_nothing_is_of_another_boot(puppet: Start, segment: str) -> None:
+    Host(segment).close()
+    of_another_boot(segment)
+    assert puppet().claim(3) == 0
+
+
+def test_a_container_with_a_boot_id_of_its_own_shares_the_segment(puppet: Start, segment: str, tmp_path: Path) -> None:
+    """As in systemd-nspawn and LXC."""
+    (tmp_path / "boot_id").write_text("11111111-2222-3333-4444-555555555555\n")
+    own = 'mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && exec "$@"'
+    prefix = (*namespaces("mount"), "sh", "-c", own, "sh", str(tmp_path / "boot_id"))
+    outside = puppet()
+    outside.claim(3)
+    inside = puppet(prefix=prefix)
+    assert inside.claim(3) == -EBUSY
+    assert inside.claim(4) == 0
+    assert outside.claim(4) == -EBUSY
+
+
+def test_a_process_that_may_lock_no_more_memory_is_told_that(puppet: Start, segment: str) -> None:
+    """Told that the segment is stale, it would remove it."""
+    Host(segment).close()
+    os.chmod(segment, 0o666)
+    locker = puppet(ready=False)
+    assert (locker.open(0), locker.close()) == (0, 0)
+    if os.geteuid() == 0:
+        assert locker.become(UNPRIVILEGED, UNPRIVILEGED) == 0
+    assert locker.lock_memory(80 * 1024) == 0  # the table takes 81
+    assert locker.open(0) == -EAGAIN
+    assert locker.open(CREATE) == -EAGAIN
 
 
 def test_what_is_no_file_is_refused(puppet: Start, segment: str, tmp_path: Path) -> None:

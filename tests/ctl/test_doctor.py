@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from inotify_simple import INotify, flags
 
-from damages import SIZE, peek, poke, token
+from damages import SIZE, on_disk, peek, poke, token
 from mtlshm import Host, Kind, Process
 from processes import UNPRIVILEGED, Daemon, Puppet, eventually, held, look, needs_root, run_python
 
@@ -90,24 +91,28 @@ def test_a_damaged_header_is_written_anew_under_living_owners(
     assert owner.release(3) == 0
 
 
-def test_a_damaged_boot_id_is_told_from_another_boots_by_the_living(
-    puppet: Start, doctor: Doctor, segment: str
+ANOTHER_BOOT = b"11111111-2222-3333-4444-555555555555"
+
+
+def test_a_boot_id_condemns_nothing_that_somebody_alive_uses(
+    puppet: Start, ctl: Ctl, segment: str, tmp_path: Path
 ) -> None:
-    owner = puppet()
-    owner.claim(3)
-    poke(segment, "header", "boot_id", value=b"11111111-2222-3333-4444-555555555555")
-    assert set(doctor()) == {"boot"}
-    assert doctor("--repair") == {"boot": "repaired"}
-    assert puppet().claim(3) == -EBUSY
-    owner.kill()
+    """In a container with a boot id of its own doctor is the odd one, not the segment."""
+    for path in segment, on_disk(tmp_path):
+        puppet(path=path)
+        poke(path, "header", "boot_id", value=ANOTHER_BOOT)
+        before = Path(path).read_bytes()
+        assert ctl("--segment", path, "doctor", "--repair").stdout == f"{path}: nothing is wrong\n"
+        assert Path(path).read_bytes() == before
 
 
-def test_another_boots_segment_is_removed(doctor: Doctor, segment: str) -> None:
-    Host(segment).close()
-    poke(segment, "header", "boot_id", value=b"11111111-2222-3333-4444-555555555555")
-    assert set(doctor()) == {"boot"}
-    assert doctor("--repair") == {"boot": "repaired"}
-    assert not os.path.exists(segment)
+def test_another_boots_segment_is_removed(ctl: Ctl, tmp_path: Path) -> None:
+    path = on_disk(tmp_path)
+    Host(path).close()
+    poke(path, "header", "boot_id", value=ANOTHER_BOOT)
+    assert "another boot" in ctl("--segment", path, "doctor").stdout
+    assert "repaired" in ctl("--segment", path, "doctor", "--repair").stdout
+    assert not os.path.exists(path)
 
 
 def test_a_truncated_one_is_removed_once_nobody_uses_it(puppet: Start, doctor: Doctor, segment: str, ctl: Ctl) -> None:
@@ -139,6 +144,18 @@ def test_one_of_another_layout_that_somebody_uses_is_left_alone(puppet: Start, d
     poke(segment, "header", "fingerprint", value=1)
     assert doctor("--repair")["layout"] != "repaired"
     assert os.path.exists(segment)
+
+
+@pytest.mark.parametrize("byte", [0, 4096, (1 << 30) + 100000, (1 << 62)])
+@pytest.mark.parametrize("kind", [fcntl.F_RDLCK, fcntl.F_WRLCK])
+def test_its_users_may_lock_any_byte_to_show_that_they_live(segment: str, doctor: Doctor, byte: int, kind: int) -> None:
+    Host(segment).close()
+    poke(segment, "header", "fingerprint", value=1)
+    with open(segment, "r+b") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0))
+        assert doctor("--repair")["layout"] != "repaired"
+        assert os.path.exists(segment)
+    assert doctor("--repair") == {"layout": "repaired"}
 
 
 def test_removed_under_running_clients(puppet: Start, doctor: Doctor, segment: str) -> None:

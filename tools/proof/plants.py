@@ -72,9 +72,9 @@ CORE = {
     ),
     "buries-what-is-not-retired": Plant(
         "who waited to bury a retired segment does not look whether it still is one",
-        "segment.c",
-        "	if (!rc && still_named(host) && retired(host)) {",
-        "	if (!rc && still_named(host)) {",
+        "retire.c",
+        "	if (!rc && segment_named(host) && segment_retired(host)) {",
+        "	if (!rc && segment_named(host)) {",
     ),
     "frees-the-record-only": Plant(
         "a collector forgets the lcores",
@@ -180,9 +180,9 @@ CORE = {
     ),
     "retires-without-a-second-look": Plant(
         "who retires the segment does not look again for somebody who came meanwhile",
-        "segment.c",
-        "		rc = anyone_alive(host, &life) ? -EBUSY : life_pin(&life, &host->burial);",
-        "		rc = life_pin(&life, &host->burial);",
+        "retire.c",
+        "		rc = refuse_the_living(host, &life);\n		if (!rc)\n			rc = life_pin",
+        "		if (!rc)\n			rc = life_pin",
     ),
 }
 

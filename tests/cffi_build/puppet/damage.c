@@ -4,14 +4,23 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "puppet.h"
 
 static int times_handled;
+static void *table;
+static int taken_for_ours;
 
 /* A result that no call may have, whatever is done to the segment's bytes. */
 static int is_nonsense(int rc)
@@ -55,6 +64,44 @@ static long do_storm(char **words)
 			return rc;
 	}
 	return 0;
+}
+
+/* In place of munmap(2) of the table: the moment after, when anything may be mapped there and be cut short. */
+static void on_munmap(int signal)
+{
+	(void)signal;
+	taken_for_ours = mtlshm_fault(table);
+}
+
+/* Close the segment. Would a SIGBUS of what is mapped in place of the table from then on be taken for one of the table? */
+static long do_close_and_fault(char **words)
+{
+	const struct sigaction action = {.sa_handler = on_munmap};
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_munmap, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, sizeof(struct mtlshm_segment), 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	const struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[PATH_MAX + 100];
+	int rc;
+
+	(void)words;
+	while (fgets(line, sizeof(line), maps))
+		if (strstr(line, puppet.path) && strstr(line, "rw-s"))
+			table = (void *)strtoul(line, NULL, 16);
+	fclose(maps);
+	EXPECT(table);
+	sigaction(SIGSYS, &action, NULL);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+		return -errno;
+	taken_for_ours = -1;
+	rc = mtlshm_close(puppet.host);
+	return rc ? rc : taken_for_ours;
 }
 
 /* FILE: die of it, as a process does whose mapped file is cut short. */
@@ -102,5 +149,6 @@ const struct command damage_commands[] = {
 	{"die", do_die},
 	{"own_handler", do_own_handler},
 	{"times_handled", do_times_handled},
+	{"close_and_fault", do_close_and_fault},
 	{0},
 };

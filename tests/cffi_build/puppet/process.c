@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -75,6 +76,14 @@ static long do_limit_descriptors(char **words)
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = (rlim_t)number(words[1]);
 	return setrlimit(RLIMIT_NOFILE, &limit) ? -errno : 0;
+}
+
+/* BYTES: keep all memory from now on in RAM, as media processes do, and be allowed no more than that. */
+static long do_lock_memory(char **words)
+{
+	const struct rlimit limit = {(rlim_t)number(words[1]), (rlim_t)number(words[1])};
+
+	return setrlimit(RLIMIT_MEMLOCK, &limit) || mlockall(MCL_FUTURE) ? -errno : 0;
 }
 
 static long do_closefrom(char **words)
@@ -198,6 +207,7 @@ const struct command process_commands[] = {
 	{"umask", do_umask},
 	{"affinity", do_affinity},
 	{"limit_descriptors", do_limit_descriptors},
+	{"lock_memory", do_lock_memory},
 	{"closefrom", do_closefrom},
 	{"setsid", do_setsid},
 	{"gate", do_gate},
