@@ -228,7 +228,9 @@ static int look_again(struct mtlshm_instance *me, uint32_t lcore)
 	if (rc || instance_may(me, lcore))
 		return rc;
 	rc = topology_online(me->host->sysfs, &online);
-	return rc ? rc : cpuset_has(&online, lcore) ? -EDOM : -ENODEV;
+	if (rc)
+		return rc;
+	return cpuset_empty(&online) || cpuset_has(&online, lcore) ? -EDOM : -ENODEV; /* empty: nobody can tell */
 }
 
 /* Everything but the claim that just succeeds; apart from it, so that it costs that no stack frame. */
@@ -433,9 +435,9 @@ int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want
 	host = me->host;
 	if (want->type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
-	rc = machine_topology(host, &topology);
+	rc = instance_cpus(me, &allowed);
 	if (!rc)
-		rc = instance_cpus(me, &allowed);
+		rc = machine_topology(host, me->cpus_given ? NULL : &allowed, &topology);
 	if (rc)
 		return rc;
 	for (uint32_t i = host->lcores; i < topology->cpus; i++)

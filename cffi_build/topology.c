@@ -12,6 +12,12 @@
  *     described as if the kernel knew nothing of it.
  *   - Virtual machines, containers and small boards leave out any of cache, topology and node.
  *
+ * WHAT A CONTAINER SHOWS is not the kernel's word: lxcfs renumbers `online`, sandboxes have no sysfs at all, and files may be
+ * forbidden or hold anything. A thread's affinity mask is the kernel's: its numbers are the host's and its CPUs are online.
+ * So of this host the CPUs in the caller's mask are online, and what sysfs fails to tell is made up harmlessly, to the point
+ * that all is one node and one cache and each CPU a core of its own. A directory that is named instead of /sys describes
+ * another machine, about which the mask knows nothing; there, an error is an error.
+ *
  * Siblings agree on their lists, so one of them is asked for all: 1,024 CPUs cost some 1,000 files instead
  * of 10,000.
  */
@@ -21,7 +27,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -29,162 +34,27 @@
 
 #include "cpuset.h"
 #include "mtlshm.h"
+#include "sysfs.h"
 
 #define SYSFS "/sys"
 #define POSSIBLE "devices/system/cpu/possible"
 #define ONLINE "devices/system/cpu/online"
 
-#define END (-1)
-/* Far above any CPU, node or package number, and far below overflow. */
-#define NUMBER_MAX 99999999
 /* Machines have up to five: instructions and data at level 1, then one a level. */
 #define CACHE_INDEXES 16
 /* CPUs that sched_getaffinity() can tell us about: four times the highest NR_CPUS of any architecture. */
 #define AFFINITY_CPUS 32768
 
-struct file {
-	int fd;
-	int error;
-	size_t at, length;
-	char text[512]; /* a list can be longer: 20 KiB for every second of 8,192 CPUs */
-};
-
-static int file_open(struct file *file, int directory, const char *path)
-{
-	file->error = 0;
-	file->at = file->length = 0;
-	file->fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
-	return file->fd < 0 ? -errno : 0;
-}
-
-/* The next character, or END at the end of the file or on an error, which is then in file->error. */
-static int file_next(struct file *file)
-{
-	ssize_t length;
-
-	if (file->at == file->length) {
-		do
-			length = read(file->fd, file->text, sizeof(file->text));
-		while (length < 0 && errno == EINTR);
-		if (length < 0)
-			file->error = -errno;
-		if (length <= 0)
-			return END;
-		file->at = 0;
-		file->length = (size_t)length;
-	}
-	return (unsigned char)file->text[file->at++];
-}
-
-static bool is_digit(int c)
-{
-	return c >= '0' && c <= '9';
-}
-
-/* A number that begins with `*c`; *c is the character after it then. */
-static int parse_number(struct file *file, int *c, uint32_t *number)
-{
-	if (!is_digit(*c))
-		return -EBADMSG;
-	for (*number = 0; is_digit(*c); *c = file_next(file)) {
-		*number = *number * 10 + (uint32_t)(*c - '0');
-		if (*number > NUMBER_MAX)
-			return -EBADMSG;
-	}
-	return 0;
-}
-
-/* The end of the file, with or without a newline before it. */
-static int parse_end(struct file *file, int c)
-{
-	if (c == '\n')
-		c = file_next(file);
-	return c == END ? 0 : -EBADMSG;
-}
-
-/* What "%*pbl\n" prints (bitmap_list_string() in lib/vsprintf.c): ascending numbers and ranges with commas
- * between them, nothing for the empty set. Numbers too high for the set are checked and left out. */
-static int parse_list(struct file *file, struct mtlshm_cpuset *set)
-{
-	uint32_t first, last, floor = 0;
-	int c = file_next(file), rc;
-
-	memset(set, 0, sizeof(*set));
-	if (c == '\n' || c == END)
-		return parse_end(file, c);
-	for (;; c = file_next(file)) {
-		rc = parse_number(file, &c, &first);
-		if (rc)
-			return rc;
-		last = first;
-		if (c == '-') {
-			c = file_next(file);
-			rc = parse_number(file, &c, &last);
-			if (rc)
-				return rc;
-		}
-		if (first < floor || last < first)
-			return -EBADMSG;
-		floor = last + 1;
-		for (; first <= last && first < MTLSHM_LCORES; first++)
-			cpuset_add(set, first);
-		if (c != ',')
-			return parse_end(file, c);
-	}
-}
-
-/* An error while reading explains the broken text, not the other way round. */
-static int file_close(struct file *file, int rc)
-{
-	close(file->fd);
-	return file->error ? file->error : rc;
-}
-
-static int read_list(int directory, const char *path, struct mtlshm_cpuset *set)
-{
-	struct file file;
-	int rc = file_open(&file, directory, path);
-
-	return rc ? rc : file_close(&file, parse_list(&file, set));
-}
-
-/* A number, which may be negative. */
-static int read_number(int directory, const char *path, int32_t *number)
-{
-	struct file file;
-	bool negative;
-	uint32_t value;
-	int c, rc = file_open(&file, directory, path);
-
-	if (rc)
-		return rc;
-	c = file_next(&file);
-	negative = c == '-';
-	if (negative)
-		c = file_next(&file);
-	rc = parse_number(&file, &c, &value);
-	if (!rc)
-		rc = parse_end(&file, c);
-	if (!rc)
-		*number = negative ? -(int32_t)value : (int32_t)value;
-	return file_close(&file, rc);
-}
-
-static int read_first(int directory, const char *path, int *c)
-{
-	struct file file;
-	int rc = file_open(&file, directory, path);
-
-	if (rc)
-		return rc;
-	*c = file_next(&file);
-	return file_close(&file, 0);
-}
-
 /* Not an error: the kernel does not know it, or not any more. */
 static bool is_missing(int rc)
 {
 	return rc == -ENOENT || rc == -ENODEV;
+}
+
+/* Does the failure say something about sysfs, and nothing about us? */
+static bool is_unknown(int rc)
+{
+	return rc && rc != -EMFILE && rc != -ENFILE && rc != -ENOMEM;
 }
 
 static int open_directory(int directory, const char *path)
@@ -201,10 +71,10 @@ static int read_siblings(int directory, uint32_t cpu, struct mtlshm_cpuset *sibl
 	int rc;
 
 	snprintf(path, sizeof(path), "cpu%u/topology/core_cpus_list", cpu);
-	rc = read_list(directory, path, siblings);
+	rc = sysfs_list(directory, path, siblings);
 	if (rc == -ENOENT) { /* its name before Linux 5.3 */
 		snprintf(path, sizeof(path), "cpu%u/topology/thread_siblings_list", cpu);
-		rc = read_list(directory, path, siblings);
+		rc = sysfs_list(directory, path, siblings);
 	}
 	return rc;
 }
@@ -218,7 +88,7 @@ static int read_package(int directory, uint32_t cpu, uint16_t *package)
 
 	*package = 0;
 	snprintf(path, sizeof(path), "cpu%u/topology/physical_package_id", cpu);
-	rc = read_number(directory, path, &number);
+	rc = sysfs_number(directory, path, &number);
 	if (!rc && number >= 0 && number <= UINT16_MAX)
 		*package = (uint16_t)number;
 	return is_missing(rc) ? 0 : rc;
@@ -233,7 +103,7 @@ static int read_sharers(int directory, uint32_t cpu, struct mtlshm_cpuset *share
 
 	for (int i = 0; i < CACHE_INDEXES; i++) {
 		snprintf(path, sizeof(path), "cpu%u/cache/index%d/level", cpu, i);
-		rc = read_number(directory, path, &level);
+		rc = sysfs_number(directory, path, &level);
 		if (is_missing(rc))
 			break;
 		if (rc)
@@ -241,7 +111,7 @@ static int read_sharers(int directory, uint32_t cpu, struct mtlshm_cpuset *share
 		if (level <= last_level)
 			continue;
 		snprintf(path, sizeof(path), "cpu%u/cache/index%d/type", cpu, i);
-		rc = read_first(directory, path, &type);
+		rc = sysfs_first(directory, path, &type);
 		if (rc && !is_missing(rc))
 			return rc;
 		if (!rc && type == 'I') /* Data, Instruction, Unified */
@@ -252,7 +122,7 @@ static int read_sharers(int directory, uint32_t cpu, struct mtlshm_cpuset *share
 	if (index < 0)
 		return -ENOENT;
 	snprintf(path, sizeof(path), "cpu%u/cache/index%d/shared_cpu_list", cpu, index);
-	return read_list(directory, path, sharers);
+	return sysfs_list(directory, path, sharers);
 }
 
 /* Name the members of a group that have no name yet after `cpu`, the lowest of them. */
@@ -335,7 +205,7 @@ static int read_nodes(struct mtlshm_topology *topology, int root)
 	struct mtlshm_cpuset nodes, cpus;
 	uint32_t node, cpu;
 	char path[64];
-	int rc = read_list(root, "devices/system/node/online", &nodes);
+	int rc = sysfs_list(root, "devices/system/node/online", &nodes);
 
 	if (is_missing(rc))
 		memset(&nodes, 0, sizeof(nodes));
@@ -343,7 +213,7 @@ static int read_nodes(struct mtlshm_topology *topology, int root)
 		return rc;
 	cpuset_for_each(node, &nodes) {
 		snprintf(path, sizeof(path), "devices/system/node/node%u/cpulist", node);
-		rc = read_list(root, path, &cpus);
+		rc = sysfs_list(root, path, &cpus);
 		if (is_missing(rc))
 			continue;
 		if (rc)
@@ -360,7 +230,7 @@ static int read_nodes(struct mtlshm_topology *topology, int root)
 static int read_possible(int root, struct mtlshm_cpuset *possible, uint32_t *cpus)
 {
 	uint32_t cpu;
-	int rc = read_list(root, POSSIBLE, possible);
+	int rc = sysfs_list(root, POSSIBLE, possible);
 
 	if (rc)
 		return rc;
@@ -370,18 +240,22 @@ static int read_possible(int root, struct mtlshm_cpuset *possible, uint32_t *cpu
 	return *cpus ? 0 : -EBADMSG;
 }
 
-static int read_all(struct mtlshm_topology *topology, int root)
+/* Which CPUs there are. */
+static int read_cpus(struct mtlshm_topology *topology, int root)
 {
-	int directory, rc;
+	int rc = read_possible(root, &topology->possible, &topology->cpus);
 
-	memset(topology, 0, sizeof(*topology));
-	rc = read_possible(root, &topology->possible, &topology->cpus);
 	if (!rc)
-		rc = read_list(root, ONLINE, &topology->online);
-	if (rc)
-		return rc;
+		rc = sysfs_list(root, ONLINE, &topology->online);
 	cpuset_and(&topology->online, &topology->online, &topology->possible);
-	rc = read_list(root, "devices/system/cpu/isolated", &topology->isolated);
+	return rc;
+}
+
+/* What they share. */
+static int read_structure(struct mtlshm_topology *topology, int root)
+{
+	int directory, rc = sysfs_list(root, "devices/system/cpu/isolated", &topology->isolated);
+
 	if (rc && !is_missing(rc))
 		return rc;
 	directory = open_directory(root, "devices/system/cpu");
@@ -390,6 +264,64 @@ static int read_all(struct mtlshm_topology *topology, int root)
 	rc = read_cores_and_caches(topology, directory);
 	close(directory);
 	return rc ? rc : read_nodes(topology, root);
+}
+
+/* Of a machine that `root` describes. */
+static int read_machine(struct mtlshm_topology *topology, int root)
+{
+	int rc;
+
+	memset(topology, 0, sizeof(*topology));
+	rc = read_cpus(topology, root);
+	return rc ? rc : read_structure(topology, root);
+}
+
+/* These CPUs share one node, one cache and nothing else. */
+static void make_up(struct mtlshm_topology *topology)
+{
+	uint32_t cpu, first = cpuset_next(&topology->online, 0);
+
+	cpuset_for_each(cpu, &topology->online) {
+		topology->core[cpu] = (uint16_t)cpu;
+		topology->llc[cpu] = (uint16_t)first;
+	}
+	cpuset_add(&topology->nodes, 0);
+}
+
+static void add_cpus(struct mtlshm_topology *topology, const struct mtlshm_cpuset *cpus)
+{
+	uint32_t cpu;
+
+	cpuset_or(&topology->possible, &topology->possible, cpus);
+	cpuset_or(&topology->online, &topology->online, cpus);
+	cpuset_for_each(cpu, &topology->possible)
+		topology->cpus = cpu + 1;
+}
+
+/* Of this host. `root` may be no descriptor: then every read fails. */
+static int read_host(struct mtlshm_topology *topology, int root, const struct mtlshm_cpuset *mine)
+{
+	static const struct mtlshm_topology nothing;
+	struct mtlshm_cpuset possible, online;
+	int rc;
+
+	*topology = nothing;
+	rc = read_cpus(topology, root);
+	if (is_unknown(rc))
+		*topology = nothing;
+	else if (rc)
+		return rc;
+	add_cpus(topology, mine);
+	possible = topology->possible;
+	online = topology->online;
+	rc = read_structure(topology, root);
+	if (!is_unknown(rc))
+		return rc;
+	*topology = nothing;
+	add_cpus(topology, &possible);
+	topology->online = online;
+	make_up(topology);
+	return 0;
 }
 
 /* open(), read() and close() are cancellation points; a cancelled thread would leave a descriptor behind. */
@@ -411,26 +343,55 @@ static int root_leave(int root, int cancel_state, int rc)
 	return rc;
 }
 
-int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs)
+int topology_read(struct mtlshm_topology *topology, const char *sysfs, const struct mtlshm_cpuset *mine)
 {
 	int cancel_state, root = root_enter(sysfs, &cancel_state);
 
-	return root < 0 ? root : root_leave(root, cancel_state, read_all(topology, root));
+	if (root >= 0)
+		return root_leave(root, cancel_state,
+				  sysfs ? read_machine(topology, root) : read_host(topology, root, mine));
+	return sysfs || !is_unknown(root) ? root : read_host(topology, -1, mine);
+}
+
+int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs)
+{
+	struct mtlshm_cpuset mine;
+	int rc = sysfs ? 0 : mtlshm_affinity(&mine);
+
+	return rc ? rc : topology_read(topology, sysfs, &mine);
 }
 
 int topology_possible(const char *sysfs, uint32_t *cpus)
 {
-	struct mtlshm_cpuset possible;
-	int cancel_state, root = root_enter(sysfs, &cancel_state);
+	struct mtlshm_cpuset possible, mine;
+	int cancel_state, root = root_enter(sysfs, &cancel_state), rc = root;
+	uint32_t cpu;
 
-	return root < 0 ? root : root_leave(root, cancel_state, read_possible(root, &possible, cpus));
+	if (root >= 0)
+		rc = root_leave(root, cancel_state, read_possible(root, &possible, cpus));
+	if (sysfs || (rc && !is_unknown(rc)))
+		return rc;
+	if (rc)
+		*cpus = MTLSHM_LCORES;
+	rc = mtlshm_affinity(&mine);
+	if (rc)
+		return rc;
+	cpuset_for_each(cpu, &mine)
+		if (cpu >= *cpus)
+			*cpus = cpu + 1;
+	return 0;
 }
 
 int topology_online(const char *sysfs, struct mtlshm_cpuset *online)
 {
-	int cancel_state, root = root_enter(sysfs, &cancel_state);
+	int cancel_state, root = root_enter(sysfs, &cancel_state), rc = root;
 
-	return root < 0 ? root : root_leave(root, cancel_state, read_list(root, ONLINE, online));
+	if (root >= 0)
+		rc = root_leave(root, cancel_state, sysfs_list(root, ONLINE, online));
+	if (sysfs || !is_unknown(rc))
+		return rc;
+	*online = (struct mtlshm_cpuset){0};
+	return 0;
 }
 
 /* The kernel keeps a thread's mask inside its cpuset (cpuset(7)) and shows of it only CPUs that are up

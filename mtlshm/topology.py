@@ -34,10 +34,14 @@ class Topology:
     cpus: tuple[Cpu, ...]  # the online ones, ascending
 
     @classmethod
-    def read(cls, sysfs: str | os.PathLike[str] = "/sys") -> Topology:
-        """Read it from a directory in sysfs format."""
+    def read(cls, sysfs: str | os.PathLike[str] | None = None) -> Topology:
+        """This host's, or that of the machine which a directory in sysfs format describes.
+
+        On this host the CPUs in the calling thread's affinity mask are online, whatever /sys shows.
+        """
         c = ffi.new("struct mtlshm_topology *")
-        check(lib.mtlshm_topology_read(c, os.fsencode(sysfs)), f"CPU topology in {os.fspath(sysfs)}")
+        path = ffi.NULL if sysfs is None else os.fsencode(sysfs)
+        check(lib.mtlshm_topology_read(c, path), f"CPU topology in {'/sys' if sysfs is None else os.fspath(sysfs)}")
         isolated, online = CpuSet.from_c(c.isolated), CpuSet.from_c(c.online)
         return cls(
             possible=CpuSet.from_c(c.possible),

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import accumulate, product
@@ -16,7 +17,10 @@ from pathlib import Path
 import pytest
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt, Topology
+from processes import Puppet, held, look, namespaces
 from sysfs import Machine
+
+Start = Callable[..., Puppet]
 
 ALL = CpuSet(range(1024))
 REAL = Path("/sys/devices/system")
@@ -245,6 +249,69 @@ def test_an_instance_stays_inside_its_affinity_mask_of_the_moment(segment: str, 
             assert refusal_of_one(me, min(affinity)) == errno.EDOM
         os.sched_setaffinity(0, affinity)
         assert me.claim_many(len(affinity & ALL)) == affinity & ALL
+
+
+def seeing(sysfs: str, tmp_path: Path, content: str = "") -> tuple[str, ...]:
+    """The prefix of a command that sees this in place of a file or directory of sysfs, as in a container."""
+    file = tmp_path / "content"
+    file.write_text(content)
+    mount = f"mount --bind {file} {sysfs}" if content else f"mount -t tmpfs none {sysfs}"
+    return (*namespaces("mount"), "sh", "-c", f'{mount} && exec "$@"', "sh")
+
+
+@pytest.mark.parametrize("content", ["0\n", "nonsense\n", "0-4095\n"])
+def test_the_affinity_mask_is_believed_over_what_a_container_shows(
+    puppet: Start, segment: str, tmp_path: Path, affinity: set[int], content: str
+) -> None:
+    """lxcfs renumbers the CPUs that it shows as online."""
+    last = max(affinity & ALL)
+    os.sched_setaffinity(0, {last})
+    inside = puppet(prefix=seeing("/sys/devices/system/cpu/online", tmp_path, content), ready=False)
+    os.sched_setaffinity(0, affinity)
+    assert inside.open(1) == 0
+    for register in inside.register_masked, inside.register:
+        assert register() == 0
+        assert inside.claim_many(1) == 0
+        if register == inside.register_masked:
+            assert held(segment) == {last}
+        assert inside.unregister() == 0
+
+
+def test_another_thread_may_bring_along_another_mask(
+    puppet: Start, segment: str, tmp_path: Path, affinity: set[int]
+) -> None:
+    inside = puppet(prefix=seeing("/sys/devices/system/cpu/online", tmp_path, "0\n"), ready=False)
+    assert (inside.open(1), inside.register_masked()) == (0, 0)
+    for cpu in sorted(cpu for cpu in affinity if cpu < 63):
+        assert inside.affinity(1 << cpu) == 0
+        assert inside.claim_many(1) == 0
+        assert held(segment) == {cpu}
+        assert inside.release_all() == 1
+
+
+@pytest.mark.parametrize("hidden", ["/sys", "/sys/devices/system"])
+def test_without_sysfs_there_are_the_cpus_of_the_mask_on_one_node(
+    puppet: Start, segment: str, tmp_path: Path, affinity: set[int], hidden: str
+) -> None:
+    inside = puppet(prefix=seeing(hidden, tmp_path), ready=False)
+    assert (inside.open(1), inside.register_masked()) == (0, 0)
+    assert inside.claim_many(len(affinity)) == 0
+    assert held(segment) == affinity
+    assert inside.claim(1023) == -errno.EDOM
+    assert inside.claim_many(1) == -errno.EBUSY
+    assert inside.claim_many(len(affinity) + 1) == -errno.ERANGE
+    assert look(segment).size == 1024, "how many others can see is not known here"
+    inside.release_all()
+    assert inside.register() == 0
+    assert inside.claim_many(len(affinity)) == 0
+    assert held(segment) == affinity
+
+
+def test_without_sysfs_the_topology_is_flat(tmp_path: Path, affinity: set[int]) -> None:
+    code = "from mtlshm import Topology; t = Topology.read(); print(sorted(t.online), sorted(t.nodes), len(t.cpus))"
+    command = [*seeing("/sys", tmp_path), sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert said == f"{sorted(affinity)} [0] {len(affinity)}\n"
 
 
 def refusal_of_one(instance: Instance, lcore: int) -> int | None:
