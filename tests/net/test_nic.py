@@ -291,10 +291,12 @@ async def test_a_rule_that_the_driver_refuses_leaves_nothing(
 async def test_a_full_table_is_told(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo", size=3)
     async with bench(tmp_path) as b:
-        assert [await b.nics.add_flow(b.owner(), LO, 1, SPEC) for _ in range(2)] == [1, 2]
-        with refused(errno.EINVAL, "its table is full"):
+        for _ in range(3):
             await b.nics.add_flow(b.owner(), LO, 1, SPEC)
-        assert len(b.ledger.flows()) == 2
+        assert sorted(stand_in.rules("lo")) == [0, 1, 2]
+        with refused(errno.EINVAL, "location 3.*its table is full"):
+            await b.nics.add_flow(b.owner(), LO, 1, SPEC)
+        assert len(b.ledger.flows()) == 3
 
 
 async def test_what_an_administrator_put_in_the_place_of_ours_is_left_alone(tmp_path: Path, stand_in: StandIn) -> None:
