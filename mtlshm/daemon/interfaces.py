@@ -43,7 +43,7 @@ from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
 from mtlshm.net.umem import Memories
 from mtlshm.net.xdp import Gate, Loader, Way, look
-from mtlshm.net.xsk import Layout, XskSocket, open_socket
+from mtlshm.net.xsk import Layout, XskSocket, open_elsewhere
 from mtlshm.wire import Type
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Interfaces:
         self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
         self._failures: dict[int, OSError] = {}
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._openings: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # of sockets, by uid
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -152,11 +153,15 @@ class Interfaces:
         layout.check(self._umem_limit)
         await self._use(client, ifindex)
         for pause in _BIND_AGAIN:
-            try:
-                return await self._open_xsk(client, ifindex, layout)
-            except BlockingIOError:
-                await asyncio.sleep(pause)
-        return await self._open_xsk(client, ifindex, layout)
+            with suppress(BlockingIOError):
+                return await self._open_xsk_in_turn(client, ifindex, layout)
+            await asyncio.sleep(pause)
+        return await self._open_xsk_in_turn(client, ifindex, layout)
+
+    async def _open_xsk_in_turn(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
+        """One at a time for each user, as it takes a CPU while it lasts, and the memory is counted before."""
+        async with self._openings[client.process.uid]:
+            return await self._open_xsk(client, ifindex, layout)
 
     async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
         """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
@@ -173,12 +178,14 @@ class Interfaces:
                         raise BlockingIOError(errno.EAGAIN, text) from error
                     raise
                 try:
-                    xsk = open_socket(ifindex, passed_by[-1], layout)
+                    xsk = await open_elsewhere(ifindex, passed_by[-1], layout)
                 except OSError as error:
                     if error.errno == errno.EBUSY:
                         continue
                     raise
                 try:
+                    if passed_by[-1] not in {each.queue for each in self._ledger.queues(ifindex, owner)}:
+                        raise OSError(errno.ESRCH, f"owner {owner} or interface {ifindex} has gone meanwhile")
                     self._gate(ifindex).set_socket(passed_by[-1], xsk.socket)
                 except BaseException:
                     xsk.close()

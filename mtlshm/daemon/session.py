@@ -57,10 +57,11 @@ class Reply(NamedTuple):
     record: bytes
     given: tuple[int, ...] = ()  # descriptors, the client's once it is sent
     lent: tuple[int, ...] = ()  # instead: descriptors that stay ours, and are closed after all connections
+    kept: tuple[int, ...] = ()  # descriptors that are not sent, but closed after those given
 
     def close(self) -> None:
         """It was sent, or will not be."""
-        for descriptor in self.given:
+        for descriptor in (*self.given, *self.kept):
             os.close(descriptor)
 
 
@@ -216,7 +217,8 @@ class Session:
 
     async def _open_xsk(self, client: Client, body: wire.OpenXsk) -> Reply:
         answer, xsk = await self._interfaces.open_xsk(client, body)
-        return Reply(wire.encode(Type.XSK, answer), given=(xsk.socket, xsk.umem))
+        kept = () if xsk.channel is None else (xsk.channel,)
+        return Reply(wire.encode(Type.XSK, answer), given=(xsk.socket, xsk.umem), kept=kept)
 
     async def _map_of(self, ifindex: int) -> Reply:
         """What to hand out instead of a map, if there is none or it is not for this client, depends on the client."""

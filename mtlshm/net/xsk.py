@@ -12,6 +12,11 @@ tells how much there is of that.
 
 The UMEM is pinned by the kernel when it is registered, so our own mapping of it need not last; and it is sealed, so
 that its size stays what it was made with. Linux 5.4, for XDP_USE_NEED_WAKEUP.
+
+IT TAKES LONG: the pages of a UMEM are cleared and pinned (256 MiB: 0.3 s of a CPU), a driver may reset its queue to
+bind a socket, and who closes the last descriptor of a UMEM gives the pages back (0.04 s). So whoever has something else
+to do has it done by a process of its own: open_elsewhere(). That one has its descriptors too until it is told that
+they are needed no more, by the end of the channel, so that the last are closed there.
 """
 
 from __future__ import annotations
@@ -21,10 +26,17 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import socket
 import struct
-from contextlib import ExitStack
-from dataclasses import dataclass
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 AF_XDP = 44  # linux/socket.h; not in Python's socket
 _SOL_XDP = 283
@@ -34,6 +46,8 @@ _UMEM = struct.Struct("QQII")  # struct xdp_umem_reg as Linux 4.18 had it: addre
 _ADDRESS = struct.Struct("HHIII")  # struct sockaddr_xdp: family, flags, ifindex, queue, shared descriptor
 _SIZE = struct.Struct("i")
 _MAX_ENTRIES = 65536
+_WITHIN = 30.0  # seconds; a driver may hang
+_MOST_SAID = 4096  # bytes
 _FRAME_SIZES = (2048, 4096)  # for aligned chunks: a power of two, at most a page of x86-64
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,14 +83,16 @@ class Layout:
 
 @dataclass(slots=True)
 class XskSocket:
-    """The two descriptors, until close()."""
+    """The two descriptors, until close(); and the channel to the process that made them, to be closed after these."""
 
     socket: int
     umem: int
+    channel: int | None = None
 
     def close(self) -> None:
-        os.close(self.socket)
-        os.close(self.umem)
+        for descriptor in (self.socket, self.umem, self.channel):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def open_socket(ifindex: int, queue: int, layout: Layout) -> XskSocket:
@@ -108,3 +124,80 @@ def open_socket(ifindex: int, queue: int, layout: Layout) -> XskSocket:
             raise OSError(number, f"queue {queue} of interface {ifindex}: {os.strerror(number)}")
         undo.pop_all()
         return XskSocket(xsk.detach(), umem)
+
+
+async def open_elsewhere(ifindex: int, queue: int, layout: Layout) -> XskSocket:
+    """As open_socket(), by a process of its own. ETIMEDOUT if it does not come to an end."""
+    import asyncio  # only here: that process needs nothing of it
+
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ExitStack() as undo:
+        undo.callback(ours.close)
+        with theirs:
+            # This file alone, without site-packages: it starts in a tenth of the time.
+            command = [sys.executable, "-ISE", __file__, theirs.fileno(), ifindex, queue, *astuple(layout)]
+            helper = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        _reap(loop, helper)
+        said = asyncio.Event()
+        loop.add_reader(ours, said.set)
+        try:
+            async with asyncio.timeout(_WITHIN):
+                await said.wait()
+        except BaseException as error:
+            helper.send_signal(signal.SIGKILL)
+            if isinstance(error, TimeoutError):
+                text = f"no socket on queue {queue} of interface {ifindex} within {_WITHIN:g} s; its driver may hang"
+                raise TimeoutError(errno.ETIMEDOUT, text) from None
+            raise
+        finally:
+            loop.remove_reader(ours)
+        data, descriptors, _, _ = socket.recv_fds(ours, _MOST_SAID, 2, socket.MSG_CMSG_CLOEXEC)
+        if data == b"\0" and len(descriptors) == 2:
+            undo.pop_all()
+            return XskSocket(descriptors[0], descriptors[1], ours.detach())
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if data == b"\0":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        number, _, text = data.decode(errors="replace").partition(" ")
+        raise OSError(int(number or errno.EIO), text or "the process that opens sockets was killed")
+
+
+def _reap(loop: asyncio.AbstractEventLoop, helper: subprocess.Popen[bytes]) -> None:
+    """When it ends, which may be long after."""
+    try:
+        pidfd = os.pidfd_open(helper.pid)
+    except OSError:  # no descriptor left
+        helper.kill()
+        helper.wait()
+        raise
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        helper.wait()
+
+    loop.add_reader(pidfd, ended)
+
+
+def _main(channel: int, ifindex: int, queue: int, *layout: int) -> None:
+    """That process."""
+    with socket.socket(fileno=channel) as asker, suppress(ConnectionError):
+        try:
+            xsk = open_socket(ifindex, queue, Layout(*layout))
+        except OSError as error:
+            asker.send(f"{error.errno} {error.strerror}".encode()[:_MOST_SAID])
+            return
+        socket.send_fds(asker, [b"\0"], [xsk.socket, xsk.umem])
+        asker.recv(1)  # the end
+
+
+if __name__ == "__main__":
+    _main(*map(int, sys.argv[1:]))

@@ -21,10 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from pyroute2 import IPRoute
@@ -644,6 +645,107 @@ def test_a_queue_that_is_still_bound_is_passed_by(connect: Callable[..., Manager
     assert xsk.value == 2
     for descriptor in (kept, memory, *descriptors):
         os.close(descriptor)
+
+
+@contextmanager
+def stopped_opener(daemon: Daemon, manager: Manager, interface: int) -> Iterator[tuple[Thread, list[int], int]]:
+    """The process that opens a large socket for a client, stopped before it is done; and what the client is told."""
+    request = wire.OpenXsk(interface, "", 4096, 16384, 64, 64, 64, 0)
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            answer, *descriptors = manager.open_xsk(request)
+        except OSError as error:
+            answers.append(-(error.errno or 0))
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+        answers.append(answer.value)
+
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        assert time.monotonic() < deadline, "it was always done before it could be stopped"
+        before = len(answers)
+        asking = Thread(target=ask)
+        asking.start()
+        while len(answers) == before and not (found := openers(daemon)):
+            pass
+        if found:
+            with suppress(ProcessLookupError):
+                os.kill(found[0], signal.SIGSTOP)
+            if len(answers) == before and openers(daemon) == found:
+                break
+            with suppress(ProcessLookupError):
+                os.kill(found[0], signal.SIGCONT)
+        asking.join()
+        if answers[-1] > 0:
+            manager.put_queue(interface, answers[-1])
+    try:
+        yield asking, answers, found[0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(found[0], signal.SIGCONT)
+        asking.join()
+
+
+def openers(daemon: Daemon) -> list[int]:
+    """The processes that open sockets for it."""
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    with suppress(OSError):
+        return [int(pid) for pid in children if b"net/xsk.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return []
+
+
+def test_while_a_socket_is_opened_for_one_all_others_are_served(
+    server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as first, Manager(manager_socket, timeout=DEADLINE) as second:
+        for manager in (first, second):
+            manager.register((link.index,))
+        with stopped_opener(running, first, link.index) as (asking, answers, _):
+            told = len(answers)
+            assert second.get_queue(link.index) > 0
+            second.add_filter(link.index, PORT)
+            assert second.heartbeat(7) == 7
+            assert len(answers) == told
+        asking.join()
+        assert answers[-1] > 0
+
+
+def test_a_user_has_one_socket_opened_at_a_time(server: StartDaemon, manager_socket: Path, link: Veth) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as first, Manager(manager_socket, timeout=DEADLINE) as second:
+        for manager in (first, second):
+            manager.register((link.index,))
+        with stopped_opener(running, first, link.index) as (_, _, opener):
+            later = Thread(target=second.open_xsk, args=(wire.OpenXsk(link.index, "", 2048, 64, 64, 64, 64, 0),))
+            later.start()
+            with Manager(manager_socket, timeout=DEADLINE) as third:
+                third.register((link.index,))  # after which the request has been read as well
+                third.heartbeat()
+            assert openers(running) == [opener]
+        later.join()
+
+
+def test_an_opener_that_is_killed_costs_one_answer_and_no_queue(
+    server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        with stopped_opener(running, manager, link.index) as (asking, answers, opener):
+            os.kill(opener, signal.SIGKILL)
+            asking.join()
+            assert answers[-1] == -errno.EIO
+        assert manager.get_queue(link.index) == 1
+        manager.put_queue(link.index, 1)
+        answer, *descriptors = manager.open_xsk(wire.OpenXsk(link.index, "", 2048, 64, 64, 64, 64, 0))
+        assert answer.value > 0
+        for descriptor in descriptors:
+            os.close(descriptor)
+        eventually(lambda: not openers(running))
 
 
 def test_an_interface_that_is_not_there_has_no_sockets(connect: Callable[..., Manager], link: Veth) -> None:
