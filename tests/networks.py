@@ -92,7 +92,7 @@ def sandbox() -> Iterator[None]:
     with _kept("mnt"), _kept("net"):
         _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET)
         _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-        _call("mount", b"bpf", b"/sys/fs/bpf", b"bpf", 0, None)
+        _call("mount", b"bpf", b"/sys/fs/bpf", b"bpf", 0, b"mode=700")
         _call("mount", b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755")  # where xdp-loader locks out all others
         yield
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mtlshm import wire
 from mtlshm.manager import Manager
-from mtlshm.net.xdp import Gate
+from mtlshm.net.gate import Gate
 from networks import NEAR4, NEAR6, QUEUES, Veth, veth
 from xsk import Xsk
 

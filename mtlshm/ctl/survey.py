@@ -7,6 +7,7 @@ imported only where there is something to read.
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -113,7 +114,8 @@ async def _describe(book: State, use: Use, state: Path, pins: Path, missing: lis
 
 def why_not(name: str, what: str, error: OSError) -> str:
     """Why something of an interface cannot be shown."""
-    because = "the kernel tells root only" if isinstance(error, PermissionError) else wording.reason(error)
+    private = isinstance(error, PermissionError) and os.geteuid()
+    because = "the kernel tells root only" if private else wording.reason(error)
     return f"{name}: no {what}: {because}"
 
 

@@ -24,8 +24,9 @@ from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import add_row, new_table, show
 
 if TYPE_CHECKING:
+    from mtlshm.net.gate import Gate
     from mtlshm.net.ledger import Ledger, State
-    from mtlshm.net.xdp import Gate, Loader
+    from mtlshm.net.xdp import Loader
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Only print the commands that would run.")
 _json = click.option("--json", "as_json", is_flag=True, help="One object: what is so now; with --dry-run, commands[].")
@@ -115,9 +116,10 @@ def _say(done: dict[str, Any], as_json: bool, words: str) -> None:
 
 
 async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) -> dict[str, Any]:
+    from mtlshm.net.attached import Way
     from mtlshm.net.ledger import Ledger
     from mtlshm.net.tool import Tools
-    from mtlshm.net.xdp import Loader, Way
+    from mtlshm.net.xdp import Loader
 
     commands: list[str] = []
     loader = Loader(Tools(state, show=commands.append if dry_run else None), pins)
@@ -164,10 +166,12 @@ async def _unload(ifindex: int, name: str, dry_run: bool, state: Path, pins: Pat
         await loader.rehearse(ifindex, None)
         return {"commands": commands}
     with Ledger(state) as ledger:
-        ledger.unkeep(ifindex)
         loaded = loader.pins(ifindex) is not None
+        ledger.unkeep(ifindex)
         await loader.unload(ifindex, lambda: ledger.in_use(ifindex))
         _check_unused(ledger.state(), ifindex, name)
+        if text := await loader.unknown(ifindex):
+            raise Busy(EBUSY, text)
     return {"interface": name, "unloaded": loaded}
 
 
@@ -205,7 +209,7 @@ async def _survey(state: Path, pins: Path) -> survey.Survey:
 
 
 async def _describe(loader: Loader, ifindex: int, missing: list[str]) -> dict[str, Any]:
-    from mtlshm.net.xdp import look
+    from mtlshm.net.attached import look
 
     row = survey.where(ifindex) | dict.fromkeys(
         ("mode", "way", "dispatcher", "programs", "pins", "kept", "ports", "counters")

@@ -290,9 +290,10 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
 
     async def make() -> Interfaces:
         from mtlshm.daemon.interfaces import Interfaces
+        from mtlshm.net.attached import Way
         from mtlshm.net.ledger import Ledger, patiently
         from mtlshm.net.tool import Tools
-        from mtlshm.net.xdp import Loader, Way
+        from mtlshm.net.xdp import Loader
 
         tools = Tools(settings["state"])
         made = Interfaces(

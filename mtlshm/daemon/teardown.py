@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from mtlshm.net.ledger import Ledger
@@ -24,19 +23,23 @@ async def tear_down(state: Path, pins: Path) -> bool:
     loader = Loader(tools, pins)
     with Ledger(state) as ledger:
         ledger.serve()
+        used = [use.ifindex for use in ledger.uses()]
         nics = Nics(ledger, tools, lambda *_: None)  # what is in maps goes with them
         gone = [await nics.drop(owner.id) for owner in ledger.owners()]
-        for use in ledger.uses():
-            ledger.unkeep(use.ifindex)
+        for ifindex in used:
+            ledger.unkeep(ifindex)
         for ifindex in loader.interfaces():
             try:
                 await loader.unload(ifindex)
             except OSError as error:
                 log.error("interface %d: %s", ifindex, error.strerror or error)
                 gone.append(False)
+        for ifindex in used:
+            if text := await loader.unknown(ifindex):  # the ledger knows of it, so it may well be ours
+                log.error("%s", text)
+                gone.append(False)
         if not all(gone):
             return False
         ledger.remove()
-    with suppress(OSError):  # another network namespace has pins there
-        pins.rmdir()
+    loader.remove_pins()  # unless another network namespace has some there
     return True

@@ -149,6 +149,11 @@ def _info(fd: int, info: Any) -> Any:
     return info
 
 
+def _at(path: Path, directory: int | None) -> bytes:
+    # bpf(2) takes a directory's descriptor only from Linux 6.5 on.
+    return os.fsencode(path if directory is None else f"/proc/self/fd/{directory}/{path.name}")
+
+
 class _Held:
     """A descriptor of a BPF object; the object lives at least as long."""
 
@@ -164,17 +169,18 @@ class _Held:
         return cls(_call(f"BPF {cls.kind} {number}", cls._by_id, number))
 
     @classmethod
-    def pinned(cls, path: Path) -> Self:
-        """ENOENT if nothing is pinned there, EINVAL if it is something else."""
-        fd = _call(str(path), "bpf_obj_get", os.fsencode(path))
+    def pinned(cls, path: Path, directory: int | None = None) -> Self:
+        """ENOENT if nothing is pinned there, EINVAL if it is something else. For `directory` see pin()."""
+        fd = _call(str(path), "bpf_obj_get", _at(path, directory))
         # Nothing else tells the types apart: what the kernel says of a map reads like what it says of a program.
         if os.readlink(f"/proc/self/fd/{fd}") != f"anon_inode:bpf-{cls.kind}":
             os.close(fd)
             raise OSError(errno.EINVAL, f"{path}: not a BPF {cls.kind}")
         return cls(fd)
 
-    def pin(self, path: Path) -> None:
-        _call(str(path), "bpf_obj_pin", self.fd, os.fsencode(path))
+    def pin(self, path: Path, directory: int | None = None) -> None:
+        """In the directory that `directory` is a descriptor of, if that is given: `path` then names it for people."""
+        _call(str(path), "bpf_obj_pin", self.fd, _at(path, directory))
 
     def close(self) -> None:
         os.close(self.fd)
@@ -294,6 +300,16 @@ class Object:
 
 def extensions_of(program_id: int) -> Iterator[int]:
     """The ids of the programs that take the place of functions of another one: those in a dispatcher's chain."""
+    return (extension for extension, target in _extensions() if target == program_id)
+
+
+def target_of(program_id: int) -> int | None:
+    """The id of the program of which it takes the place of a function; or None, as when its link is gone."""
+    return next((target for extension, target in _extensions() if extension == program_id), None)
+
+
+def _extensions() -> Iterator[tuple[int, int]]:
+    """Each with the program that it extends."""
     for number in _link_ids():
         try:
             link = _call(f"BPF link {number}", "bpf_link_get_fd_by_id", number)
@@ -303,8 +319,8 @@ def extensions_of(program_id: int) -> Iterator[int]:
             info = _info(link, _LinkInfo())
         finally:
             os.close(link)
-        if info.type == _LINK_TRACING and info.target_id == program_id:
-            yield info.program_id
+        if info.type == _LINK_TRACING:
+            yield info.program_id, info.target_id
 
 
 def _link_ids() -> Iterator[int]:

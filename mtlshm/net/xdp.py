@@ -5,15 +5,21 @@ What xdp-loader says is not enough to know what happened: where the kernel lacks
 exits 0 and has attached the program directly. So before and after every step the kernel is asked what is attached, and
 all decisions follow from its answer:
 
-- *The intent* is a directory in bpffs, made before anything is attached to the interface and removed after
+- *The intent* is a directory in bpffs (pins.py), made before anything is attached to the interface and removed after
   everything is detached. It lives exactly as long as programs do: both are gone after a reboot.
 - *Ours* is a program with one of our names, on an interface that has our directory. Without it, the same program is
   somebody else's, who ran xdp-loader by hand or another manager; then we refuse, and say what is in the way.
-- *Pins* in the directory are for people and to keep the maps; they are made from what is attached, never believed.
-  One that is missing, stale or of another type is made anew.
+- *Pins* in the directory are for people and to keep programs and maps; they are made from what is attached, and made
+  anew where one is missing, stale or of another type. They are used only if nothing at all is attached.
 
 So whenever we are killed, the next load() finishes or replaces what it finds, and the next unload() removes it. No port
 is set until everything is in place, and as long as none is, each program, even alone, lets every packet through.
+
+*Put back.* DPDK's AF_XDP driver detaches whatever is attached when it closes, whoever attached it, and so does `ip link
+set … xdp off`. The programs are then still there, pinned by us and, in a chain, held by libxdp's links to the
+dispatcher; and in xsks_map, which nobody can read, are the sockets of all other clients. So what was the root, our own
+program or the dispatcher with all that is in it, is attached again as it is, in one step. Only if that cannot be are
+programs loaded anew, with an empty xsks_map.
 
     loader = Loader(Tools(state))
     gate = await loader.load(ifindex)
@@ -31,35 +37,30 @@ import errno
 import logging
 import os
 import re
-import struct
 import sysconfig
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from mtlshm.net import bpf
-from mtlshm.net.places import BPFFS, PINS
+from mtlshm.net.attached import OURS, PROGRAMS, Attached, Mode, Way, look
+from mtlshm.net.gate import MAPS, Gate, maps_of
+from mtlshm.net.pins import Pinned, Pins, check_libxdps
+from mtlshm.net.places import PINS
 from mtlshm.net.tool import Change, Result, Tools
 
 log = logging.getLogger("mtlshmd")
 
-PORTS = 65536
-
-_DISPATCHER = "xdp_dispatcher"
 _OLDEST_LOADER = (1, 3)  # the oldest that was tried is 1.3.1
 _OBJECTS = {
     "mtl_dp_filter": "mtl_dp_filter.o",
     "mtl_dp_fused": "mtl_dp_fused.o",
     "xsk_def_prog": "xsk_def_xdp_prog.o",  # libxdp's
 }
-_MAPS = {".data.ports": "ports", ".data.counters": "counters", "xsks_map": "xsks_map"}  # name of the map: of its pin
-_COUNTERS = struct.Struct("=8Q")  # struct counters of udp.h
-_CPUS = 1024  # MAX_CPUS of udp.h
+_ROOT = "root"  # a pin while the program is put back
+_KNOWN = (*OURS, *MAPS.values(), _ROOT)
+_IP_MODES = {Mode.NATIVE: "xdpdrv", Mode.SKB: "xdpgeneric"}
 _LOCKED = re.compile("Unable to (get program lock|read PID from lockfile)")
 _LOCK_TIMEOUT = 5.0  # seconds; it takes a tenth of one
 _NO_NATIVE = {  # what drivers answer that have no native mode, or not with these settings
@@ -72,144 +73,74 @@ _NO_NATIVE = {  # what drivers answer that have no native mode, or not with thes
 }
 
 
-class Way(StrEnum):
-    """How to load: AUTO takes the chain where the kernel can, else the fused program."""
-
-    AUTO = "auto"
-    CHAIN = "chain"
-    FUSED = "fused"
-
-
-_PROGRAMS = {Way.CHAIN: ("mtl_dp_filter", "xsk_def_prog"), Way.FUSED: ("mtl_dp_fused",)}  # front to end
-_OURS = {name for programs in _PROGRAMS.values() for name in programs}
-
-
-class Mode(StrEnum):
-    """Where programs see packets: in the driver, in the kernel's generic code, or in the NIC."""
-
-    NATIVE = "native"
-    SKB = "skb"
-    OFFLOAD = "hw"
-
-
-_MODES = {"xdp": Mode.NATIVE, "xdpgeneric": Mode.SKB, "xdpoffload": Mode.OFFLOAD}  # as pyroute2 says it
-
-
-@dataclass(frozen=True)
-class Attached:
-    """What the kernel says of an interface."""
-
-    ifindex: int
-    name: str
-    mode: Mode | None  # None: no program, or several in different modes
-    programs: tuple[bpf.ProgramInfo, ...]  # in a dispatcher, or the one that is attached itself
-    dispatcher: bool
-
-    @property
-    def ours(self) -> tuple[bpf.ProgramInfo, ...]:
-        """Those with names of ours, whoever loaded them."""
-        return tuple(program for program in self.programs if program.name in _OURS)
-
-    @property
-    def way(self) -> Way | None:
-        """Which of the two is complete."""
-        names = sorted(program.name for program in self.ours)
-        if names == sorted(_PROGRAMS[Way.CHAIN]) and self.dispatcher:
-            return Way.CHAIN
-        return Way.FUSED if names == sorted(_PROGRAMS[Way.FUSED]) else None
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Packets since the program was loaded."""
-
-    hits: int  # to a port that is set
-    passes: int  # all others
-    unclaimed: int | None  # hits with no socket on their queue, which went to the stack; None: the chain does not count
-
-
-class Gate:
-    """The programs of an interface, complete: which ports they let through, to which sockets.
-
-    Closing it changes nothing on the interface.
-    """
-
-    def __init__(self, attached: Attached, maps: dict[str, bpf.Map]) -> None:
-        assert attached.way
-        assert attached.mode
-        self.attached = attached
-        self.way = attached.way
-        self.mode = attached.mode
-        self._held = ExitStack()
-        for each in maps.values():
-            self._held.callback(each.close)
-        self.xsks_map = maps["xsks_map"]
-        self._ports = self._held.enter_context(maps["ports"].mapped())
-        self._counters = self._held.enter_context(maps["counters"].mapped())
-
-    def set_port(self, port: int, let_through: bool) -> None:
-        """Packets to the port go to AF_XDP, or no longer. One store: others may do the same at once."""
-        if not 0 <= port < PORTS:
-            raise ValueError(f"{port} is no UDP port")
-        self._ports[port] = let_through
-
-    def ports(self) -> set[int]:
-        return {port for port, byte in enumerate(self._ports[:PORTS]) if byte}
-
-    def set_socket(self, queue: int, socket: int) -> None:
-        """Packets for AF_XDP that arrive on the queue go to this socket, a descriptor."""
-        self.xsks_map.update(struct.pack("=I", queue), struct.pack("=I", socket))
-
-    def remove_socket(self, queue: int) -> None:
-        """Take the socket on a queue out of the map, if there is one; packets then go to the stack."""
-        with suppress(FileNotFoundError):
-            self.xsks_map.delete(struct.pack("=I", queue))
-
-    def counters(self) -> Counters:
-        each_cpu = list(_COUNTERS.iter_unpack(self._counters[:]))
-        hits, passes, unclaimed = (sum(values[n] for values in each_cpu) for n in range(3))
-        return Counters(hits, passes, unclaimed if self.way is Way.FUSED else None)
-
-    def close(self) -> None:
-        self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self.close()
-
-
 class Loader:
-    """Loads and unloads. `pins` is in a BPF file system; `objects` is where to look for BPF objects first."""
+    """Loads and unloads. `pins` is in a BPF file system; `objects` is where to look for BPF objects first.
+
+    PermissionError if others can write where the pins are: then nothing tells whose programs are.
+    """
 
     def __init__(self, tools: Tools, pins: Path = PINS, objects: Path | None = None) -> None:
         self._tools = tools
-        self._pins = pins
+        self._pins = Pins(pins, _KNOWN)
         self._objects = objects
         self._checked = False
         self._no_chain = False  # known, so as not to try on every interface: it costs real NICs a reset
 
     async def load(self, ifindex: int, way: Way = Way.AUTO) -> Gate:
-        """Load, or finish what was half loaded. What is whole is adopted as it is, which no packet notices."""
+        """Load, or finish what was half loaded. What is whole is adopted as it is, which no packet notices; and what
+        is whole but detached is put back."""
         async with self._tools.changing() as change:
             attached = await look(ifindex)
-            directory = self._directory(ifindex)
-            await self._refuse(attached, directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                if not attached.way:
-                    await self._detach(change, attached)
-                    attached = await self._attach_all(change, attached, way)
-                elif way not in (Way.AUTO, attached.way):
-                    log.warning("%s: stays %s, as it is in use; to change that, unload it", attached.name, attached.way)
-                return _adopt(attached, directory)
-            except BaseException:
-                # Something of ours that is attached is for the next one to find. If nothing is, nothing shall stay.
-                with suppress(OSError):
-                    if not (await look(ifindex)).ours:
-                        _remove(directory)
-                raise
+            await self._refuse(attached)
+            with self._pins.make(ifindex) as pinned:
+                try:
+                    if not attached.way:
+                        attached = await self._put_back(change, attached, pinned) or await self._load_anew(
+                            change, ifindex, way
+                        )
+                    if way not in (Way.AUTO, attached.way):
+                        text = "%s: stays %s, as it is in use; to change that, unload it"
+                        log.warning(text, attached.name, attached.way)
+                    return _adopt(attached, pinned)
+                except BaseException:
+                    # Something of ours that is attached or pinned is for the next one to find. If nothing is, nothing
+                    # shall stay.
+                    with suppress(OSError):
+                        if not (await look(ifindex)).ours and not pinned.names():
+                            self._pins.remove(ifindex)
+                    raise
+
+    async def _put_back(self, change: Change, attached: Attached, pinned: Pinned) -> Attached | None:
+        """None if something is attached, if nothing that is complete is pinned, or if it cannot be."""
+        if attached.programs or attached.dispatcher:
+            return None
+        root = _root_of(attached.name, pinned)
+        if root is None:
+            return None
+        with root:
+            pinned.pin(root, _ROOT)  # ip is told of a program by a pin
+        try:
+            for mode in _IP_MODES:
+                where = [_IP_MODES[mode], "pinned", str(pinned.path / _ROOT)]
+                result = await change("ip", "link", "set", "dev", attached.name, *where)
+                now = await look(attached.ifindex)
+                if now.programs or now.dispatcher:
+                    break
+        except FileNotFoundError as error:  # no ip
+            log.warning("%s: %s", attached.name, error.strerror)
+            return None
+        finally:
+            pinned.unpin(_ROOT)
+        if now.way:
+            return now
+        why = result.complaint.strip()
+        log.warning("%s: its programs cannot be attached again as they were, so new ones are loaded: %r", now.name, why)
+        return None
+
+    async def _load_anew(self, change: Change, ifindex: int, way: Way) -> Attached:
+        attached = await look(ifindex)
+        await self._detach(change, attached, attached.ours)
+        return await self._attach_all(change, attached, way)
 
     async def _attach_all(self, change: Change, attached: Attached, way: Way) -> Attached:
         if way is not Way.FUSED and not self._no_chain:
@@ -218,7 +149,7 @@ class Loader:
                 return await self._attach(change, attached, "xsk_def_prog")
             # Alone, without a dispatcher, it would drop what it is to let through. No port is set yet.
             self._no_chain = True
-            await self._detach(change, attached)
+            await self._detach(change, attached, attached.ours)
             log.info("%s: this kernel cannot chain XDP programs", attached.name)
             attached = await look(attached.ifindex)
         if way is Way.CHAIN:
@@ -230,49 +161,70 @@ class Loader:
         """With tools that only show what they would run: show what load() would, or unload() if there is no way."""
         async with self._tools.changing() as change:
             attached = await look(ifindex)
-            if way and attached.way and self._directory(ifindex).exists():
+            begun = self.pins(ifindex) is not None
+            if way and attached.way and begun:
                 return
             if way:
-                await self._refuse(attached, self._directory(ifindex))
-            if self._directory(ifindex).exists():
-                for program in _from_the_end(attached):
+                await self._refuse(attached)
+            if begun:
+                for program in _from_the_end(attached.ours):
                     await change("xdp-loader", "unload", attached.name, "--id", str(program.id))
-            for name in _PROGRAMS.get(Way.CHAIN if way is Way.AUTO else way, ()) if way else ():
+            for name in PROGRAMS.get(Way.CHAIN if way is Way.AUTO else way, ()) if way else ():
                 await change("xdp-loader", *self._load_command(attached, attached.mode or Mode.NATIVE, name))
 
     async def find(self, ifindex: int) -> Gate | None:
         """What we have loaded there, if it is complete. Changes nothing."""
         attached = await look(ifindex)
-        if not attached.way or not self._directory(ifindex).exists():
+        if not attached.way or self.pins(ifindex) is None:
             return None
-        return Gate(attached, _maps_of(attached))
+        return Gate(attached, maps_of(attached.name, attached.ours))
 
-    async def unload(self, ifindex: int, in_use: Callable[[], bool] = lambda: False) -> None:
+    async def unload(
+        self, ifindex: int, in_use: Callable[[], bool] = lambda: False, known: Collection[int] = ()
+    ) -> None:
         """Detach what is ours, whole or half, and remove its pins. Of an interface that is gone, only the pins.
 
         Nothing of that if it is in use. Who is to use it says so before he calls load(), so this is asked when no other
-        can load: he has either said so, or finds it unloaded.
+        can load: he has either said so, or finds it unloaded. Where the pins were lost, programs whose ids are `known`
+        are ours all the same.
         """
         async with self._tools.changing() as change:
-            directory = self._directory(ifindex)
-            if directory.exists() and not in_use():
-                try:
-                    await self._detach(change, await look(ifindex))
-                except OSError as error:
-                    if error.errno != errno.ENODEV:
-                        raise
-                _remove(directory)
+            begun = self.pins(ifindex) is not None
+            if not (begun or known) or in_use():
+                return
+            with suppress(_Gone):
+                attached = await _look_if_there(ifindex)
+                ours = [program for program in attached.ours if begun or program.id in known]
+                await self._detach(change, attached, ours)
+            self._pins.remove(ifindex)
+
+    async def unknown(self, ifindex: int) -> str | None:
+        """What to tell of programs that have our names, and that nothing says we loaded; None if there are none."""
+        if self.pins(ifindex) is not None:
+            return None
+        try:
+            attached = await look(ifindex)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return _not_known(attached, self._pins.path) if attached.ours else None
 
     def pins(self, ifindex: int) -> list[Path] | None:
         """What is pinned for an interface; None if we have not begun to load it."""
-        directory = self._directory(ifindex)
-        return sorted(directory.iterdir()) if directory.exists() else None
+        pinned = self._pins.find(ifindex)
+        if pinned is None:
+            return None
+        with pinned:
+            return [pinned.path / name for name in pinned.names()]
 
     def interfaces(self) -> list[int]:
         """The indices of interfaces of our network namespace that we have loaded, are loading or have half unloaded."""
-        pattern = re.compile(rf"{_namespace()}-(\d+)")
-        names = os.listdir(self._pins) if self._pins.exists() else []
-        return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
+        return self._pins.interfaces()
+
+    def remove_pins(self) -> None:
+        """The directory of all pins, if it is empty."""
+        self._pins.remove_all()
 
     # --- steps, each read back -------------------------------------------------------------------------
 
@@ -294,9 +246,9 @@ class Loader:
             log.warning("%s: not in native mode, so slower: %r", attached.name, reason)
         raise _error(f"{attached.name}: {program} was not loaded", result)
 
-    async def _detach(self, change: Change, attached: Attached) -> None:
-        """Detach our programs, the last of the chain first."""
-        for program in _from_the_end(attached):
+    async def _detach(self, change: Change, attached: Attached, ours: Collection[bpf.ProgramInfo]) -> None:
+        """Detach these programs, the last of the chain first."""
+        for program in _from_the_end(ours):
             # By its id: if somebody replaced it in this moment, theirs stays.
             result = await _run(change, "unload", attached.name, "--id", str(program.id))
             if program.id in (each.id for each in (await look(attached.ifindex)).ours):
@@ -304,30 +256,19 @@ class Loader:
 
     # --- what is in the way ----------------------------------------------------------------------------
 
-    async def _refuse(self, attached: Attached, directory: Path) -> None:
+    async def _refuse(self, attached: Attached) -> None:
         """Unless nothing is known to be in the way of a load."""
-        if attached.ours and not directory.exists():
-            names = " and ".join(program.name for program in attached.ours)
-            raise OSError(
-                errno.EBUSY,
-                f"{attached.name}: {names} is loaded, but not by us: by another manager, or by hand? "
-                f"See xdp-loader status; if nobody needs it: xdp-loader unload {attached.name} --all",
-            )
-        foreign = [program for program in attached.programs if program.name not in _OURS]
-        if foreign and not attached.dispatcher:  # only libxdp's dispatcher takes one more
-            names = ", ".join(f"{program.name} (id {program.id})" for program in foreign)
-            raise OSError(
-                errno.EBUSY,
-                f"{attached.name}: somebody else's XDP program {names} is attached without libxdp's dispatcher, so "
-                f"none can be put beside it; if nobody needs it: ip link set dev {attached.name} xdp off",
-            )
+        if self.pins(attached.ifindex) is None and attached.ours:
+            raise OSError(errno.EBUSY, _not_known(attached, self._pins.path))
+        if text := in_the_way(attached):
+            raise OSError(errno.EBUSY, text)
         await self._check_tools()
 
     async def _check_tools(self) -> None:
         """What can be known to be missing before anything is done."""
         if self._checked:
             return
-        _check_bpffs(self._pins)
+        check_libxdps()
         result = await self._tools.read("xdp-loader", "load", "--version")
         version = re.search(r"xdp-loader version (\d+)\.(\d+)\S*", result.output + result.complaint)
         if not version or (int(version[1]), int(version[2])) < _OLDEST_LOADER:
@@ -335,10 +276,6 @@ class Loader:
             oldest = ".".join(map(str, _OLDEST_LOADER))
             raise OSError(errno.ENOTSUP, f"xdp-loader {oldest} or later is needed, but there is {found}")
         self._checked = True
-
-    def _directory(self, ifindex: int) -> Path:
-        # The same index may be in use in each network namespace, and they may share the BPF file system.
-        return self._pins / f"{_namespace()}-{ifindex}"
 
 
 async def _run(change: Change, *arguments: str) -> Result:
@@ -349,26 +286,6 @@ async def _run(change: Change, *arguments: str) -> Result:
         if not _LOCKED.search(result.complaint) or time.monotonic() > deadline:
             return result
         await asyncio.sleep(0.05)
-
-
-async def look(ifindex: int) -> Attached:
-    """Ask the kernel what is attached to an interface."""
-    from pyroute2 import AsyncIPRoute  # only here: it is half as big as all the rest of us
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        async with AsyncIPRoute() as netlink:
-            (link,) = await netlink.link("get", index=ifindex)
-    except NetlinkError as error:
-        raise OSError(error.code, f"interface {ifindex}: {os.strerror(error.code)}") from None
-    name = link.get("ifname")
-    xdp = dict(link.get("xdp", {"attrs": []})["attrs"])
-    mode = _MODES.get(str(xdp.get("IFLA_XDP_ATTACHED")))
-    # One program for each mode; the first attribute only if there is one in all.
-    roots = _programs({number for key, number in xdp.items() if key.endswith("PROG_ID")})
-    if [root.name for root in roots] == [_DISPATCHER]:
-        return Attached(ifindex, name, mode, tuple(_programs(bpf.extensions_of(roots[0].id))), True)
-    return Attached(ifindex, name, mode, tuple(roots), False)
 
 
 def find_object(name: str, first: Path | None = None) -> Path:
@@ -390,22 +307,54 @@ def find_object(name: str, first: Path | None = None) -> Path:
     )
 
 
-def _adopt(attached: Attached, directory: Path) -> Gate:
+def in_the_way(attached: Attached) -> str | None:
+    """What to tell of somebody else's program that none of ours can be put beside; None if there is none."""
+    foreign = [program for program in attached.programs if program.name not in OURS]
+    if not foreign or attached.dispatcher:  # only libxdp's dispatcher takes one more
+        return None
+    names = ", ".join(f"{program.name} (id {program.id})" for program in foreign)
+    return (
+        f"{attached.name}: somebody else's XDP program {names} is attached without libxdp's dispatcher, so none can be "
+        f"put beside it; if nobody needs it: ip link set dev {attached.name} xdp off"
+    )
+
+
+def _not_known(attached: Attached, pins: Path) -> str:
+    names = " and ".join(f"{program.name} (id {program.id})" for program in attached.ours)
+    return (
+        f"{attached.name}: {names} is loaded, and nothing in {pins} says that we loaded it: it was loaded by another "
+        "manager or by hand, or what was pinned there is gone, as after another BPF file system was mounted. See "
+        f"xdp-loader status; if nobody needs it: xdp-loader unload {attached.name} --all"
+    )
+
+
+class _Gone(OSError):
+    """The interface is."""
+
+
+async def _look_if_there(ifindex: int) -> Attached:
+    try:
+        return await look(ifindex)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise _Gone from None
+        raise
+
+
+def _adopt(attached: Attached, pinned: Pinned) -> Gate:
     """Make the pins what they should be."""
     if not attached.way:
         reason = "what was just loaded is there only in part; does somebody else load and unload programs?"
         raise OSError(errno.EIO, f"{attached.name}: {reason}")
-    maps = _maps_of(attached)
+    maps = maps_of(attached.name, attached.ours)
     try:
         with ExitStack() as stack:
             wanted: dict[str, bpf.Program | bpf.Map] = dict(maps)
             for program in attached.ours:
                 wanted[program.name] = stack.enter_context(bpf.Program.by_id(program.id))
-            for entry in directory.iterdir():
-                if entry.name not in wanted:
-                    _remove(entry)
+            pinned.keep_only(wanted)
             for name, held in wanted.items():
-                _pin(held, directory / name)
+                pinned.pin(held, name)
         return Gate(attached, maps)
     except BaseException:
         for each in maps.values():
@@ -413,80 +362,25 @@ def _adopt(attached: Attached, directory: Path) -> Gate:
         raise
 
 
-def _maps_of(attached: Attached) -> dict[str, bpf.Map]:
-    """The maps of our programs, by the names of their pins."""
-    maps: dict[str, bpf.Map] = {}
-    with ExitStack() as stack:
-        for number in [number for program in attached.ours for number in program.map_ids]:
-            each = stack.enter_context(bpf.Map.by_id(number))
-            info = each.info
-            if pin := _MAPS.get(info.name):
-                maps[pin] = each
-        sizes = [maps[pin].info.value_size for pin in ("ports", "counters", "xsks_map") if pin in maps]
-        if sizes != [PORTS, _CPUS * _COUNTERS.size, 4]:
-            reason = "its programs are of another version of mtlshm; when nobody uses them, unload it"
-            raise OSError(errno.EPROTO, f"{attached.name}: {reason}")
-        for pin in maps:
-            maps[pin] = bpf.Map(os.dup(maps[pin].fd))
-    return maps
+def _root_of(name: str, pinned: Pinned) -> bpf.Program | None:
+    """What is to be attached so that the programs that are pinned are; None if not all that it takes is there."""
+    for names in PROGRAMS.values():
+        with suppress(OSError), ExitStack() as held:
+            programs = [held.enter_context(pinned.program(each)) for each in names]
+            infos = [program.info for program in programs]
+            for each in maps_of(name, infos).values():
+                each.close()
+            if [info.type for info in infos] == [bpf.PROGRAM_XDP]:
+                return bpf.Program(os.dup(programs[0].fd))
+            roots = {bpf.target_of(info.id) for info in infos}
+            if len(roots) == 1 and (root := roots.pop()) is not None:
+                return bpf.Program.by_id(root)
+    return None
 
 
-def _pin(held: bpf.Program | bpf.Map, path: Path) -> None:
-    """Pin it there, instead of whatever else is."""
-    try:
-        with type(held).pinned(path) as there:
-            if there.info.id == held.info.id:
-                return
-    except FileNotFoundError:
-        pass
-    except OSError:
-        pass  # something of another type
-    if path.exists():
-        _remove(path)
-    held.pin(path)
-
-
-def _remove(path: Path) -> None:
-    """A pin, or a directory of pins."""
-    if not path.is_dir():
-        path.unlink()
-        return
-    for entry in path.iterdir():
-        _remove(entry)
-    path.rmdir()
-
-
-def _from_the_end(attached: Attached) -> list[bpf.ProgramInfo]:
-    order = [name for programs in _PROGRAMS.values() for name in programs]
-    return sorted(attached.ours, key=lambda program: order.index(program.name), reverse=True)
-
-
-def _programs(ids: Iterable[int]) -> list[bpf.ProgramInfo]:
-    """What the kernel says of them; those that are gone by now are left out."""
-    found = []
-    for number in ids:
-        with suppress(FileNotFoundError), bpf.Program.by_id(number) as program:
-            found.append(program.info)
-    return found
-
-
-def _namespace() -> int:
-    """The inode of our network namespace."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
-
-
-def _check_bpffs(path: Path) -> None:
-    """Is the path in a BPF file system?"""
-    path = Path(os.path.realpath(path))
-    mounts: dict[Path, str] = {}
-    # Anyone who may mount gives it any name; only blanks, line feeds and backslashes are escaped.
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).rstrip("\n").split("\n"):
-        words = line.split(" ")
-        mounts[Path(re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), words[4]))] = words[words.index("-") + 1]
-    mount = next(directory for directory in (path, *path.parents) if directory in mounts)
-    if mounts[mount] != "bpf":
-        reason = f"no BPF file system is mounted there; as root: mount -t bpf bpf {BPFFS}"
-        raise OSError(errno.ENODEV, f"{path}: {reason}")
+def _from_the_end(programs: Collection[bpf.ProgramInfo]) -> list[bpf.ProgramInfo]:
+    order = [name for names in PROGRAMS.values() for name in names]
+    return sorted(programs, key=lambda program: order.index(program.name), reverse=True)
 
 
 def _errno_of(result: Result) -> int:

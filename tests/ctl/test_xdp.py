@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlshm.net import xdp
+from mtlshm.net import attached, xdp
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.tool import Tools
 from networks import Veth
@@ -37,7 +37,7 @@ def status(ctl) -> Callable[[], list[dict]]:
 
 def ids(link: Veth) -> list[int]:
     """Of the programs that are attached."""
-    return [program.id for program in asyncio.run(xdp.look(link.index)).programs]
+    return [program.id for program in asyncio.run(attached.look(link.index)).programs]
 
 
 def done(result: subprocess.CompletedProcess[str]) -> str:
@@ -168,23 +168,16 @@ def test_ports_of_clients_are_set_again_when_it_is_loaded_again(ctl, server, con
     assert ports(link, tmp_path / "state") == {PORT}
 
 
-def test_clients_of_an_interface_that_somebody_detached_are_served_again(ctl, server, connect, link, tmp_path):
-    server()
-    client = connect()
-    client.add_filter(link.index, PORT)
-    detach(link)
-
-    def answer() -> int | None:
-        try:
-            client.put_queue(link.index, client.get_queue(link.index))
-        except OSError as error:
-            return error.errno
-        return None
-
-    eventually(lambda: answer() == errno.ENETDOWN)
+def test_what_was_loaded_is_not_said_to_be_somebody_elses_if_its_pins_are_lost(ctl, link):
     done(ctl("xdp", "load", link.name))
-    eventually(lambda: answer() is None)
-    assert ports(link, tmp_path / "state") == {PORT}
+    (program,) = ids(link)
+    subprocess.run(["umount", "/sys/fs/bpf"], check=True)
+    subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
+    for verb in "unload", "load":
+        refused(ctl("xdp", verb, link.name), 4, f"(id {program})", "BPF file system", f"unload {link.name} --all")
+        assert ids(link) == [program]
+    subprocess.run(["xdp-loader", "unload", link.name, "--all"], check=True)
+    assert done(ctl("xdp", "unload", link.name)) == f"{link.name}: nothing of ours was loaded\n"
 
 
 def test_a_dry_run_prints_the_commands_and_changes_nothing(ctl, link, tmp_path):
@@ -231,7 +224,7 @@ def test_somebody_elses_program_is_shown_as_such_and_left_alone(ctl, status, lin
 def test_a_program_of_ours_that_somebody_else_loaded_is_not_ours(ctl, status, link):
     subprocess.run(["xdp-loader", "load", link.name, xdp.find_object("mtl_dp_fused.o")], check=True)
     assert status()[0]["programs"][0]["by"] == "somebody else"
-    refused(ctl("xdp", "load", link.name), 4, "not by us")
+    refused(ctl("xdp", "load", link.name), 4, "says that we loaded it")
     assert ids(link)
 
 

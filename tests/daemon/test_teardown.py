@@ -15,7 +15,7 @@ import pytest
 
 from mtlshm import Host, wire
 from mtlshm.manager import Manager
-from mtlshm.net import xdp
+from mtlshm.net import attached, xdp
 from mtlshm.net.ledger import Ledger
 from networks import QUEUES, Veth
 from processes import DEADLINE, Daemon, needs_root
@@ -53,7 +53,7 @@ def client(server: Callable[..., Daemon], manager_socket: Path, link: Veth, stan
 
 
 def programs(link: Veth) -> list[str]:
-    return [program.name for program in asyncio.run(xdp.look(link.index)).programs]
+    return [program.name for program in asyncio.run(attached.look(link.index)).programs]
 
 
 def test_all_that_is_ours_goes_and_nothing_else(client, teardown, link, stand_in, segment, tmp_path):
@@ -102,6 +102,18 @@ def test_what_cannot_be_removed_stays_known(client, teardown, link, stand_in, tm
     stand_in.set(link.name, stuck=False)
     assert teardown()[0] == 0
     assert list(stand_in.rules(link.name)) == [7]
+
+
+def test_a_program_whose_pins_are_lost_is_not_forgotten(client, teardown, link, tmp_path):
+    client.end(signal.SIGKILL)
+    subprocess.run(["umount", "/sys/fs/bpf"], check=True)
+    subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
+    status, said = teardown()
+    assert status == 1
+    assert f"xdp-loader unload {link.name} --all" in said
+    assert programs(link)
+    subprocess.run(["xdp-loader", "unload", link.name, "--all"], check=True)
+    assert teardown()[0] == 0
 
 
 def test_somebody_elses_program_stays(teardown, link):

@@ -26,8 +26,12 @@ from types import FrameType
 import pytest
 
 from mtlshm.net import bpf, xdp
+from mtlshm.net import gate as gate_module
+from mtlshm.net import pins as pins_module
+from mtlshm.net.attached import Attached, Mode, Way, look
+from mtlshm.net.gate import Gate
 from mtlshm.net.tool import Tools
-from mtlshm.net.xdp import Gate, Loader, Mode, Way, look
+from mtlshm.net.xdp import Loader
 from networks import NEAR4, NEAR6, QUEUES, Veth, inside
 from processes import eventually
 from xsk import Xsk
@@ -49,7 +53,7 @@ def load(loader: Loader, link: Veth, way: Way = Way.AUTO) -> Gate:
     return asyncio.run(loader.load(link.index, way))
 
 
-def attached(link: Veth) -> xdp.Attached:
+def attached(link: Veth) -> Attached:
     return asyncio.run(look(link.index))
 
 
@@ -331,15 +335,18 @@ def test_nothing_is_lost_when_who_loaded_it_is_killed_and_started_again_during_t
 # --- killed at any line --------------------------------------------------------------------------------
 
 
-def run_traced(coroutine: Coroutine[object, object, object], kill_at: int = 0) -> list[int]:
-    """Run it and return which lines of xdp.py were passed; or be killed when about to pass the n-th."""
-    lines: list[int] = []
+TRACED = {xdp.__file__, gate_module.__file__, pins_module.__file__}
+
+
+def run_traced(coroutine: Coroutine[object, object, object], kill_at: int = 0) -> list[tuple[str, int]]:
+    """Run it and return which lines of our modules were passed; or be killed when about to pass the n-th."""
+    lines: list[tuple[str, int]] = []
 
     def trace(frame: FrameType, event: str, _: object) -> object:
-        if frame.f_code.co_filename != xdp.__file__:
+        if frame.f_code.co_filename not in TRACED:
             return None
         if event == "line":
-            lines.append(frame.f_lineno)
+            lines.append((frame.f_code.co_filename, frame.f_lineno))
             if len(lines) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
@@ -352,7 +359,7 @@ def run_traced(coroutine: Coroutine[object, object, object], kill_at: int = 0) -
     return lines
 
 
-def moments(lines: list[int]) -> list[int]:
+def moments(lines: list[tuple[str, int]]) -> list[int]:
     """The first and the last time that each line is passed, counted from 1."""
     first = {line: n for n, line in reversed(list(enumerate(lines, 1)))}
     last = {line: n for n, line in enumerate(lines, 1)}
@@ -449,18 +456,51 @@ def test_pins_that_are_missing_stale_or_of_another_type_are_made_anew(loader: Lo
         held.pin(directory / "xsks_map")
         other.map("xsks_map").pin(directory / "mtl_dp_fused")
         other.map(".data.ports").pin(directory / "ports")
-        other.map(".data.ports").pin(directory / "junk")
     (directory / "counters").mkdir()
     load(loader, link).close()
     assert_whole(loader, link)
 
 
-def test_pins_of_a_program_that_somebody_detached_go_and_a_new_one_is_loaded(loader: Loader, link: Veth) -> None:
-    with load(loader, link) as gate:
+@pytest.mark.parametrize("how", ["ip link set dev near xdp off", "xdp-loader unload near --all"])
+def test_what_somebody_detached_is_put_back_with_its_ports_and_sockets(loader: Loader, link: Veth, how: str) -> None:
+    with load(loader, link) as gate, sockets(link, gate) as xsks, ExitStack() as stack:
+        before = attached(link)
         gate.set_port(20000, True)
+        subprocess.run(how.split(), check=True)
+        assert attached(link).programs == ()
+        with load(loader, link) as again:
+            assert again.ports() == {20000}
+            assert again.xsks_map.info == gate.xsks_map.info
+        assert attached(link) == before
+        receiver = Receiver(link, xsks, stack)
+        send(link, range(20000, 20001), "media")
+        receiver.wait_for(1)
+        assert receiver.by_xdp == [b"media 20000"]
+    assert_whole(loader, link)
+
+
+@pytest.mark.parametrize("lost", sorted(COMPLETE))
+def test_what_cannot_be_put_back_is_loaded_anew(loader: Loader, link: Veth, lost: str) -> None:
+    load(loader, link).close()
+    next(PINS.glob(f"*/{lost}")).unlink()
     detach(link)
-    with load(loader, link) as gate:
-        assert gate.ports() == set()
+    load(loader, link).close()
+    assert_whole(loader, link)
+
+
+def test_without_ip_what_was_detached_is_loaded_anew(
+    loader: Loader, link: Veth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(loader, link).close()
+    detach(link)
+    xdp_loader = shutil.which("xdp-loader", path="/usr/sbin:/usr/local/sbin:/sbin")
+    assert xdp_loader
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/xdp-loader").symlink_to(xdp_loader)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}/bin")
+        patch.setattr("mtlshm.net.tool._SBIN", ())
+        load(loader, link).close()
     assert_whole(loader, link)
 
 
@@ -494,7 +534,7 @@ def test_a_program_of_somebody_else_is_respected(loader: Loader, link: Veth, for
 @pytest.mark.parametrize("name", ["mtl_dp_fused.o", "mtl_dp_filter.o", "xsk_def_xdp_prog.o"])
 def test_our_own_program_loaded_by_somebody_else_is_respected(loader: Loader, link: Veth, name: str) -> None:
     theirs = attach(link, xdp.find_object(name))
-    refused(loader, link, errno.EBUSY, "is loaded, but not by us.*xdp-loader unload near --all")
+    refused(loader, link, errno.EBUSY, "nothing in .* says that we loaded it.*xdp-loader unload near --all")
     assert asyncio.run(loader.find(link.index)) is None
     unload(loader, link)
     assert [program.id for program in attached(link).programs] == [theirs]
@@ -554,11 +594,14 @@ def test_no_such_interface(loader: Loader, link: Veth) -> None:
         assert caught.value.errno == errno.ENODEV
 
 
+NO_BPFFS = "mount -t bpf -o mode=0700 bpf /sys/fs/bpf"
+
+
 def test_no_bpf_file_system(link: Veth, tmp_path: Path) -> None:
-    refused(Loader(Tools(tmp_path), tmp_path / "pins"), link, errno.ENODEV, "mount -t bpf bpf /sys/fs/bpf")
+    refused(Loader(Tools(tmp_path), tmp_path / "pins"), link, errno.ENODEV, NO_BPFFS)
     while os.path.ismount("/sys/fs/bpf"):  # ours, and the host's below it, as far as this test sees
         subprocess.run(["umount", "/sys/fs/bpf"], check=True)
-    refused(Loader(Tools(tmp_path)), link, errno.ENODEV, "mount -t bpf bpf /sys/fs/bpf")
+    refused(Loader(Tools(tmp_path)), link, errno.ENODEV, NO_BPFFS)
     assert attached(link).programs == ()
 
 
@@ -630,6 +673,28 @@ def test_a_tool_that_hangs(link: Veth, tmp_path: Path, stand_in: Callable[..., N
     stand_in("sleep 60")
     refused(Loader(Tools(tmp_path, timeout=0.3)), link, errno.ETIMEDOUT, "not done within")
     assert_nothing_is_left(link)
+
+
+def test_at_queues_beyond_the_map_there_is_nothing_to_remove(loader: Loader, link: Veth) -> None:
+    with load(loader, link) as gate:
+        assert gate.queues == 1024
+        for queue in (gate.queues - 1, gate.queues, 65535):
+            gate.remove_socket(queue)
+
+
+def test_a_program_whose_pins_are_lost_is_ours_only_by_its_id(loader: Loader, link: Veth) -> None:
+    load(loader, link).close()
+    (program,) = attached(link).programs
+    subprocess.run(["umount", "/sys/fs/bpf"], check=True)
+    subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
+    assert asyncio.run(loader.find(link.index)) is None
+    unload(loader, link)
+    asyncio.run(loader.unload(link.index, known=[program.id + 1]))
+    assert attached(link).programs == (program,)
+    assert f"mtl_dp_fused (id {program.id})" in (asyncio.run(loader.unknown(link.index)) or "")
+    asyncio.run(loader.unload(link.index, known=[program.id]))
+    assert_nothing_is_left(link)
+    assert asyncio.run(loader.unknown(link.index)) is None
 
 
 def test_what_came_into_use_before_it_is_unloaded_stays(loader: Loader, link: Veth) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mtlshm.net.attached import Attached, Mode, Way, look
+from mtlshm.net.places import BPFFS
 from mtlshm.net.tool import Tools
-from mtlshm.net.xdp import BPFFS, Attached, Loader, Mode, Way, find_object, look
+from mtlshm.net.xdp import Loader, find_object
 from networks import QUEUES
 from vm_nic import Nic, arrived, received, run
 
@@ -114,6 +116,44 @@ def test_somebody_elses_program_stays_in_the_chain(nic: Nic, loader: Loader, fir
             assert arrived(queues[1], 50) == sent
     asyncio.run(loader.unload(nic.link.index))
     assert chain(nic) == {FOREIGN: foreign}
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_chain_that_was_detached_is_put_back_as_it_was(nic: Nic, loader: Loader, foreign: bool) -> None:
+    """As DPDK's AF_XDP driver detaches it; with somebody else's program in it."""
+    nic.steer(30000, 1)
+    with asyncio.run(loader.load(nic.link.index, Way.CHAIN)) as gate, nic.sockets(gate) as queues:
+        if foreign:
+            attach_foreign(nic)
+        gate.set_port(30000, True)
+        before = chain(nic)
+        for _ in range(2):
+            run("ip", "link", "set", "dev", nic.link.name, "xdp", "off")
+            assert chain(nic) == {}
+            with asyncio.run(loader.load(nic.link.index)) as again:
+                assert again.way is Way.CHAIN
+                assert again.xsks_map.info == gate.xsks_map.info
+                assert again.ports() == {30000}
+            assert chain(nic) == before
+            sent = nic.send(30000, 50)
+            assert arrived(queues[1], 50) == sent
+    asyncio.run(loader.unload(nic.link.index))
+    assert set(chain(nic)) == ({FOREIGN} if foreign else set())
+
+
+def test_a_chain_that_was_taken_apart_is_loaded_anew(nic: Nic, loader: Loader) -> None:
+    asyncio.run(loader.load(nic.link.index, Way.CHAIN)).close()
+    run("xdp-loader", "unload", nic.link.name, "--all")
+    with asyncio.run(loader.load(nic.link.index)) as again:
+        assert again.way is Way.CHAIN
+        assert set(chain(nic)) == OURS
+
+
+def test_at_queues_beyond_the_map_there_is_nothing_to_remove(nic: Nic, loader: Loader) -> None:
+    with asyncio.run(loader.load(nic.link.index, Way.CHAIN)) as gate:
+        assert gate.queues == 64
+        for queue in (gate.queues - 1, gate.queues, 65535):
+            gate.remove_socket(queue)
 
 
 def test_somebody_elses_program_without_a_dispatcher_is_in_the_way_and_stays(nic: Nic, loader: Loader) -> None:

@@ -7,7 +7,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from mtlshm.net.xdp import find_object, look
+from mtlshm.net.attached import look
+from mtlshm.net.xdp import find_object
 from processes import BIN
 from vm_nic import Nic, run
 

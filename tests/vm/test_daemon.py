@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm.manager import Manager
-from mtlshm.net.xdp import look
+from mtlshm.net.attached import look
 from mtlshm.wire import Dialect
 from networks import NEAR4, QUEUES
 from processes import DEADLINE, Daemon, eventually

@@ -9,7 +9,8 @@ import socket
 
 import pytest
 
-from mtlshm.net.xdp import Loader, Mode, Way
+from mtlshm.net.attached import Mode, Way
+from mtlshm.net.xdp import Loader
 from networks import QUEUES, inside
 from vm_nic import Nic, arrived, run
 

@@ -20,9 +20,9 @@ import pytest
 
 from mtlshm import wire
 from mtlshm.manager import Manager
+from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.places import STATE
-from mtlshm.net.xdp import look
 from mtlshm.wire import Heartbeat, Response, Type
 from networks import QUEUES, veth
 from processes import BIN, DEADLINE, eventually, held

@@ -48,7 +48,8 @@ def count() -> dict[str, list[int]]:
 
     import packets
     from mtlshm.net import bpf
-    from mtlshm.net.xdp import find_object, look
+    from mtlshm.net.attached import look
+    from mtlshm.net.xdp import find_object
     from networks import sandbox, veth
     from xsk import Xsk
 
