@@ -5,7 +5,8 @@ Who has what is in the ledger, and what is so in the kernel and in the NIC (net/
 how these are kept true to each other, whatever is killed when). Here is when something is done.
 
 LOADED is an interface from when the first client names it until the last one has ended, and as long as mtlshm-ctl has
-it kept. If it cannot be loaded, whoever asks for something there is told why.
+it kept. If it cannot be loaded, whoever asks for something there is told why. If somebody detaches the programs
+meanwhile, as DPDK's AF_XDP driver does whenever it closes, they are put back, with ports and sockets as they were.
 
 AN OWNER is a registration. It ends when its connection does. A restart of ours ends no owner: those in the ledger whose
 process still lives are watched through a pidfd, since libmtl does not come back to say goodbye. So are those whose
@@ -29,20 +30,19 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_LINK
-
 from mtlshm import wire
 from mtlshm.daemon import process
+from mtlshm.daemon.pace import Pace
 from mtlshm.daemon.process import Client
-from mtlshm.net import links
+from mtlshm.net import links, news
+from mtlshm.net.attached import Attached, Way, look
 from mtlshm.net.flow import FlowSpec
+from mtlshm.net.gate import Gate
 from mtlshm.net.ledger import Ledger, Owner, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
 from mtlshm.net.umem import Memories
-from mtlshm.net.xdp import Gate, Loader, Way, look
+from mtlshm.net.xdp import Loader, in_the_way
 from mtlshm.net.xsk import Layout, XskSocket, open_elsewhere
 from mtlshm.wire import Type
 
@@ -50,7 +50,9 @@ log = logging.getLogger(__name__)
 
 # The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
 _BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
-_FOLLOW_AGAIN = 0.5  # seconds
+# What somebody detaches is put back, but two who undo each other's work shall not keep the NIC from its own.
+_PUT_BACK = 5, 60.0  # times within so many seconds
+_PUT_BACK_AGAIN = 15.0  # seconds; if it could not be
 _DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebody else may want what is not free
 
 
@@ -73,6 +75,8 @@ class Interfaces:
         self._orphans: dict[int, int] = {}  # pidfds, by the owner in the ledger
         self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
         self._failures: dict[int, OSError] = {}
+        self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(*_PUT_BACK))
+        self._waiting: set[int] = set()  # to be looked at later
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._openings: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # of sockets, by uid
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,7 +85,7 @@ class Interfaces:
         """Go on where an earlier daemon stopped. OSError (EBUSY) if another serves."""
         await patiently(self._ledger.serve, patience=0)
         following = self._loop.create_future()
-        self._in_background(self._follow_links(following))
+        self._in_background(news.follow(self, following))
         await following  # first, so that nothing falls between
         for use in self._ledger.uses():
             with suppress(OSError):  # it is gone
@@ -289,30 +293,41 @@ class Interfaces:
 
     async def _load(self, ifindex: int) -> None:
         """Or adopt what an earlier daemon or mtlshm-ctl loaded. Why it failed is kept for who asks."""
-        self._failures.pop(ifindex, None)
+        failed = self._failures.pop(ifindex, None)
         try:
             gate = await self._loader.load(ifindex, self._way)
         except OSError as error:
-            self._let_go(ifindex)
             if error.errno == errno.ENODEV:
+                self._let_go(ifindex)
                 await self._nics.lose(ifindex)
                 raise
-            self._failures[ifindex] = error
-            log.error("interface %d: %s", ifindex, error.strerror or error)
+            self._fail(ifindex, error, failed)
             return
         self._let_go(ifindex)
         self._gates[ifindex] = gate
-        wanted = self._ledger.ports(ifindex)
+        self._set_ports(gate)
+        log.info("%s: %s, %s mode, %d ports", gate.attached.name, gate.way, gate.mode, len(gate.ports()))
+
+    def _fail(self, ifindex: int, error: OSError, before: OSError | None = None) -> None:
+        """Whoever asks is told; the log is once. A gate that is there stays, for when its programs are put back."""
+        before = self._failures.get(ifindex, before)
+        if before is None or before.errno != error.errno:
+            log.error("interface %d: %s", ifindex, error.strerror or error)
+        self._failures[ifindex] = error
+
+    def _set_ports(self, gate: Gate) -> None:
+        wanted = self._ledger.ports(gate.attached.ifindex)
         for port in gate.ports() ^ wanted:
             gate.set_port(port, port in wanted)
-        log.info("%s: %s, %s mode, %d ports", gate.attached.name, gate.way, gate.mode, len(wanted))
 
     async def _unload_unused(self, ifindex: int) -> None:
         async with self._turns[ifindex]:
             if not self._ledger.in_use(ifindex):
+                gate = self._gates.get(ifindex)
+                ours = [program.id for program in gate.attached.ours] if gate else []
                 self._let_go(ifindex)
                 # mtlshm-ctl may keep it from now on.
-                await self._loader.unload(ifindex, lambda: self._ledger.in_use(ifindex))
+                await self._loader.unload(ifindex, lambda: self._ledger.in_use(ifindex), ours)
 
     def _let_go(self, ifindex: int) -> None:
         self._failures.pop(ifindex, None)
@@ -334,48 +349,25 @@ class Interfaces:
 
     # -- what comes and goes outside
 
-    async def _follow_links(self, following: asyncio.Future[None]) -> None:
-        """For ever. Whatever keeps us from it, such as more news than there was room for, is made up for by a look."""
-        while True:
+    def concerns(self, ifindex: int) -> bool:
+        return ifindex in self._gates or ifindex in self._failures
+
+    async def missed(self) -> None:
+        for ifindex in self._gates.keys() | self._failures.keys():
             try:
-                async with AsyncIPRoute() as netlink:
-                    await netlink.bind(groups=RTMGRP_LINK)
-                    if following.done():
-                        for ifindex in self._gates.keys() | self._failures.keys():
-                            await self._look_again(ifindex)
-                    else:
-                        following.set_result(None)
-                    while True:
-                        async for message in netlink.get():  # ends after each
-                            ifindex = message.get("index", 0)
-                            if ifindex not in self._gates and ifindex not in self._failures:
-                                continue
-                            if message["event"] == "RTM_DELLINK":
-                                await self._lose(ifindex, _new_place(message))
-                            else:
-                                await self._changed(ifindex)
-            except (OSError, NetlinkError) as error:
-                if not following.done():
-                    following.set_exception(OSError(errno.EIO, f"cannot listen to the kernel's news of links: {error}"))
-                    return
-                log.warning("interfaces: missed what happened to them (%s); looking", error)
-            await asyncio.sleep(_FOLLOW_AGAIN)
+                socket.if_indextoname(ifindex)
+            except OSError:
+                await self.lost(ifindex)
+            else:
+                await self.changed(ifindex)
 
-    async def _look_again(self, ifindex: int) -> None:
-        try:
-            socket.if_indextoname(ifindex)
-        except OSError:
-            await self._lose(ifindex)
-        else:
-            await self._changed(ifindex)
-
-    async def _changed(self, ifindex: int) -> None:
+    async def changed(self, ifindex: int) -> None:
         if ifindex in self._gates:
             await self._check(ifindex)
         else:
             await self._try_again(ifindex)
 
-    async def _lose(self, ifindex: int, place: str = SOMEWHERE) -> None:
+    async def lost(self, ifindex: int, place: str = SOMEWHERE) -> None:
         async with self._turns[ifindex]:
             await self._nics.lose(ifindex, place)
             await self._loader.unload(ifindex)
@@ -395,29 +387,52 @@ class Interfaces:
                 return
             with suppress(OSError):  # gone; that is another message
                 now = await look(ifindex)
-                if [program.id for program in now.ours] != [program.id for program in gate.attached.ours]:
-                    if not self._ledger.in_use(ifindex):  # mtlshm-ctl has unloaded it
-                        self._let_go(ifindex)
-                        return
-                    what = "somebody has detached the XDP program"
-                    text = f"{now.name}: {what}; to have it again: mtlshm-ctl xdp load {now.name}"
-                    log.error("%s", text)
+                if [program.id for program in now.ours] == [program.id for program in gate.attached.ours]:
+                    if self._failures.pop(ifindex, None):
+                        self._set_ports(gate)
+                        log.info("%s: the XDP programs are attached again", now.name)
+                elif not self._ledger.in_use(ifindex):  # mtlshm-ctl has unloaded it
                     self._let_go(ifindex)
-                    self._failures[ifindex] = OSError(errno.ENETDOWN, text)
+                elif now.way:  # mtlshm-ctl has loaded it again
+                    await self._load(ifindex)
+                else:
+                    await self._put_back(gate, now)
+
+    async def _put_back(self, gate: Gate, now: Attached) -> None:
+        """Somebody has detached our programs. The gate is kept until they are back, or another one is."""
+        if text := in_the_way(now):  # theirs stays; when it goes, we hear of it
+            self._fail(now.ifindex, OSError(errno.EBUSY, text))
+            return
+        what = f"{now.name}: somebody has detached the XDP programs that clients use"
+        if pause := self._paces[now.ifindex].wait(self._loop.time()):
+            text = f"{what}, again and again; they are put back in {pause:.0f} s"
+            self._fail(now.ifindex, OSError(errno.ENETDOWN, text))
+        else:
+            log.warning("%s; putting them back", what)
+            sockets = gate.xsks_map.info.id
+            await self._load(now.ifindex)
+            if now.ifindex not in self._failures:
+                if self._gates[now.ifindex].xsks_map.info.id != sockets:
+                    log.error("%s: the sockets of its clients are lost; start these clients again", now.name)
+                return
+            pause = _PUT_BACK_AGAIN
+        if now.ifindex not in self._waiting:
+            self._waiting.add(now.ifindex)
+            self._in_background(self._check_later(now.ifindex, pause))
+
+    async def _check_later(self, ifindex: int, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self._waiting.discard(ifindex)
+        await self._check(ifindex)
 
     async def _try_again(self, ifindex: int) -> None:
-        """What we could not load, mtlshm-ctl may have loaded, when nothing was in the way any more."""
+        """What we could not load, mtlshm-ctl may have loaded; or what was in the way is gone."""
         async with self._turns[ifindex]:
             with suppress(OSError):  # whoever asks is told
-                if ifindex in self._failures and (gate := await self._loader.find(ifindex)):
+                if ifindex not in self._failures:
+                    return
+                if gate := await self._loader.find(ifindex):
                     gate.close()
                     await self._load(ifindex)
-
-
-def _new_place(message: Any) -> str:
-    """Where an interface is that is no longer here, for Nics.lose(); empty if it was not moved but removed."""
-    nsid = message.get("new_netnsid")
-    if nsid is None:
-        return ""
-    nsid = socket.ntohl(nsid)  # pyroute2 takes it for a number from the network
-    return f"as interface {message.get('new_ifindex')} of the network namespace with nsid {nsid} (ip netns list-id)"
+                elif self._failures[ifindex].errno == errno.EBUSY and not (await look(ifindex)).programs:
+                    await self._load(ifindex)

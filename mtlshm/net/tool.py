@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs xdp-loader and ethtool, the only external programs.
+"""Runs xdp-loader, ethtool and ip, the only external programs.
 
 Commands that only read may run at any time. Those that change something run one at a time on the whole host, since
 what is to be changed is often decided by what was just read: a lock is held from the first look to the last.
@@ -35,9 +35,9 @@ from typing import Literal, Protocol
 
 log = logging.getLogger("mtlshmd")
 
-Program = Literal["xdp-loader", "ethtool"]
+Program = Literal["xdp-loader", "ethtool", "ip"]
 
-_PACKAGES: dict[Program, str] = {"xdp-loader": "xdp-tools", "ethtool": "ethtool"}
+_PACKAGES: dict[Program, str] = {"xdp-loader": "xdp-tools", "ethtool": "ethtool", "ip": "iproute2"}
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where they are; often not on the PATH of a user
 _KILLED_WITHIN = 1.0  # seconds; a program that sleeps in the kernel may take longer
 

@@ -7,7 +7,6 @@ The chain, and somebody else's program in it, need another kernel: see tests/vm.
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import random

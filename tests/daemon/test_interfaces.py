@@ -34,9 +34,11 @@ from mtlshm import Kind, wire
 from mtlshm._core import ffi
 from mtlshm.manager import Manager
 from mtlshm.net import xdp
+from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
 from networks import NEAR4, QUEUES, Veth, inside, veth
-from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, look, run_python
+from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, run_python
+from processes import look as look_at_segment
 from xsk import Xsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients")
@@ -74,7 +76,7 @@ def refusal(call: Callable[..., object], *arguments: object) -> int | None:
 
 
 def programs(link: Veth) -> list[str]:
-    return [program.name for program in asyncio.run(xdp.look(link.index)).programs]
+    return [program.name for program in asyncio.run(look(link.index)).programs]
 
 
 def flow(link: Veth, queue: int, port: int = PORT) -> wire.Interface:
@@ -222,19 +224,134 @@ def test_what_cannot_be_crossed_out_now_is_crossed_out_later(
     eventually(lambda: programs(link) == [])
 
 
-def test_who_detaches_the_program_is_told_of_to_the_clients(connect: Callable[..., Manager], link: Veth) -> None:
+def detach(link: Veth) -> None:
+    """As DPDK's AF_XDP driver does when it closes: by netlink, whoever's program it is."""
+    with IPRoute() as route:
+        route.link("set", index=link.index, xdp_fd=-1)
+
+
+def attach_foreign(link: Veth) -> None:
+    subprocess.run(["xdp-loader", "load", "-m", "skb", link.name, xdp.find_object("xdpfilt_alw_udp.o")], check=True)
+
+
+def ids(link: Veth) -> list[int]:
+    return [program.id for program in asyncio.run(look(link.index)).programs]
+
+
+def test_what_somebody_detaches_is_put_back_under_traffic(connect: Callable[..., Manager], link: Veth) -> None:
+    """With the ports, and the sockets that clients made themselves and those that the daemon made."""
+    manager, other = connect(), connect()
+    manager.add_filter(link.index, PORT)
+    with Watcher(link, manager) as watcher:
+        assert watcher.send() == (20, 0)
+        before = ids(link)
+        for _ in range(3):
+            detach(link)
+            eventually(lambda: watcher.send() == (20, 0))  # until then they come to the stack
+            assert ids(link) == before
+        assert other.get_queue(link.index) == 1
+        other.add_filter(link.index, PORT + 1)
+        manager.del_filter(link.index, PORT)
+        assert watcher.send() == (0, 20)
+
+
+def test_what_somebody_detaches_while_no_daemon_runs_is_put_back_by_the_next(
+    server: StartDaemon, manager_socket: Path, link: Veth, client: Callable[[], subprocess.Popen[str]]
+) -> None:
+    running = server()
+    client()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        watcher = Watcher(link, manager)
+    with watcher:
+        assert watcher.send() == (20, 0)
+        running.end(signal.SIGKILL)
+        detach(link)
+        assert watcher.send() == (0, 20)
+        server()
+        eventually(lambda: watcher.send() == (20, 0))
+
+
+def test_what_is_kept_is_put_back_too(server: StartDaemon, link: Veth, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "state") as ledger:
+        ledger.keep(link.index)
+    running = server()
+    running.await_log("native mode")
+    before = ids(link)
+    detach(link)
+    eventually(lambda: ids(link) == before)
+
+
+def test_who_detaches_the_programs_without_end_is_not_fought_without_end(
+    server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        while "again and again" not in running.log():
+            detach(link)
+            eventually(lambda: ids(link) or "again and again" in running.log())
+        assert running.log().count("putting them back") == 5
+        assert refusal(manager.get_queue, link.index) == errno.ENETDOWN
+
+
+def test_a_program_that_takes_the_place_of_ours_stays_and_ours_comes_back_when_it_goes(
+    server: StartDaemon, manager_socket: Path, link: Veth
+) -> None:
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register((link.index,))
+        manager.add_filter(link.index, PORT)
+        with Watcher(link, manager) as watcher:
+            before = ids(link)
+            running.send(signal.SIGSTOP)
+            detach(link)
+            attach_foreign(link)
+            running.resume()
+            eventually(lambda: "somebody else's XDP program" in running.log())
+            assert refusal(manager.get_queue, link.index) == errno.EBUSY
+            assert programs(link) != ["mtl_dp_fused"]
+            subprocess.run(["xdp-loader", "unload", link.name, "--all"], check=True)
+            eventually(lambda: watcher.send() == (20, 0))
+            assert ids(link) == before
+            manager.get_queue(link.index)
+
+
+def test_what_was_loaded_is_unloaded_even_if_its_pins_are_lost(connect: Callable[..., Manager], link: Veth) -> None:
     manager = connect()
-    subprocess.run(["ip", "link", "set", "dev", link.name, "xdp", "off"], check=True)
-    eventually(lambda: refusal(manager.get_queue, link.index) == errno.ENETDOWN)
+    subprocess.run(["umount", "/sys/fs/bpf"], check=True)
+    subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
+    assert programs(link) == ["mtl_dp_fused"]
     manager.close()
-    eventually(lambda: refusal(connect(link.index + 1000).get_queue, link.index) == errno.ENODEV)
-    assert connect().get_queue(link.index) == 1
+    eventually(lambda: programs(link) == [])
+
+
+def test_pins_that_others_can_write_are_not_used_and_clients_are_told(
+    server: StartDaemon, manager_socket: Path, link: Veth, tmp_path: Path
+) -> None:
+    """Else root would remove what a link in there leads to."""
+    pins = Path("/sys/fs/bpf/mtlshm")
+    pins.mkdir(mode=0o755)
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "ports").touch()
+    (pins / f"{namespace}-{link.index}").symlink_to(victim)
+    os.chown(pins, UNPRIVILEGED, 0)
+    subprocess.run(["xdp-loader", "load", link.name, xdp.find_object("mtl_dp_fused.o")], check=True)
+    before = ids(link)
+    running = server()
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        with suppress(OSError):
+            manager.register((link.index,))
+        assert refusal(manager.get_queue, link.index) == errno.ENODEV
+        assert f"{pins} belongs to uid {UNPRIVILEGED}" in running.log()
+    assert (victim / "ports").exists()
+    assert ids(link) == before
 
 
 def test_a_foreign_program_is_left_alone_and_clients_are_told(connect: Callable[..., Manager], link: Veth) -> None:
-    foreign = shutil.which("xdp-loader")
-    assert foreign
-    subprocess.run(["xdp-loader", "load", "-m", "skb", link.name, xdp.find_object("xdpfilt_alw_udp.o")], check=True)
+    attach_foreign(link)
     before = programs(link)
     manager = connect()
     assert refusal(manager.get_queue, link.index) == errno.EBUSY
@@ -466,7 +583,7 @@ def test_a_member_of_the_group_cannot_touch_what_another_has_whatever_it_writes_
         assert all(before)
         member = (12345, 12345, [UNPRIVILEGED])
         if forged:  # its record is free: the next client gets the same one, and so the same owner
-            (owner,) = [info.owner for info in look(segment).instances if info.kind == Kind.SOCKET]
+            (owner,) = [info.owner for info in look_at_segment(segment).instances if info.kind == Kind.SOCKET]
             offset = ffi.offsetof("struct mtlshm_segment", "instances", owner >> 8 & 0xFFF, "control")
             with open(segment, "r+b") as file:
                 file.seek(offset)
