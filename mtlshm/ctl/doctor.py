@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from mtlshm import Busy, Host, MtlshmError, NoSegment
-from mtlshm.ctl import legacy, wording
+from mtlshm.ctl import legacy, listening, wording
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
 from mtlshm.host import default_path
@@ -125,6 +125,7 @@ def _look(path: str, place: legacy.Place) -> Iterator[_Finding]:
         sound = sound and damage.what in (What.DEAD, What.TOKEN, What.SEMAPHORE, What.RECORD, What.KIND, What.HIDDEN)
         yield _of(path, damage, here)
     if sound:
+        yield from _socket(path)
         yield from _legacy(path, place)
 
 
@@ -196,6 +197,16 @@ def _group(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
+
+
+def _socket(path: str) -> Iterator[_Finding]:
+    try:
+        with Host(path, create=False, read_only=True) as host:
+            daemon = host.snapshot().daemon
+    except MtlshmError:
+        return
+    for text in listening.troubles(daemon, ask=True):
+        yield _Finding("socket", text, "stop who took it, and mtlshmd listens there again; or restart mtlshmd")
 
 
 def _legacy(path: str, place: legacy.Place) -> Iterator[_Finding]:

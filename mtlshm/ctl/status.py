@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
-from mtlshm.ctl import survey, wording
+from mtlshm.ctl import listening, survey, wording
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import can_redraw, console
 
@@ -141,6 +141,7 @@ def _as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
         "segment": host.path,
         "created": datetime.fromtimestamp(snapshot.created, UTC).isoformat(),
         "daemon": f"{snapshot.daemon.owner:#x}" if snapshot.daemon else None,
+        "warnings": list(listening.troubles(snapshot.daemon, ask=False)),
         "semaphore": f"{snapshot.semaphore.owner:#x}" if snapshot.semaphore else None,
         "counters": {name: getattr(snapshot, name) for name in ("registered", "collected", "recovered", "takeovers")},
         "online": sorted(use),
@@ -227,4 +228,5 @@ def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: survey.Sur
         if table.row_count:
             parts += ["", table]
     parts += [Text(text) for text in found.missing]
+    parts += [Text(text, style="bold red") for text in listening.troubles(snapshot.daemon, ask=False)]
     return Group(*parts)

@@ -31,6 +31,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from mtlshm import Host, wire
+from mtlshm.daemon.door import Store
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.session import Interfaces, Reply, Session
 from mtlshm.wire import Dialect
@@ -38,17 +39,6 @@ from mtlshm.wire import Dialect
 log = logging.getLogger(__name__)
 
 _REST = 64 * wire.SIZE  # of what is no record, read before we close
-
-
-class Store(Protocol):
-    """Keeps descriptors for our successor; see service.py."""
-
-    @property
-    def active(self) -> bool: ...
-    @property
-    def stored(self) -> list[tuple[str, int]]: ...
-    def keep(self, name: str, fd: int) -> None: ...
-    def forget(self, name: str) -> None: ...
 
 
 class Server(Protocol):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The manager socket: unmodified libmtl draws its lcores from the same table.
 
-This is the door. Who comes in is served by a Connection, which knows the bytes, and a Session, which knows what they
-ask for.
+Clients come in by a Door, at the socket's path. Each is served by a Connection, which knows the bytes, and a Session,
+which knows what they ask for.
 
 A CLIENT DOES NOT END WHEN WE END. Our successor finds its instance in the table, an orphan with no connection, since
 libmtl never reconnects; what it holds stays its own until its process dies. With a descriptor store (service.py) the
@@ -21,25 +21,21 @@ import logging
 import os
 import resource
 import socket
-import stat
-from contextlib import suppress
 from pathlib import Path
 
 from mtlshm import Host, Instance, Kind
 from mtlshm.daemon import process
 from mtlshm.daemon.bounded_log import SELDOM
-from mtlshm.daemon.connection import Connection, Store
+from mtlshm.daemon.connection import Connection
+from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.peer import why_all_are_unseen
 from mtlshm.daemon.session import Interfaces
 from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
 
-_SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16; not in Python 3.11
-_BACKLOG = 1024
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _FOR_WORK = 16  # descriptors that are not for clients: a look into /proc, a command with its files
-_LISTENER = "listener"  # in the store
 _FINISH_WITHIN = 15.0  # seconds; a command is killed after 10
 _ACCEPT_AGAIN = 1.0  # seconds; also as soon as a connection ends
 
@@ -56,14 +52,13 @@ class ManagerSocket:
         self.loop = asyncio.get_running_loop()
         self.null = _open_null()
         self._spare: int | None = None  # a descriptor kept for the pidfd of the next client
-        self._path, self._mode = path, mode
-        self._gid = gid
+        self._path, self._gid = path, gid
+        self._door = Door(path, mode, gid, store, self._accept, self._meet)
         self._connections: set[Connection] = set()
         self._orphans: dict[int, Instance] = {}  # by pidfd
         self._retry: asyncio.TimerHandle | None = None
         self.finishing = False
         self._full = False  # said once, until there is room again
-        self._listener: socket.socket | None = None
 
     def start(self) -> None:
         """Adopt what earlier daemons left, then listen."""
@@ -75,21 +70,13 @@ class ManagerSocket:
         for owner in self.host.proxies():
             if owner not in connected:
                 self._adopt(owner)
-        if self._listener and not (self._listener.getsockname() == str(self._path) and _is_socket(self._path)):
-            self._give_up_listener(self._listener)
-        if self._listener:
-            _give_access(self._path, self._mode, self._gid)
-        else:
-            self._listener = _listen(self._path, self._mode, self._gid)
-            self.store.keep(_LISTENER, self._listener.fileno())
-        self.loop.add_reader(self._listener.fileno(), self._accept)
+        self._door.open()
         log.info("serving libmtl at %s", self._path)
 
     async def finish(self) -> None:
         """Begin nothing new, and answer what was begun: a command that is under way is not to be begun again."""
         self.finishing = True
-        if self._listener:  # whoever comes now waits for our successor, if there is one
-            self.loop.remove_reader(self._listener.fileno())
+        self._door.leave()
         if self._retry:
             self._retry.cancel()
             self._retry = None
@@ -108,11 +95,7 @@ class ManagerSocket:
         if self._retry:
             self._retry.cancel()
             self._retry = None  # or gone() would listen again
-        if self._listener:
-            self.loop.remove_reader(self._listener.fileno())
-            if not self.store.active:  # else clients may already be waiting for our successor
-                self._path.unlink(missing_ok=True)
-            self._listener.close()
+        self._door.close()
         for connection in list(self._connections):
             connection.leave()
         for pidfd, instance in self._orphans.items():
@@ -134,9 +117,8 @@ class ManagerSocket:
             self.store.forget(name)
             return
         try:
-            if name == _LISTENER:
-                stored.setblocking(False)
-                self._listener = stored
+            if name == LISTENER:
+                self._door.resume(stored)
                 return
             _, number, word = name.split("-")
             owner, dialect = int(number, 16), Dialect(word)
@@ -148,14 +130,6 @@ class ManagerSocket:
             self.store.forget(name)
             return
         self._connections.add(connection)
-
-    def _give_up_listener(self, listener: socket.socket) -> None:
-        """Nobody finds the stored one where we are told to listen now. Those who wait there already are let in."""
-        self._listener = None
-        self.store.forget(_LISTENER)
-        with listener, suppress(OSError):
-            while True:
-                self._meet(listener.accept()[0])
 
     def _adopt(self, owner: int) -> None:
         info = self.host.inspect(owner)
@@ -184,11 +158,10 @@ class ManagerSocket:
         log.info("%s (pid %d) died: collected", label, pid)
 
     def _accept(self) -> None:
-        assert self._listener
         try:
             if self._spare is None:
                 self._spare = _open_spare()
-            client, _ = self._listener.accept()
+            client = self._door.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -199,7 +172,7 @@ class ManagerSocket:
                 why = error.strerror
                 log.error("no room for another client, %d are served: %s", len(self._connections), why, extra=SELDOM)
             self._full = True
-            self.loop.remove_reader(self._listener.fileno())
+            self._door.ignore()
             self._retry = self.loop.call_later(_ACCEPT_AGAIN, self._accept_again)
             return
         self._full = False
@@ -215,11 +188,10 @@ class ManagerSocket:
             client.close()
 
     def _accept_again(self) -> None:
-        assert self._listener
         if self._retry:
             self._retry.cancel()
             self._retry = None
-        self.loop.add_reader(self._listener.fileno(), self._accept)
+        self._door.hear()
 
     def gone(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -239,59 +211,3 @@ def _open_spare() -> int:
         return spare
     os.close(spare)
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-
-def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:
-    """A listening socket at `path`; a file that nobody listens at is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if _is_socket(path):
-            if _answers(path):
-                raise OSError(errno.EADDRINUSE, f"{path}: another daemon serves it; stop it first")
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # ENOPROTOOPT: a kernel that does not know it
-            listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # connections inherit it
-        # Nobody else may connect before the mode is set.
-        previous = os.umask(0o777)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(previous)
-        _give_access(path, mode, gid)
-        listener.listen(_BACKLOG)
-        return listener
-    except BaseException:
-        listener.close()
-        raise
-
-
-def _give_access(path: Path, mode: int, gid: int | None) -> None:
-    """To the socket that was just made. Not to what a link may lead to that somebody else has put there since."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise OSError(errno.ESTALE, f"{path}: somebody has replaced it; name a --socket in a directory of ours")
-        if gid is not None:
-            os.chown(f"/proc/self/fd/{fd}", -1, gid)
-        os.chmod(f"/proc/self/fd/{fd}", mode)
-    finally:
-        os.close(fd)
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.stat().st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:  # its backlog is full
-            return True
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-    return True

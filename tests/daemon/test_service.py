@@ -381,6 +381,31 @@ def test_a_socket_that_was_removed_is_there_again_after_a_restart(service, conne
     Manager(manager_socket, timeout=DEADLINE).close()
 
 
+def test_a_path_that_somebody_took_meanwhile_is_taken_back_once_he_has_ended(service, connect, manager_socket):
+    manager = connect()
+    service.end(signal.SIGTERM)
+    manager_socket.unlink()
+    with socket.socket(socket.AF_UNIX) as thief:
+        thief.bind(str(manager_socket))
+        thief.listen()
+        service.start()
+        assert manager.heartbeat(5) == 5
+        service.hear_all()
+        assert set(service.store) >= {"listener"}
+        with pytest.raises(TimeoutError), Manager(manager_socket, timeout=0.1) as late:
+            late.heartbeat()
+
+    def is_served() -> bool:
+        with suppress(OSError), Manager(manager_socket, timeout=DEADLINE) as late:
+            return late.heartbeat(3) == 3
+        return False
+
+    eventually(is_served)
+    service.end(signal.SIGTERM)
+    service.start()
+    assert is_served()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_clients_are_told_when_the_socket_is_no_longer_served(service, connect, tmp_path, number):
     manager = connect()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Clients find the daemon at its path, whatever others do to the socket there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mtlshm.manager import Manager
+from processes import BIN, DEADLINE, Daemon, eventually, held
+
+StartDaemon = Callable[..., Daemon]
+Steal = Callable[[], "subprocess.Popen[str]"]
+
+# What upstream's MtlManager does when it starts; it keeps connections, and removes nothing when it is killed.
+THIEF = """
+import os, socket, sys
+path = sys.argv[1]
+if os.path.lexists(path):
+    os.unlink(path)
+door = socket.socket(socket.AF_UNIX)
+door.bind(path)
+door.listen(5)
+print("up", flush=True)
+visitors = []
+while True:
+    visitors.append(door.accept())
+"""
+
+
+def serves(path: Path) -> bool:
+    try:
+        with Manager(path, timeout=0.5) as manager:
+            return manager.heartbeat(7) == 7
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def place(manager_socket: Path) -> Path:
+    """A socket in a directory that may be removed."""
+    return manager_socket.parent / "imtl/manager.sock"
+
+
+@pytest.fixture
+def steal(place: Path) -> Iterator[Steal]:
+    """Starts somebody who takes the path."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        started.append(new := subprocess.Popen([sys.executable, "-c", THIEF, place], stdout=subprocess.PIPE, text=True))
+        assert new.stdout
+        assert new.stdout.readline() == "up\n"
+        return new
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.mark.parametrize("remove", [os.unlink, lambda path: shutil.rmtree(path.parent)], ids=["file", "directory"])
+def test_a_socket_that_was_removed_is_made_again(
+    daemon: StartDaemon, segment: str, place: Path, remove: Callable[[Path], None]
+) -> None:
+    running = daemon("--socket", place, "--socket-mode", "0606")
+    with Manager(place, timeout=DEADLINE) as early:
+        early.register()
+        early.get_lcore(1)
+        for _ in range(2):
+            remove(place)
+            eventually(lambda: serves(place))
+            assert place.stat().st_mode & 0o777 == 0o606
+        early.put_lcore(1)
+        assert held(segment) == set()
+    assert str(place) in running.log()
+    assert running.end(signal.SIGTERM) == 0
+    assert not place.exists()
+
+
+def test_so_is_one_in_whose_place_there_is_one_that_nobody_serves(daemon: StartDaemon, place: Path) -> None:
+    daemon("--socket", place)
+    with socket.socket(socket.AF_UNIX) as dead:
+        place.unlink()
+        dead.bind(str(place.with_name("dead")))
+    place.with_name("dead").rename(place)
+    eventually(lambda: serves(place))
+
+
+def test_what_else_is_put_there_is_left_and_said(daemon: StartDaemon, place: Path) -> None:
+    running = daemon("--socket", place)
+    file = place.with_name("file")
+    file.write_text("somebody's")
+    file.replace(place)
+    running.await_log("put something else there")
+    assert str(place) in running.log()
+    assert place.read_text() == "somebody's"
+    place.unlink()
+    eventually(lambda: serves(place))
+
+
+def test_who_takes_it_is_named_and_it_is_taken_back_after_his_end(
+    daemon: StartDaemon, steal: Steal, place: Path, segment: str
+) -> None:
+    running = daemon("--socket", place)
+    for n in range(1, 3):
+        thief = steal()
+        running.await_log(f"(pid {thief.pid})")
+        assert running.log().count("has been taken by") == n
+        environment = os.environ | {"MTLSHM_PATH": segment, "MTLSHMD_STATE": str(place.parent / "none")}
+        status = subprocess.run(
+            [BIN / "mtlshm-ctl", "status", "--json"], env=environment, capture_output=True, check=True
+        )
+        (warning,) = json.loads(status.stdout)["warnings"]
+        assert f"(pid {thief.pid})" in warning
+        doctor = subprocess.run([BIN / "mtlshm-ctl", "doctor"], env=environment, capture_output=True, text=True)
+        assert doctor.returncode == 1
+        assert f"(pid {thief.pid})" in doctor.stdout
+        assert not serves(place)
+        thief.kill()
+        thief.wait()
+        eventually(lambda: serves(place))
+        status = subprocess.run(
+            [BIN / "mtlshm-ctl", "status", "--json"], env=environment, capture_output=True, check=True
+        )
+        assert json.loads(status.stdout)["warnings"] == []
+
+
+def test_it_is_taken_back_also_from_one_who_lets_nobody_in(daemon: StartDaemon, steal: Steal, place: Path) -> None:
+    running = daemon("--socket", place)
+    thief = steal()
+    thief.send_signal(signal.SIGSTOP)
+    running.await_log("has been taken by")
+    visitors = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(10)]
+    for visitor in visitors:
+        visitor.connect_ex(str(place))
+    thief.kill()
+    thief.wait()
+    for visitor in visitors:
+        visitor.close()
+    eventually(lambda: serves(place))
+
+
+def test_a_daemon_that_stops_leaves_others_sockets(daemon: StartDaemon, steal: Steal, place: Path) -> None:
+    running = daemon("--socket", place)
+    steal()
+    running.await_log("has been taken by")
+    assert running.end(signal.SIGTERM) == 0
+    assert place.is_socket()
