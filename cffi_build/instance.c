@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "cpuset.h"
 #include "lease.h"
 #include "life.h"
@@ -101,10 +102,7 @@ static const struct mtlshm_process *ourselves(struct mtlshm_host *host, const ch
 
 static void fill_record(struct mtlshm_record *record, uint32_t kind, const struct mtlshm_process *process)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	record->registered_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	record->registered_ns = clock_own() - clock_shift();
 	record->kind = kind;
 	record->process = *process;
 }

@@ -166,7 +166,7 @@ struct mtlshm_process { /* 184 bytes */
 
 struct mtlshm_record { /* 256 bytes */
 	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
-	uint64_t registered_ns;
+	uint64_t registered_ns; /* CLOCK_MONOTONIC of the host, whatever the process's time namespace */
 	uint32_t kind;          /* enum mtlshm_kind */
 	uint32_t reserved0[3];
 	struct mtlshm_process process;
@@ -438,7 +438,7 @@ int mtlshm_unlock(struct mtlshm_instance *instance);
  */
 struct mtlshm_instance_info {
 	uint64_t owner;
-	uint64_t registered_ns;
+	uint64_t registered_ns; /* CLOCK_MONOTONIC of the caller, modulo 2^64: it may be from before that clock's 0 */
 	uint32_t kind;
 	int32_t alive;     /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
 	uint32_t lcores;   /* how many it holds */

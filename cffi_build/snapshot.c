@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "clock.h"
 #include "life.h"
 #include "segment.h"
 
@@ -119,7 +120,7 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 {
 	const struct mtlshm_header *header = &host->segment->header;
 	struct positions positions;
-	struct timespec now;
+	const uint64_t shift = clock_shift();
 	struct life life;
 	int rc = life_enter(&life, host, O_RDONLY);
 
@@ -127,8 +128,7 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 		return rc;
 	memset(positions.of, 0xff, sizeof(positions.of));
 	out->taken = (uint64_t)time(NULL);
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	out->taken_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	out->taken_ns = clock_own();
 	out->created_ns = header->created_ns;
 	out->semaphore = owner_of(__atomic_load_n(&header->semaphore, __ATOMIC_RELAXED));
 	out->registered = __atomic_load_n(&header->registered, __ATOMIC_RELAXED);
@@ -141,6 +141,8 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 		copy_record(host, &life, i, out, &positions);
 	for (uint32_t i = 0; i < host->lcores; i++)
 		copy_lcore(host, &life, i, out, &positions);
+	for (uint32_t i = 0; i < out->instance_count; i++)
+		out->instances[i].registered_ns += shift;
 	life_leave(&life);
 	return segment_lost(host) ? -EBADMSG : 0;
 }
@@ -161,6 +163,7 @@ int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_insta
 		return -EBADMSG;
 	if (rc || info->owner != owner)
 		return rc ? rc : -ESRCH;
+	info->registered_ns += clock_shift();
 	for (uint32_t i = 0; i < host->lcores; i++)
 		info->lcores += owner_of(__atomic_load_n(&host->segment->lcores[i].owner, __ATOMIC_RELAXED)) == owner;
 	return 0;

@@ -160,8 +160,9 @@ def _member(enum: type[IntEnum], value: int) -> Any:
 
 
 def _age(now_ns: int, then_ns: int) -> float:
-    """Seconds; in a damaged table the future is possible."""
-    return max(now_ns - then_ns, 0) / 1e9
+    """Seconds; both are modulo 2**64, and in a damaged table the future is possible."""
+    elapsed = (now_ns - then_ns) % 2**64
+    return elapsed / 1e9 if elapsed < 2**63 else 0.0
 
 
 def _text(chars: Any) -> str:

@@ -149,3 +149,20 @@ def test_use_is_that_of_the_cpu_of_that_number_when_cpus_come_and_go(start_ctl, 
                 write(cpus, seconds)
                 data = json.loads(process.stdout.readline())
             assert data["lcores"][0]["cpu_percent"] == 100
+
+
+OFFSET = 100_000  # seconds; no test takes as long
+
+
+@pytest.mark.parametrize("offset", [OFFSET, -1])
+def test_an_age_is_the_same_in_every_time_namespace(start_ctl, segment, puppet, offset):
+    elsewhere = (*namespaces("time", "mount"), f"--monotonic={offset}", "--fork", "--kill-child")
+    there = puppet(prefix=elsewhere)
+    with Host(segment) as host, host.register("here") as me:
+        shown = json.loads(start_ctl("status", "--json", within=elsewhere).communicate()[0])["instances"]
+        assert {i["pid"] for i in shown} >= {os.getpid()}
+        assert all(0 < i["age"] < OFFSET / 2 for i in shown)
+        assert len(shown) == 2
+        info = host.inspect(there.owner())
+        assert 0 < info.age < OFFSET / 2
+        assert 0 < host.inspect(me.owner).age < OFFSET / 2
