@@ -3,6 +3,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Without it setuptools does not know cffi_modules, and would make a package without its core and say nothing.
+try:
+    import cffi
+except ImportError:
+    raise SystemExit("mtlshm is built with cffi, which is not there: pip install 'cffi>=1.15.1'") from None
+if cffi.__version_info__ < (1, 15, 1):
+    raise SystemExit(f"mtlshm is built with cffi, and {cffi.__version__} is too old: pip install 'cffi>=1.15.1'")
+
 here = Path(__file__).resolve().parent
 readme = here / "README.md"
 
@@ -18,13 +26,13 @@ setup(
     package_data={"mtlshm": ["py.typed", "*.pyi", "ctl/status.schema.json"]},
     cffi_modules=["cffi_build/build_core.py:ffi"],
     install_requires=[
-        "cffi>=1.15",
+        "cffi>=1.15.1",
         "posix_ipc>=1.1",
         "sysv_ipc>=1.1",
         "click>=8.1",
         "rich>=13",
         "inotify_simple>=1.3",
-        "pyroute2>=0.9",
+        "pyroute2>=0.9.1",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3", "psutil>=5.9", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"],

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools
 
 from mtlshm._core import lib
 from processes import BIN, DEADLINE, held, look
@@ -129,12 +130,36 @@ with mtlshm.Host(sys.argv[1]) as host, host.register(cpus=range(128)) as me:
 """
 
 
+def copy_of_the_sources(tree: Path) -> Path:
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [None, "(1, 15, 0)"])
+def test_a_build_without_cffi_fails_and_says_what_is_missing(tmp_path: Path, version: str | None) -> None:
+    """As with pip's --no-build-isolation. It must not make a package without its core."""
+    tree = copy_of_the_sources(tmp_path / "tree")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty")
+    (site,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+    for part in Path(setuptools.__file__).parents[1].glob("*"):
+        if part.name.startswith(("setuptools", "_distutils_hack", "pkg_resources")):
+            (site / part.name).symlink_to(part)
+    if version:
+        (site / "cffi.py").write_text(f"__version_info__ = {version}\n__version__ = 'too old'\n")
+    pip = [sys.executable, "-m", "pip", "--python", tmp_path / "empty/bin/python", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, tree]
+    done = subprocess.run(wheel, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode != 0
+    assert "pip install 'cffi>=" in done.stdout
+    assert not list(tmp_path.glob("*.whl"))
+
+
 @pytest.mark.slow
 def test_a_source_distribution_becomes_a_wheel_that_works_in_an_empty_environment(segment: str, tmp_path: Path) -> None:
     """With no network: what is needed for building and running comes from the environment of the tests."""
-    tree = tmp_path / "tree"
-    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
-    shutil.copytree(ROOT, tree, ignore=ignored)
+    tree = copy_of_the_sources(tmp_path / "tree")
     sdist = "import sys, setuptools.build_meta; setuptools.build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", sdist, tmp_path, cwd=tree)
     (archive,) = tmp_path.glob("mtlshm-*.tar.gz")

@@ -78,7 +78,7 @@ class Place:
             lock.close()
 
 
-class _Amount(click.ParamType[int | CpuSet]):
+class _Amount(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
     """How many lcores, or which."""
 
     name = "count|list"

@@ -40,7 +40,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 _CHANGES_AT_ONCE = {"log_level"}
 
 
-class _Mode(click.ParamType[int]):
+class _Mode(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
     """File permissions, octal."""
 
     name = "mode"
@@ -57,7 +57,7 @@ class _Mode(click.ParamType[int]):
         return mode
 
 
-class _Loan(click.ParamType[int | CpuSet | str]):
+class _Loan(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
     """How many lcores, or which, to lend to legacy processes."""
 
     name = "count|list|off"
@@ -71,7 +71,7 @@ class _Loan(click.ParamType[int | CpuSet | str]):
             self.fail(f"{error}; or off", param, ctx)
 
 
-class _Key(click.ParamType[int]):
+class _Key(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
     """A System V key."""
 
     name = "key"
