@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who owns which queue, flow rule and port, and which interfaces are in use: ledger.py says more."""
+
+from mtlshm.net.ledger.ledger import Ledger
+from mtlshm.net.ledger.rows import CHOSEN_BY_DRIVER, Flow, Owner, PortReference, Queue, State, Use, number_at
+from mtlshm.net.ledger.store import Locked, patiently
+
+__all__ = [
+    "CHOSEN_BY_DRIVER",
+    "Flow",
+    "Ledger",
+    "Locked",
+    "Owner",
+    "PortReference",
+    "Queue",
+    "State",
+    "Use",
+    "number_at",
+    "patiently",
+]

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What tests of the ledger share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+
+import pytest
+
+from mtlshm import Process
+from mtlshm.net.flow import FlowSpec, FlowType
+
+IF = 7  # an interface; the ledger does not look at it
+SPEC = FlowSpec(FlowType.UDP4, None, IPv4Address("239.1.1.1"), 0, 30002)
+
+
+def process(pid: int = 100) -> Process:
+    return Process(pid, 4026531836, 12345, 4711, 1000, "worker", "vm", "worker")
+
+
+@contextmanager
+def refused(number: int) -> Iterator[None]:
+    with pytest.raises(OSError, match=r".") as caught:
+        yield
+    assert caught.value.errno == number, caught.value
