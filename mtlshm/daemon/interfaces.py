@@ -22,16 +22,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
 from mtlshm import wire
-from mtlshm.daemon import process
+from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.pace import Pace
 from mtlshm.daemon.process import Client
 from mtlshm.net import links, news
@@ -72,7 +72,7 @@ class Interfaces:
         self._memories = Memories()
         self._loop = asyncio.get_running_loop()
         self._owners: dict[tuple[int, ...], int] = {}  # in the ledger, by Client.identity
-        self._orphans: dict[int, int] = {}  # pidfds, by the owner in the ledger
+        self._orphans = Deaths()  # by the owner in the ledger
         self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
         self._failures: dict[int, OSError] = {}
         self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(*_PUT_BACK))
@@ -106,8 +106,7 @@ class Interfaces:
         """Stop. Everything stays in place."""
         for task in self._tasks:
             task.cancel()
-        for owner in list(self._orphans):
-            self._forget_orphan(owner)
+        self._orphans.close()
         for gate in self._gates.values():
             gate.close()
         self._memories.close()
@@ -219,32 +218,16 @@ class Interfaces:
     def gone(self, client: Client) -> None:
         """Nobody asks for this owner any more; what it had is free."""
         if number := self._owners.pop(client.identity, 0):
-            self._forget_orphan(number)
+            self._orphans.forget(number)
             self._in_background(self._drop(number))
 
     # -- owners
 
     def _adopt(self, owner: Owner) -> None:
         """One that an earlier daemon entered."""
-        who = owner.process
-        try:
-            pidfd = process.find(who)
-        except LookupError as error:
-            log.warning("cannot tell whether %s lives; what it has stays its own", error)
-            return
-        client = Client(owner.token, who)
+        client = Client(owner.token, owner.process)
         self._owners[client.identity] = owner.id
-        if pidfd is None:
-            log.info("%s (pid %d) died meanwhile", who.label, who.pid)
-            self.gone(client)
-            return
-        self._orphans[owner.id] = pidfd
-        self._loop.add_reader(pidfd, self.gone, client)
-
-    def _forget_orphan(self, owner: int) -> None:
-        if (pidfd := self._orphans.pop(owner, None)) is not None:
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
+        self._orphans.adopt(owner.id, lambda: owner.process, partial(self.gone, client))
 
     async def _drop(self, owner: int) -> None:
         """Until nothing is left of it."""

@@ -44,13 +44,23 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from inotify_simple import INotify, flags, parse_events
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, LcoreType, MtlshmError, Process
+from mtlshm import Busy, CpuSet, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process
 from mtlshm.daemon import process
-from mtlshm.legacy_table import RESERVATION, Attached, Entry, LegacyLock, LegacyTable, owner_among
+from mtlshm.daemon.deaths import Deaths
+from mtlshm.legacy_table import (
+    RESERVATION,
+    Attached,
+    Entry,
+    LegacyError,
+    LegacyLock,
+    LegacyTable,
+    owner_among,
+)
 from mtlshm.lending import bring_home, lend, open_pool
 
 log = logging.getLogger(__name__)
@@ -62,6 +72,7 @@ _DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file sys
 _EVENTS_AT_ONCE = 4096  # bytes
 _REST = 0.020  # seconds between two looks, at least
 _NO_UID = 2**32 - 1
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MOST_OWNERS = 128  # half of the records: anyone may write that table
 
 
@@ -72,7 +83,6 @@ class _Owner:
     instance: Instance
     name: str
     pid: int  # as we see it; of one we do not see, as it sees itself
-    pidfd: int | None  # None: dead, or not seen
     dead: bool = False
     elsewhere: bool = False  # on a table that somebody has removed: what is in this one is not its word
 
@@ -100,6 +110,7 @@ class Legacy:
         self._table: LegacyTable | None = None
         self._pool: Instance | None = None
         self._owners: dict[int, _Owner] = {}  # by the owner of its instance
+        self._deaths = Deaths()  # likewise; of those that we see
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
         self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
         self._found: dict[tuple[str, int], Attached | None] = {}  # at a glance, at this look; by host name and PID
@@ -110,14 +121,17 @@ class Legacy:
         self._said: set[str] = set()  # of them in the log, before that look
 
     def start(self) -> None:
-        """Take over what is there. OSError, and it is closed, if that table cannot be used."""
+        """Take over what is there. LegacyError, and it is closed, if that table cannot be used; what is in the way for
+        a while, such as having no descriptor left, is waited for."""
         self._loop.add_reader(self._inotify.fileno(), self._on_event)
         try:
             self._try()
         except OSError as error:
-            self.close()
-            error.strerror = f"{error.strerror}; without that table: --legacy off"
-            raise
+            if isinstance(error, LegacyError) and error.errno not in _SHORTAGE:
+                self.close()
+                error.strerror = f"{error.strerror}; without that table: --legacy off"
+                raise
+            self._suffer(error, "cannot look after the legacy table")
         if self._shut_out:
             log.info("legacy table: its lock is held; waiting for it")
         if self._unsettled():
@@ -129,8 +143,8 @@ class Legacy:
         self._inotify.close()
         if self._next_look:
             self._next_look.cancel()
+        self._deaths.close()
         for owner in self._owners.values():
-            self._drop_pidfd(owner)
             owner.instance.close()
         with suppress(OSError):  # somebody has put something else in the lock's place
             if self._pool and self._lock.try_take():  # else somebody may be about to lend
@@ -151,9 +165,9 @@ class Legacy:
             self._look()
 
     def _died(self, owner: _Owner) -> None:
-        self._drop_pidfd(owner)
         owner.dead = True
-        self._look()
+        if self._table:  # else he is found dead while we take over what is there
+            self._look()
 
     def _look(self, step: int = 0) -> None:
         began = self._loop.time()
@@ -182,7 +196,7 @@ class Legacy:
 
     def _unsettled(self) -> bool:
         """May another look find something new, though nothing tells us of it?"""
-        unseen = any(owner.pidfd is None and not owner.dead for owner in self._owners.values())
+        unseen = any(not owner.dead and number not in self._deaths for number, owner in self._owners.items())
         return self._shut_out or self._wanting or unseen or bool(self._troubles)
 
     def _look_later(self, step: int) -> None:
@@ -239,11 +253,10 @@ class Legacy:
         table = LegacyTable(self._key, create=True)
         try:
             if self._pool is None:
+                self._adopt()
                 self._pool = open_pool(self._host)
-                for owner in self._host.proxies():
-                    self._adopt(owner)
-            for each in self._owners.values():
-                each.elsewhere = each.pidfd is not None and not table.has(each.pid)
+            for number, owner in self._owners.items():
+                owner.elsewhere = self._deaths.concern(number) and not table.has(owner.pid)
         except BaseException:
             table.close()
             raise
@@ -399,7 +412,7 @@ class Legacy:
                 found = owner_among(everyone, entry)
                 if not found:
                     return None if complete else self._unseen(entry)
-            owner = next((o for o in self._owners.values() if o.pidfd is not None and o.pid == found.pid), None)
+            owner = next((o for n, o in self._owners.items() if self._deaths.concern(n) and o.pid == found.pid), None)
             if not owner:
                 self._check_room()
                 owner = self._meet(table, found.pid, entry)
@@ -416,7 +429,7 @@ class Legacy:
     def _meet(self, table: LegacyTable, pid: int, entry: Entry) -> _Owner | None:
         try:
             uid = os.stat(f"/proc/{pid}").st_uid
-            pidfd = os.pidfd_open(pid)
+            pidfd = process.to_keep(os.pidfd_open(pid))
         except (FileNotFoundError, ProcessLookupError):
             return None
         try:
@@ -428,39 +441,36 @@ class Legacy:
         except BaseException:
             os.close(pidfd)
             raise
-        return self._watch(_Owner(instance, identity.label, pid, pidfd))
+        owner = self._add(instance, identity)
+        self._deaths.watch(instance.owner, identity, pidfd, partial(self._died, owner))
+        return owner
 
     def _unseen(self, entry: Entry) -> _Owner:
         """Somebody whose process is hidden from us; he lives for as long as he has entries and anybody is hidden."""
         for owner in self._owners.values():
-            if owner.pidfd is None and not owner.dead and (owner.name, owner.pid) == (_unseen_name(entry), entry.pid):
+            unseen = not owner.dead and owner.instance.owner not in self._deaths
+            if unseen and (owner.name, owner.pid) == (_unseen_name(entry), entry.pid):
                 return owner
         self._check_room()
         log.warning("legacy table: pid %d of %s on %s is not seen from here", entry.pid, entry.user, entry.hostname)
         identity = Process(entry.pid, 0, 0, 0, _NO_UID, entry.comm, entry.hostname, _unseen_name(entry))
         instance = self._host.register_proxy(Kind.LEGACY, identity)
-        return self._watch(_Owner(instance, identity.label, entry.pid, None))
+        return self._add(instance, identity)
 
-    def _adopt(self, owner: int) -> None:
-        """What an earlier daemon knew."""
-        info = self._host.inspect(owner)
-        if info is None or info.kind != Kind.LEGACY:
-            return
-        try:
-            instance = self._host.adopt(owner)
-        except MtlshmError:  # who may write the table has removed it this moment
-            return
-        try:
-            pidfd = process.find(info)
-            dead = pidfd is None
-        except (LookupError, OSError):  # it is not seen from here, or no descriptor is left
-            pidfd, dead = None, False
-        self._watch(_Owner(instance, info.label, info.pid, pidfd, dead))
+    def _adopt(self) -> None:
+        """What an earlier daemon knew: all of them, or OSError, and those that are left the next time. Or the lcores of
+        the others would be taken for anybody's."""
+        for number in self._host.proxies():
+            if number in self._owners:
+                continue
+            info = self._host.inspect(number)
+            if info and info.kind == Kind.LEGACY:
+                with suppress(MtlshmError):  # who may write the table has removed it this moment
+                    owner = self._add(self._host.adopt(number), info)
+                    self._deaths.adopt(number, partial(_same, info), partial(self._died, owner))
 
-    def _watch(self, owner: _Owner) -> _Owner:
-        self._owners[owner.instance.owner] = owner
-        if owner.pidfd is not None:
-            self._loop.add_reader(owner.pidfd, self._died, owner)
+    def _add(self, instance: Instance, who: Process | InstanceInfo) -> _Owner:
+        owner = self._owners[instance.owner] = _Owner(instance, who.label, who.pid)
         return owner
 
     def _forget_all_but(self, present: set[_Owner]) -> None:
@@ -468,17 +478,16 @@ class Legacy:
         holders = {self._holder(lcore) for lcore in range(self._size)}
         for number, owner in list(self._owners.items()):
             if owner not in present and number not in holders:
-                log.info("%s (pid %d) %s", owner.name, owner.pid, "died" if owner.dead else "has no lcore left")
-                self._drop_pidfd(owner)
+                if not owner.dead:
+                    log.info("%s (pid %d) has no lcore left", owner.name, owner.pid)
+                self._deaths.forget(number)
                 owner.instance.unregister()
                 del self._owners[number]
         self._known = {key: owner for key, owner in self._known.items() if owner.instance.owner in self._owners}
 
-    def _drop_pidfd(self, owner: _Owner) -> None:
-        if owner.pidfd is not None:
-            self._loop.remove_reader(owner.pidfd)
-            os.close(owner.pidfd)
-            owner.pidfd = None
+
+def _same(info: InstanceInfo) -> InstanceInfo:
+    return info
 
 
 def _unseen_name(entry: Entry) -> str:

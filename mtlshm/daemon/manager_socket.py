@@ -21,12 +21,14 @@ import logging
 import os
 import resource
 import socket
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from mtlshm import Host, Instance, Kind
-from mtlshm.daemon import process
+from mtlshm import Host, InstanceInfo, Kind, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.connection import Connection
+from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.peer import why_all_are_unseen
 from mtlshm.daemon.session import Interfaces
@@ -55,7 +57,7 @@ class ManagerSocket:
         self._path, self._gid = path, gid
         self._door = Door(path, mode, gid, store, self._accept, self._meet)
         self._connections: set[Connection] = set()
-        self._orphans: dict[int, Instance] = {}  # by pidfd
+        self._orphans = Deaths()  # by their owners in the table
         self._retry: asyncio.TimerHandle | None = None
         self.finishing = False
         self._full = False  # said once, until there is room again
@@ -69,7 +71,7 @@ class ManagerSocket:
         connected = {connection.owner for connection in self._connections}
         for owner in self.host.proxies():
             if owner not in connected:
-                self._adopt(owner)
+                self._orphans.adopt(owner, partial(self._orphan, owner), partial(self._bury, owner))
         self._door.open()
         log.info("serving libmtl at %s", self._path)
 
@@ -98,11 +100,7 @@ class ManagerSocket:
         self._door.close()
         for connection in list(self._connections):
             connection.leave()
-        for pidfd, instance in self._orphans.items():
-            self.loop.remove_reader(pidfd)
-            os.close(pidfd)
-            instance.close()
-        self._orphans.clear()
+        self._orphans.close()
         for fd in (self.null, self._spare):
             if fd is not None:
                 os.close(fd)
@@ -131,31 +129,13 @@ class ManagerSocket:
             return
         self._connections.add(connection)
 
-    def _adopt(self, owner: int) -> None:
+    def _orphan(self, owner: int) -> InstanceInfo | None:
         info = self.host.inspect(owner)
-        if info is None or info.kind != Kind.SOCKET:
-            return
-        try:
-            instance = self.host.adopt(owner)
-            pidfd = process.find(info)
-        except LookupError as error:
-            log.warning("cannot tell whether %s lives; what it holds stays its own", error)
-            return
-        except OSError as error:  # no descriptor left; or who may write the table has removed it this moment
-            log.error("cannot look after %s (pid %d): %s", info.label, info.pid, error.strerror)
-            return
-        if pidfd is None:
-            log.info("%s (pid %d) died meanwhile: collected", info.label, info.pid)
-            instance.unregister()
-            return
-        self._orphans[pidfd] = instance
-        self.loop.add_reader(pidfd, self._bury, pidfd, info.label, info.pid)
+        return info if info and info.kind == Kind.SOCKET else None
 
-    def _bury(self, pidfd: int, label: str, pid: int) -> None:
-        self.loop.remove_reader(pidfd)
-        os.close(pidfd)
-        self._orphans.pop(pidfd).unregister()
-        log.info("%s (pid %d) died: collected", label, pid)
+    def _bury(self, owner: int) -> None:
+        with suppress(MtlshmError):  # who may write the table has removed it this moment
+            self.host.adopt(owner).unregister()
 
     def _accept(self) -> None:
         try:

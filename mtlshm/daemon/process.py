@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import select
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ def _eventfd_inode() -> int:
         os.close(event)
 
 
+_FOR_OTHERS = 20  # descriptors: a listener and a client at the socket, a look into /proc, a command with its files
 _SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descriptor left for it
 
 
@@ -76,10 +79,24 @@ def find(info: InstanceInfo | Process) -> int | None:
         return None
     inode = _inode(pidfd)
     same = inode == info.pidfd_inode if inode and info.pidfd_inode else _stat(info.pid)[1] == info.start_ticks
-    if same:
-        return pidfd
+    if same and not _ended(pidfd):  # else nobody has waited for it yet
+        return to_keep(pidfd)
     os.close(pidfd)
     return None
+
+
+def _ended(pidfd: int) -> bool:
+    poll = select.poll()  # select() is for descriptors below 1,024
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def to_keep(pidfd: int) -> int:
+    """The same; or OSError, and it is closed, if too few descriptors would be left to serve anybody."""
+    if pidfd < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FOR_OTHERS:
+        return pidfd
+    os.close(pidfd)
+    raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}; raise the limit (ulimit -n)")
 
 
 def namespace() -> int:

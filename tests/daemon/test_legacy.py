@@ -811,14 +811,37 @@ def test_for_want_of_descriptors_it_looks_again_until_there_are_some(
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, before[1]))
     assert process.claim(0) == 5
     assert process.claim(0) == 6
-    if free < 2:
-        server.await_log("cannot tell whose it is: Too many open files")
-        eventually(lambda: psutil.Process(server.pid).status() == psutil.STATUS_SLEEPING)
-        assert of_legacy(segment) == {}
+    server.await_log("Too many open files")
+    eventually(lambda: psutil.Process(server.pid).status() == psutil.STATUS_SLEEPING)
+    assert of_legacy(segment) == {}
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
     eventually(lambda: of_legacy(segment) == {5: process.pid, 6: process.pid})
     assert server.log().count("Too many open files") <= 1
     assert falls_asleep(server)
+
+
+@pytest.mark.parametrize("room", [0, 4, 12, 24])
+def test_started_with_too_few_descriptors_for_what_is_there_it_takes_it_over_later(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str, room: int
+) -> None:
+    """The dead give theirs back, and nobody is taken for two owners."""
+    server = bridge("5-12")
+    used = len(os.listdir(f"/proc/{server.pid}/fd"))
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    processes = [legacy() for _ in range(8)]
+    assert [process.claim(0) for process in processes] == list(range(5, 13))
+    eventually(lambda: len(of_legacy(segment)) == 8)
+    server.kill()
+    for victim in processes[:3]:
+        victim.kill()
+    server = bridge("5-12", prefix=("prlimit", f"--nofile={used + 2 + room}:{limits[1]}"))
+    processes[3].kill()
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+    eventually(lambda: lent(segment) == {5, 6, 7, 8})
+    processes[4].kill()
+    eventually(lambda: lent(segment) == {5, 6, 7, 8, 9})
+    assert of_legacy(segment) == {n + 5: processes[n].pid for n in (5, 6, 7)}
+    assert "two owners" not in server.log()
 
 
 def falls_asleep(server: Daemon) -> bool:

@@ -708,6 +708,48 @@ def test_a_client_that_asks_for_much_waits_for_its_turn_like_others(daemon, mana
     modest.close()
 
 
+@pytest.mark.parametrize("room", [0, 4, 12, 24])
+def test_with_too_few_descriptors_for_its_orphans_it_serves_and_adopts_them_later(
+    daemon, manager_socket, segment, room
+):
+    server = daemon()
+    used = len(os.listdir(f"/proc/{server.pid}/fd"))
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    code = "import sys, mtlshm.manager as m\nc = m.Manager(sys.argv[1]); c.register(); c.get_lcore(int(sys.argv[2]))"
+    clients = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()", manager_socket, str(n)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for n in range(8)
+    ]
+    try:
+        assert [each.stdout.readline() for each in clients] == [b"\n"] * 8
+        server.kill()
+        for dead in clients[4:6]:
+            dead.kill()
+            dead.wait(DEADLINE)
+        server = daemon(prefix=("prlimit", f"--nofile={used + 2 + room}:{limits[1]}"))
+        eventually(lambda: held(segment) == {0, 1, 2, 3, 6, 7})
+        for dead in clients[:2]:
+            dead.kill()
+        eventually(lambda: held(segment) == {2, 3, 6, 7})
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        for dead in clients[2:4]:
+            dead.kill()
+        eventually(lambda: held(segment) == {6, 7})
+        with Manager(manager_socket, timeout=DEADLINE) as manager:
+            manager.register()
+    finally:
+        for each in clients:
+            each.kill()
+            each.wait(DEADLINE)
+            each.stdin.close()
+            each.stdout.close()
+    eventually(lambda: held(segment) == set())
+
+
 def test_random_splitting_joining_and_dying_leaves_every_request_answered(connect, segment):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
