@@ -16,7 +16,7 @@
 #define LCORES 64
 #define ROUNDS 200
 /* Seconds, so that a failing test ends. */
-#define LIFETIME 300
+#define LIFETIME 36000
 
 #define CHECK(what)                                                                          \
 	do {                                                                                 \

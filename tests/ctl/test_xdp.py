@@ -57,7 +57,7 @@ def detach(link: Veth) -> None:
 
 def ports(link: Veth, tmp_path: Path) -> set[int]:
     """Those that the programs let through."""
-    gate = asyncio.run(xdp.Loader(Tools(tmp_path)).find(link.index))
+    gate = asyncio.run(xdp.Loader(Tools(tmp_path, timeout=DEADLINE)).find(link.index))
     assert gate
     with gate:
         return gate.ports()

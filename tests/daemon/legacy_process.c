@@ -22,7 +22,7 @@
 #include "../../tools/proof/legacy_table.h"
 
 /* Seconds after which it ends by itself, should the test be gone. */
-#define LIFETIME 600
+#define LIFETIME 36000
 
 static key_t key;
 static const char *lock_path;

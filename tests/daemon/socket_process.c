@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 /* Seconds after which it ends by itself, should the test be gone. */
-#define LIFETIME 600
+#define LIFETIME 36000
 
 enum { SIZE = 118, MAGIC = 0x494d544c, REGISTER = 101, GET_LCORE = 103, PUT_LCORE = 104, RESPONSE = 201 };
 

@@ -406,7 +406,7 @@ def test_queues_are_given_to_one_owner_each_and_queue_0_to_nobody(connect: Calla
 CLIENT = """
 import sys
 from mtlshm.manager import Manager
-manager = Manager(sys.argv[1], timeout=120)
+manager = Manager(sys.argv[1])
 manager.register((int(sys.argv[2]),))
 print(manager.get_queue(int(sys.argv[2])), flush=True)
 manager.add_filter(int(sys.argv[2]), int(sys.argv[3]))
@@ -550,7 +550,7 @@ def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
 MEMBER = """
 import sys, mtlshm.manager
 ifindex, *numbers = map(int, sys.argv[2:])
-with mtlshm.manager.Manager(sys.argv[1], timeout=120) as manager:
+with mtlshm.manager.Manager(sys.argv[1]) as manager:
     manager.register((ifindex,))
     for attempt in (manager.put_queue, manager.del_flow, manager.del_filter):
         for number in numbers:

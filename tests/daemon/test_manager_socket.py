@@ -321,7 +321,7 @@ def test_nobody_gives_back_what_another_got(connect, segment):
 CLIENT = """
 import os, sys, time
 from mtlshm.manager import Manager
-manager = Manager(sys.argv[1], timeout=120)
+manager = Manager(sys.argv[1])
 manager.register()
 manager.get_lcore(int(sys.argv[2]))
 if len(sys.argv) > 3:
@@ -495,7 +495,7 @@ def worker(lcore, cpu):
 for word in sys.argv[2:]:
     threading.Thread(target=worker, args=map(int, word.split(":")), daemon=True).start()
 ready.wait()
-manager = Manager(sys.argv[1], timeout=120)
+manager = Manager(sys.argv[1])
 manager.register()
 for line in sys.stdin:
     verb, lcore = line.split()
@@ -617,7 +617,7 @@ def test_outsiders_are_refused_in_a_reply(daemon, manager_socket):
     daemon("--socket-mode", "0666")
     code = (
         "import sys\nfrom mtlshm.manager import Manager\n"
-        "with Manager(sys.argv[1], timeout=120) as manager:\n"
+        "with Manager(sys.argv[1]) as manager:\n"
         "    print(manager.heartbeat(3))\n"
         "    try:\n        manager.register()\n"
         "    except OSError as error:\n        print(error.errno)\n"
@@ -632,7 +632,7 @@ def test_members_of_the_group_are_served(daemon, manager_socket):
     daemon("--socket-group", "daemon")
     code = (
         "import sys\nimport mtlshm.manager\n"
-        "with mtlshm.manager.Manager(sys.argv[1], timeout=120) as manager:\n"
+        "with mtlshm.manager.Manager(sys.argv[1]) as manager:\n"
         "    manager.register()\n    manager.get_lcore(1)\n    print('served')\n"
     )
     assert run_python(code, manager_socket, user=(UNPRIVILEGED, UNPRIVILEGED, [1])) == "served\n"

@@ -130,15 +130,16 @@ def test_it_is_whole_after_a_kill_at_any_moment(tmp_path: Path) -> None:
 READS = """
 import os, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[3:]
+sys.path[:0] = sys.argv[4:]
 from mtlshm.net.ledger import Ledger
 from test_ledger_processes import check_whole
 
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
-numbers = set()
-for _ in range(int(sys.argv[2])):
+numbers, looks = set(), 0
+while looks < int(sys.argv[2]) or len(numbers) < int(sys.argv[3]):
+    looks += 1
     with Ledger(Path(sys.argv[1]), read_only=True) as ledger:
         numbers.add(check_whole(ledger.state()))
     try:
@@ -151,9 +152,10 @@ print(len(numbers))
 """
 
 
-def read_as_another(state: Path, times: int) -> subprocess.CompletedProcess[str]:
+def read_as_another(state: Path, times: int, states: int = 1) -> subprocess.CompletedProcess[str]:
+    """So many times at least, and until it has seen so many states."""
     here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", READS, str(state), str(times), here, str(Path(here).parent)]
+    command = [sys.executable, "-c", READS, *map(str, (state, times, states)), here, str(Path(here).parent)]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
 
 

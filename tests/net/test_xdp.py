@@ -33,7 +33,7 @@ from mtlshm.net.gate import Gate
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader
 from networks import NEAR4, NEAR6, QUEUES, Veth, inside
-from processes import eventually
+from processes import DEADLINE, eventually
 from xsk import Xsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: XDP on interfaces")
@@ -46,7 +46,7 @@ COMPLETE = {"mtl_dp_fused", "ports", "counters", "xsks_map"}
 
 @pytest.fixture
 def loader(tmp_path: Path, link: Veth) -> Loader:
-    return Loader(Tools(tmp_path))
+    return Loader(Tools(tmp_path, timeout=DEADLINE))
 
 
 def load(loader: Loader, link: Veth, way: Way = Way.AUTO) -> Gate:
@@ -249,7 +249,7 @@ def test_what_is_loaded_is_adopted_with_ports_and_sockets(loader: Loader, link: 
         gate.set_port(20000, True)
         with sockets(link, gate) as xsks, ExitStack() as stack:
             for way in (Way.AUTO, Way.FUSED, Way.CHAIN):  # what is in use stays as it is
-                with load(Loader(Tools(tmp_path)), link, way) as again:
+                with load(Loader(Tools(tmp_path, timeout=DEADLINE)), link, way) as again:
                     assert again.ports() == {20000}
                     assert again.way is Way.FUSED
             assert attached(link) == before
@@ -275,7 +275,7 @@ import asyncio, sys, time
 from pathlib import Path
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader
-gate = asyncio.run(Loader(Tools(Path(sys.argv[1]))).load(int(sys.argv[2])))
+gate = asyncio.run(Loader(Tools(Path(sys.argv[1]), timeout=600)).load(int(sys.argv[2])))
 for port in map(int, sys.argv[3:]):
     gate.set_port(port, True)
 print("ready", flush=True)
@@ -366,6 +366,14 @@ def moments(lines: list[tuple[str, int]]) -> list[int]:
     return sorted({*first.values(), *last.values()})
 
 
+def killed_at(moment: int, coroutine: Coroutine[object, object, object]) -> bool:
+    """In a child; False if it was at its end before. Who has to wait for something passes more lines than others."""
+    signalled = in_a_child(lambda: run_traced(coroutine, moment))
+    coroutine.close()
+    assert signalled in (0, signal.SIGKILL)
+    return signalled == signal.SIGKILL
+
+
 def in_a_child(run: Callable[[], object]) -> int:
     """The signal that ended it; 0 if it came to its end."""
     if (pid := os.fork()) == 0:
@@ -379,16 +387,17 @@ def in_a_child(run: Callable[[], object]) -> int:
 
 @pytest.mark.slow
 def test_killed_at_any_line_of_a_load_the_next_one_finishes_it_or_removes_it(link: Veth, tmp_path: Path) -> None:
-    tools = Tools(tmp_path)
+    tools = Tools(tmp_path, timeout=DEADLINE)
     lines = run_traced(Loader(tools).load(link.index))
     unload(Loader(tools), link)
     assert len(set(lines)) > 50
     with ExitStack() as stack:
         receiver = Receiver(link, [], stack)
         for n, moment in enumerate(moments(lines)):
-            assert (
-                in_a_child(lambda moment=moment: run_traced(Loader(tools).load(link.index), moment)) == signal.SIGKILL
-            )
+            if not killed_at(moment, Loader(tools).load(link.index)):
+                assert n > 50
+                unload(Loader(tools), link)
+                break
             # Half loaded or not, every packet finds its way.
             send(link, PORTS[:1], f"while half {n}")
             receiver.wait_for(n + 1)
@@ -406,7 +415,9 @@ def test_killed_at_any_line_of_an_unload_the_next_one_finishes_it_or_loads_again
     lines = run_traced(loader.unload(link.index))
     for n, moment in enumerate(moments(lines)):
         load(loader, link).close()
-        assert in_a_child(lambda moment=moment: run_traced(loader.unload(link.index), moment)) == signal.SIGKILL
+        if not killed_at(moment, loader.unload(link.index)):
+            assert n > 10
+            break
         if n % 2:
             load(loader, link).close()
             assert_whole(loader, link)
@@ -417,7 +428,7 @@ def test_killed_at_any_line_of_an_unload_the_next_one_finishes_it_or_loads_again
 @pytest.mark.slow
 def test_killed_at_any_time_the_next_one_waits_for_the_orphaned_command(link: Veth, tmp_path: Path) -> None:
     """In the middle of xdp-loader, mostly, which goes on without us."""
-    tools = Tools(tmp_path)
+    tools = Tools(tmp_path, timeout=DEADLINE)
     for n in range(30):
         pid = os.fork()
         if pid == 0:

@@ -10,6 +10,7 @@ import pytest
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader
 from networks import sandbox
+from processes import DEADLINE
 from vm_nic import Nic
 from vm_nic import nic as made_nic
 
@@ -32,4 +33,4 @@ def nic() -> Iterator[Nic]:
 
 @pytest.fixture
 def loader(tmp_path: Path, nic: Nic) -> Loader:
-    return Loader(Tools(tmp_path, timeout=60))  # an emulated CPU takes its time
+    return Loader(Tools(tmp_path, timeout=DEADLINE))  # an emulated CPU takes its time

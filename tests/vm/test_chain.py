@@ -15,6 +15,7 @@ from mtlshm.net.places import BPFFS
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader, find_object
 from networks import QUEUES
+from processes import DEADLINE
 from vm_nic import Nic, arrived, received, run
 
 FOREIGN = "xdpfilt_alw_all"  # of xdp-tools: lets all packets pass
@@ -84,7 +85,7 @@ def test_a_queue_without_a_socket_loses_nothing(nic: Nic, loader: Loader) -> Non
 def test_the_next_loader_adopts_the_chain_as_it_is(nic: Nic, loader: Loader, tmp_path: Path) -> None:
     asyncio.run(loader.load(nic.link.index)).close()
     before = attached(nic)
-    with asyncio.run(Loader(Tools(tmp_path)).load(nic.link.index)) as gate:
+    with asyncio.run(Loader(Tools(tmp_path, timeout=DEADLINE)).load(nic.link.index)) as gate:
         assert gate.way is Way.CHAIN
         assert attached(nic) == before
 

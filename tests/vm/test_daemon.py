@@ -54,7 +54,7 @@ from ipaddress import IPv4Address
 from mtlshm import wire
 from mtlshm.manager import Manager
 ifindex, port, address = int(sys.argv[2]), int(sys.argv[3]), IPv4Address(sys.argv[4])
-manager = Manager(sys.argv[1], timeout=120)
+manager = Manager(sys.argv[1])
 manager.register((ifindex,))
 queue = manager.get_queue(ifindex)
 print(manager.add_flow(wire.Interface(ifindex, queue, 0, 2, IPv4Address(0), address, 0, port)), flush=True)

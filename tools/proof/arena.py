@@ -27,7 +27,7 @@ from mtlshm import Host
 from witness import KINDS, Witness
 
 # Far more than anything takes. Only a hang takes so long, and that is what they are for.
-_PATIENCE = 60.0  # seconds
+_PATIENCE = 600.0  # seconds
 _LCORES = 48
 _ANCHOR, _NEWCOMER, _DRAIN = 254, 252, 250  # slots
 _KEY = 0x7075  # in our IPC namespace

@@ -34,7 +34,7 @@ enum witness_kind { WITNESS_SHM, WITNESS_PYTHON, WITNESS_JANITOR, WITNESS_SOCKET
 /* What clients in C and in Python agree on besides. */
 enum {
 	/* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
-	WITNESS_PATIENCE_MS = 20000,
+	WITNESS_PATIENCE_MS = 120000,
 	/* So nice they are: whoever starts and kills them, and the daemon, shall have their turns. */
 	WITNESS_NICENESS = 10,
 };

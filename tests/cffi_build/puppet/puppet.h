@@ -14,7 +14,7 @@
 #include "mtlshm.h"
 
 /* Seconds after which a puppet ends by itself, should the test be gone. */
-#define LIFETIME 600
+#define LIFETIME 36000
 /* Those who come and go claim of the first so many lcores. */
 #define LCORES 64
 
