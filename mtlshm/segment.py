@@ -12,6 +12,8 @@ import stat
 
 from mtlshm._core import ffi, lib
 
+GROUP = "mtl"  # whose members may use it, as the core names it
+
 _SHM_DIRECTORY = "/dev/shm/"
 
 
@@ -51,6 +53,21 @@ def unlink(path: str) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path) from None
+
+
+def change(path: str, inode: tuple[int, int], *, mode: int | None = None, gid: int | None = None) -> None:
+    """Change the file of that device and inode; not one that somebody has put there since, nor what a link leads to."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != inode:
+            raise OSError(errno.ESTALE, "somebody has replaced it")
+        if gid is not None:
+            os.chown(f"/proc/self/fd/{fd}", -1, gid)
+        if mode is not None:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def diagnose(path: str, error: int) -> str:

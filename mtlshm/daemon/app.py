@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import grp
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, config, lending
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, access, config, lending
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
@@ -245,7 +244,9 @@ async def _serve(settings: dict[str, Any]) -> None:
     async with AsyncExitStack() as duties:
         duties.enter_context(closing(service))
         host = duties.enter_context(Host(settings["segment"]))
-        _check_owner(host.path, settings["socket_group"])
+        access.check_owner(host, settings["socket_group"])
+        if warning := access.give_to_group(host):
+            log.warning("%s", warning)
         me = duties.enter_context(_register(host))
         reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
         reaper.start()
@@ -348,26 +349,9 @@ async def _tear_down(settings: dict[str, Any]) -> None:
 
 
 def _gid(group: str) -> int | None:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
+    if (found := access.gid(group)) is None:
         log.warning("there is no group %s: the socket is for root and for uid %d only", group, os.geteuid())
-        return None
-
-
-def _check_owner(path: str, group: str) -> None:
-    """Anyone may be the first to make a file in /dev/shm, and then write what he likes. Who is root shall not lead
-    others to believe it. A file's group proves that its owner is a member: only members may give it.
-    """
-    if os.geteuid() != 0:
-        return
-    found = os.stat(path)
-    with suppress(KeyError):
-        if found.st_gid == grp.getgrnam(group).gr_gid:
-            return
-    if found.st_uid != 0:
-        text = f"segment {path} belongs to uid {found.st_uid}, neither root nor in group {group}"
-        raise MtlshmError(errno.EPERM, f"{text}; stop who uses it (fuser -v {path}) and remove it")
+    return found
 
 
 def _register(host: Host) -> Instance:
