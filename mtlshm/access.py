@@ -50,7 +50,5 @@ def give_to_group(host: Host) -> str:
             pass
         else:
             return ""
-    return (
-        f"segment {host.path} belongs to gid {file.gid}, not to group {GROUP}, whose members cannot use it; stop its users, "
-        f"then: chgrp {GROUP} {host.path}"
-    )
+    text = f"segment {host.path} belongs to gid {file.gid}, not to group {GROUP}, whose members cannot use it"
+    return f"{text}; stop its users, then: chgrp {GROUP} {host.path}"

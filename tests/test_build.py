@@ -79,9 +79,10 @@ def test_what_is_installed_is_all_there(installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_unit_file_starts_the_daemon_of_the_same_prefix(installed: Path) -> None:
-    unit = (installed / "lib/systemd/system/mtlshmd.service").read_text()
-    assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/mtlshmd"]
+def test_the_unit_files_start_what_is_of_the_same_prefix(installed: Path) -> None:
+    for name, command in ("mtlshmd", "mtlshmd"), ("mtlshm-segment", "mtlshm-ctl create"):
+        unit = (installed / f"lib/systemd/system/{name}.service").read_text()
+        assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/{command}"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,20 @@ import sys
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
-from mtlshm.ctl import claims, collection, doctor, interfaces, legacy, ping, status, survey, terminal, topology, xdp
+from mtlshm.ctl import (
+    claims,
+    collection,
+    create,
+    doctor,
+    interfaces,
+    legacy,
+    ping,
+    status,
+    survey,
+    terminal,
+    topology,
+    xdp,
+)
 from mtlshm.ctl.wording import reason
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
@@ -37,6 +50,7 @@ for verb in (
     claims.hold,
     collection.release,
     collection.gc,
+    create.create,
     doctor.doctor,
     topology.topology,
     legacy.legacy,

@@ -21,14 +21,15 @@ from pathlib import Path
 import click
 
 from mtlshm import Busy, Host, MtlshmError, NoSegment
-from mtlshm.ctl import legacy, listening, wording
+from mtlshm.ctl import legacy, listening, logind, wording
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
 from mtlshm.host import default_path
 from mtlshm.legacy_table import LegacyError
 from mtlshm.lending import bring_home
+from mtlshm.segment import GROUP, change
 
-_GROUP = "mtl"
+_SHM = "/dev/shm/"
 _ROUNDS = 5  # what is put right can bring to light what it had hidden
 
 _STOP_ALL = "stop all who use it, then: mtlshm-ctl doctor --repair"
@@ -118,10 +119,13 @@ def _look(path: str, place: legacy.Place) -> Iterator[_Finding]:
             examine(path)  # to fail as everything does where there is no segment
         return
     yield from _elsewhere(path, [user for user in present if user.inode != status.st_ino], status.st_ino)
-    yield from _permissions(path, status)
     here = [user for user in present if user.inode == status.st_ino and not user.removed]
+    damages = examine(path)
+    if not {What.FOREIGN, What.LAYOUT} & {damage.what for damage in damages}:  # else its access is not ours to judge
+        yield from _permissions(path, status, here)
+        yield from _logout(path, status)
     sound = True
-    for damage in examine(path):
+    for damage in damages:
         sound = sound and damage.what in (What.DEAD, What.TOKEN, What.SEMAPHORE, What.RECORD, What.KIND, What.HIDDEN)
         yield _of(path, damage, here)
     if sound:
@@ -133,7 +137,13 @@ def _of(path: str, damage: Damage, here: list[User]) -> _Finding:
     text, advice = str(damage), _ADVICE.get(damage.what, "to put that right: mtlshm-ctl doctor --repair")
     if damage.what in (What.SHORT, What.LAYOUT, What.BOOT) and here:
         text += f"; used by {_names(here)}"
-    return _Finding(damage.what.name.lower(), text, advice, partial(mend, path, damage))
+    # How those of another layout show that they live is not known: whoever has it in his memory may.
+    repair = _refuse if damage.what is What.LAYOUT and here else partial(mend, path, damage)
+    return _Finding(damage.what.name.lower(), text, advice, repair)
+
+
+def _refuse() -> None:
+    raise Busy(errno.EBUSY, "in use")
 
 
 def _names(those: list[User]) -> str:
@@ -147,28 +157,54 @@ def _elsewhere(path: str, those: list[User], inode: int) -> Iterator[_Finding]:
         yield _Finding(how, text, "stop them, and start them again")
 
 
-def _permissions(path: str, status: os.stat_result) -> Iterator[_Finding]:
-    mode = stat.S_IMODE(status.st_mode)
-    if not stat.S_ISREG(status.st_mode):
-        return
+def _permissions(path: str, status: os.stat_result, here: list[User]) -> Iterator[_Finding]:
+    mode, inode = stat.S_IMODE(status.st_mode), (status.st_dev, status.st_ino)
     if mode & 0o660 != 0o660:
         text = f"its mode is {mode:04o}: its group cannot use it"
-        yield _Finding("mode", text, f"chmod ug+rw {path}", partial(_change, path, status, mode=mode | 0o660))
+        yield _Finding("mode", text, f"chmod ug+rw {path}", partial(change, path, inode, mode=mode | 0o660))
     if mode & 0o002:
         yield _Finding(
             "mode", f"its mode is {mode:04o}: anybody may write it", f"chmod o-w {path}, if nobody needs that"
         )
     with suppress(KeyError):
-        wanted = grp.getgrnam(_GROUP)
+        wanted = grp.getgrnam(GROUP)
         if status.st_gid == wanted.gr_gid:
             return
-        text = f"it belongs to group {_group(status.st_gid)}, not to {_GROUP}, whose members cannot use it"
+        text = f"it belongs to group {_group(status.st_gid)}, not to {GROUP}, whose members cannot use it"
         if status.st_uid in (0, os.geteuid()) or _is_member(status.st_uid, wanted):
-            repair = partial(_change, path, status, gid=wanted.gr_gid)
-            yield _Finding("group", text, f"chgrp {_GROUP} {path}", repair)
+            # They open it again by its path each time they ask whether an owner lives.
+            repair = _refuse if _need_group(path, status, here) else partial(change, path, inode, gid=wanted.gr_gid)
+            advice = f"chgrp {GROUP} {path}" if repair is not _refuse else f"stop its users, then: chgrp {GROUP} {path}"
+            yield _Finding("group", text, advice, repair)
         else:  # mtlshmd would believe him if the file had the group
             text += f"; and was made by uid {status.st_uid}, who is none of them"
             yield _Finding("group", text, f"stop who uses it (fuser -v {path}) and remove it")
+
+
+def _need_group(path: str, status: os.stat_result, here: list[User]) -> bool:
+    """Does anybody live who may use it by its present group only?"""
+    uids = set()
+    for user in here:
+        with suppress(OSError):
+            uids.add(os.stat(f"/proc/{user.pid}").st_uid)
+    with suppress(MtlshmError), Host(path, create=False, read_only=True) as host:  # and those that we cannot see
+        uids |= {info.uid for info in host.snapshot().instances}
+    return not uids <= {0, status.st_uid}
+
+
+def _logout(path: str, status: os.stat_result) -> Iterator[_Finding]:
+    """systemd-logind removes the file under those who use it."""
+    if path.startswith(_SHM) and logind.deletes_files_of(status.st_uid):
+        whose = f"it belongs to {_user(status.st_uid)}"
+        text = f"{whose}: systemd-logind deletes it when that user logs out (RemoveIPC=yes)"
+        yield _Finding("logout", text, "stop its users, remove it, and have root make it: sudo mtlshm-ctl create")
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _is_member(uid: int, group: grp.struct_group) -> bool:
@@ -176,20 +212,6 @@ def _is_member(uid: int, group: grp.struct_group) -> bool:
         user = pwd.getpwuid(uid)
         return user.pw_gid == group.gr_gid or user.pw_name in group.gr_mem
     return False
-
-
-def _change(path: str, status: os.stat_result, *, mode: int | None = None, gid: int | None = None) -> None:
-    """Of the file that was looked at. Not of what a link may lead to that somebody else has put there since."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not os.path.samestat(os.fstat(fd), status):
-            raise OSError(errno.ESTALE, "somebody has replaced it")
-        if gid is not None:
-            os.chown(f"/proc/self/fd/{fd}", -1, gid)
-        if mode is not None:
-            os.chmod(f"/proc/self/fd/{fd}", mode)
-    finally:
-        os.close(fd)
 
 
 def _group(gid: int) -> str:

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""create: the segment, before anyone needs it."""
+
+from __future__ import annotations
+
+import click
+
+from mtlshm import Host, access
+
+
+@click.command()
+@click.pass_context
+def create(context: click.Context) -> None:
+    """Make the segment, if there is none, and say where it is.
+
+    For root, at boot: whoever comes first makes it otherwise, and what a user made goes when that user logs out.
+    """
+    with Host(context.obj) as host:
+        if warning := access.give_to_group(host):
+            click.echo(f"mtlshm-ctl: {warning}", err=True)
+        click.echo(host.path)
