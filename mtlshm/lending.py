@@ -15,6 +15,7 @@ table at a time, under the legacy table's lock:
 
     lend          ours -> between (pool: claim), between -> lent (legacy table: clear)
     bring home    lent -> between (legacy table: reserve), between -> ours (our table: evict)
+    hand over     lent -> between (legacy table: reserve), between -> ours (our table: take)
 
 All else changes one table only: a legacy process's claim or release in its own, or, in ours, Instance.take(), by
 which an lcore goes from the pool to an instance and back without being free. What a process does with its lcores
@@ -67,6 +68,12 @@ def open_pool(host: Host) -> Instance:
     return host.register_proxy(Kind.POOL, nobody)
 
 
+def is_anything_lent(host: Host) -> bool:
+    """Has a daemon lent lcores, or taken note of a legacy process that has some?"""
+    held = host.snapshot().lcores
+    return any(lcore.owner.kind in (Kind.POOL, Kind.LEGACY) for lcore in held)
+
+
 def lend(pool: Instance, table: LegacyTable, lcore: int) -> bool:
     """Let legacy processes have an lcore that is reserved; False if it is not free."""
     with suppress(Busy):
@@ -74,6 +81,12 @@ def lend(pool: Instance, table: LegacyTable, lcore: int) -> bool:
         table.clear(lcore)
         return True
     return False
+
+
+def hand_over(to: Instance, table: LegacyTable, lcore: int, pool: int, kind: int) -> None:
+    """Give one of the pool that no legacy process uses to an instance. Nobody else can have it in between."""
+    table.reserve(lcore)
+    to.take(lcore, pool, kind)
 
 
 def bring_home(host: Host, table: LegacyTable, lcore: int, holder: int, *, reclaimed: bool = False) -> None:

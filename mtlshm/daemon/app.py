@@ -36,6 +36,7 @@ log = logging.getLogger("mtlshmd")
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _LEVELS = ("debug", "info", "warning", "error")
+_LEFT_BY_DEFAULT = 2  # lcores that are not lent while no more are free
 _CHANGES_AT_ONCE = {"log_level"}
 
 
@@ -144,11 +145,10 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option(
     "--legacy",
     type=_Loan(),
-    default=lambda: max(1, (os.cpu_count() or 1) // 16),
     envvar="MTLSHMD_LEGACY",
     help="Lcores to lend to processes on libmtl's System V table: how many there shall be for the taking, or a list "
-    "such as 4-7; 0: only take over what they have; off: leave that table alone. Default one for every 16 CPUs, at "
-    "least one.  [env: MTLSHMD_LEGACY]",
+    "such as 4-7; 0: only take over what they have; off: leave that table alone. Default one for every 16 CPUs, "
+    "but none of the last two that are free.  [env: MTLSHMD_LEGACY]",
 )
 @click.option(
     "--legacy-key",
@@ -252,18 +252,24 @@ async def _serve(settings: dict[str, Any]) -> None:
         reaper.start()
         examiner = duties.enter_context(closing(Examiner(host)))
         examiner.start()
-        if settings["legacy"] != "off":
+        loans: Legacy | None = None
+        leave = settings["legacy"] == "off"
+        if not leave or lending.is_anything_lent(host):  # an earlier daemon may have lent some
             key, lock = settings["legacy_key"], Path(settings["legacy_lock"])
-            legacy = Legacy(host, settings["legacy"], key, lock)
+            lent, spare = 0 if leave else settings["legacy"], 0
+            if lent is None:
+                lent, spare = (os.cpu_count() or 1) // 16, _LEFT_BY_DEFAULT
+            legacy = Legacy(host, lent, key, lock, spare=spare, leave=leave)
             try:
                 legacy.start()
                 duties.callback(legacy.close)
+                loans = legacy
             except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that
                 log.error("legacy processes are not served: %s", error.strerror)
         if path := settings["socket"]:
             gid = _gid(settings["socket_group"])
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
-            server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service)
+            server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service, loans)
             duties.enter_context(closing(server))
             duties.push_async_callback(server.finish)
             try:

@@ -33,7 +33,7 @@ from typing import Any, Protocol
 from mtlshm import Host, wire
 from mtlshm.daemon.door import Store
 from mtlshm.daemon.peer import meet
-from mtlshm.daemon.session import Interfaces, Reply, Session
+from mtlshm.daemon.session import Interfaces, Loans, Reply, Session
 from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Server(Protocol):
 
     host: Host
     interfaces: Interfaces
+    loans: Loans | None
     store: Store
     loop: asyncio.AbstractEventLoop
     null: int  # a descriptor of /dev/null
@@ -72,7 +73,7 @@ class Connection:
         # Or a byte that was sent out of band would wake us, and not be there when we peek (Linux 5.15).
         client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._peer = meet(client, gid)
-        self._session = Session(server.host, server.interfaces, self._peer, server.null, self._keep)
+        self._session = Session(server.host, server.interfaces, self._peer, server.null, self._keep, server.loans)
         server.loop.add_reader(client.fileno(), self._read)
         if self._peer.pidfd is not None:
             server.loop.add_reader(self._peer.pidfd, self._died)

@@ -61,7 +61,7 @@ from mtlshm.legacy_table import (
     LegacyTable,
     owner_among,
 )
-from mtlshm.lending import bring_home, lend, open_pool
+from mtlshm.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ _REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file system that does not answer
 _EVENTS_AT_ONCE = 4096  # bytes
 _REST = 0.020  # seconds between two looks, at least
+_LOCK_AGAIN = (0.001, 0.01, 0.1, 0.5)  # seconds; libmtl has it for microseconds
 _NO_UID = 2**32 - 1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MOST_OWNERS = 128  # half of the records: anyone may write that table
@@ -90,12 +91,19 @@ class _Owner:
 class Legacy:
     """Looks after the table `key` from start() to close(), both in the event loop.
 
-    `lent` is which lcores to lend, as far as they are free, or how many shall be there for the taking at any time.
+    `lent` is which lcores to lend, as far as they are free, or how many shall be there for the taking at any time;
+    of these, none is lent while no more than `spare` are free. With `leave` it stops by itself as soon as nothing is
+    lent any more.
     """
 
-    def __init__(self, host: Host, lent: int | CpuSet, key: int, lock: Path) -> None:
+    def __init__(
+        self, host: Host, lent: int | CpuSet, key: int, lock: Path, *, spare: int = 0, leave: bool = False
+    ) -> None:
         self._host = host
+        self._leave = leave
+        self._closed = False
         self._wish = lent
+        self._spare = spare
         self._key = key
         self._size = host.snapshot().size
         if isinstance(lent, CpuSet) and (absent := lent - range(self._size)):
@@ -132,6 +140,8 @@ class Legacy:
                 error.strerror = f"{error.strerror}; without that table: --legacy off"
                 raise
             self._suffer(error, "cannot look after the legacy table")
+        if self._is_left():
+            return
         if self._shut_out:
             log.info("legacy table: its lock is held; waiting for it")
         if self._unsettled():
@@ -139,6 +149,9 @@ class Legacy:
 
     def close(self) -> None:
         """Stop. Reservations and loans stay as they are."""
+        if self._closed:
+            return
+        self._closed = True
         self._loop.remove_reader(self._inotify.fileno())
         self._inotify.close()
         if self._next_look:
@@ -154,6 +167,25 @@ class Legacy:
         if self._table:
             self._table.close()
         self._lock.close()
+
+    async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool:
+        """Give one that is lent, and that no legacy process uses, to an instance; False if that cannot be done soon."""
+        for pause in _LOCK_AGAIN:
+            if self._table and not self._closed and self._lock.try_take():
+                break
+            await asyncio.sleep(pause)
+        else:
+            return False
+        try:
+            if self._table is None or self._table.removed or self._pool is None:
+                return False
+            if lcore >= self._table.size or self._table.entries()[lcore] or self._holder(lcore) != self._pool.owner:
+                return False
+            hand_over(to, self._table, lcore, self._pool.owner, kind)
+        finally:
+            self._lock.give()
+        self._look_later(0)  # another may be lent, or this one again when it is free
+        return True
 
     # -- when to look
 
@@ -180,12 +212,24 @@ class Legacy:
             self._try()
         except OSError as error:
             self._suffer(error, "cannot look after the legacy table")
+        if self._is_left():
+            return
         ended = self._loop.time()
         self._rest_until = ended + max(_REST, 10 * (ended - began))
         if self._troubles:
             step = min(step, len(_AGAIN) - 1)  # the last again and again
         if self._unsettled():
             self._look_later(step)
+
+    def _is_left(self) -> bool:
+        """Has all come home, and so we are done?"""
+        if not self._leave or self._shut_out or self._troubles or self._pool is None or self._owners:
+            return False
+        if any(self._lent(self._holder(lcore)) for lcore in range(self._size)):
+            return False
+        log.info("legacy table: nothing is lent any more, and it is left alone")
+        self.close()
+        return True
 
     def _suffer(self, error: OSError, what: str) -> None:
         """Look again for it, and say it once until it is over."""
@@ -349,6 +393,9 @@ class Legacy:
                 return len(available) < self._wish - reclaimed
             return lcore in self._wish
 
+        for lcore in self._surplus(available, reclaimed):
+            bring_home(self._host, table, lcore, self._pool.owner)
+            available.discard(lcore)
         for lcore in sorted(given_back):
             holder = self._holder(lcore)
             if wanted(lcore):
@@ -359,11 +406,15 @@ class Legacy:
             else:
                 bring_home(self._host, table, lcore, holder)
 
+        room = self._size  # for so many more
         if isinstance(self._wish, int):
             if not wanted(-1):
                 return
             # Claims by policy begin at the other end.
             candidates = sorted(self._host.topology().online, reverse=True)
+            if self._spare:
+                free = sum(lcore < self._size and not self._holder(lcore) for lcore in candidates)
+                room = max(0, free - self._spare)
         else:
             candidates = sorted(self._wish)
         for lcore in candidates:
@@ -371,12 +422,20 @@ class Legacy:
                 continue
             entry = entries[lcore]
             if entry and entry.reserved and not entry.reclaimed:
-                if lend(self._pool, table, lcore):
+                if room > 0 and lend(self._pool, table, lcore):
+                    room -= 1
                     available.add(lcore)
                     log.debug("lcore %d lent to legacy processes", lcore)
                 else:
                     self._wanting = True
         self._wanting &= not isinstance(self._wish, int) or wanted(-1)
+
+    def _surplus(self, available: set[int], reclaimed: int) -> list[int]:
+        """Of what an earlier daemon lent of itself, what is not to be lent any more."""
+        ours = sorted(lcore for lcore in available if not self._host.holder(lcore)[1] & LENT_BY_HAND)
+        if isinstance(self._wish, CpuSet):
+            return [lcore for lcore in ours if lcore not in self._wish]
+        return ours[: max(0, len(ours) - max(0, self._wish - reclaimed))]
 
     def _report(self, clashes: set[tuple[int, int, tuple[str, str, int]]]) -> None:
         for lcore, holder, (hostname, user, pid) in sorted(clashes - self._clashes):

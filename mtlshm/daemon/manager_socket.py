@@ -31,7 +31,7 @@ from mtlshm.daemon.connection import Connection
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.peer import why_all_are_unseen
-from mtlshm.daemon.session import Interfaces
+from mtlshm.daemon.session import Interfaces, Loans
 from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,17 @@ class ManagerSocket:
     """Serves `path` from start() to close(), in the event loop. Raises OSError if another daemon does."""
 
     def __init__(
-        self, host: Host, path: Path, mode: int, gid: int | None, interfaces: Interfaces, store: Store
+        self,
+        host: Host,
+        path: Path,
+        mode: int,
+        gid: int | None,
+        interfaces: Interfaces,
+        store: Store,
+        loans: Loans | None = None,
     ) -> None:
         self.host = host
+        self.loans = loans
         self.interfaces = interfaces
         self.store = store
         self.loop = asyncio.get_running_loop()

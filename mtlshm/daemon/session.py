@@ -51,6 +51,12 @@ class Interfaces(Protocol):
     def gone(self, client: Client) -> None: ...
 
 
+class Loans(Protocol):
+    """Whoever lends lcores to legacy processes; see legacy.py."""
+
+    async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool: ...
+
+
 class Reply(NamedTuple):
     """What one send() takes."""
 
@@ -95,8 +101,15 @@ class Session:
     """
 
     def __init__(
-        self, host: Host, interfaces: Interfaces, peer: Peer, null: int, registered: Callable[[], None]
+        self,
+        host: Host,
+        interfaces: Interfaces,
+        peer: Peer,
+        null: int,
+        registered: Callable[[], None],
+        loans: Loans | None,
     ) -> None:
+        self._loans = loans
         self._host = host
         self._interfaces = interfaces
         self._peer = peer
@@ -106,6 +119,7 @@ class Session:
         self._client: Client | None = None  # the same, for whoever serves interfaces
         self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
         self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
+        self._refused: set[int] = set()  # lcores that are lent, of which that is said
         self._said = ""  # of it in the log, last, which is not repeated
         self.dialect: Dialect | None = None
         self.owner = 0  # 0: not registered
@@ -147,7 +161,12 @@ class Session:
         """A whole record's reply, or the work that leads to it, which raises nothing. Raises wire.BadMagic."""
         if request := wire.lcore_request(record):
             kind, lcore_id = request
-            return _response(_RESPONSE, self._get(lcore_id) if kind == _GET_LCORE else self._put(lcore_id))
+            if kind != _GET_LCORE:
+                return _response(_RESPONSE, self._put(lcore_id))
+            value = self._get(lcore_id)
+            if value == -errno.EBUSY and lcore_id not in self._held and self._is_lent(self._cpu(lcore_id)):
+                return self._work(kind, self._get_lent(lcore_id))
+            return _response(_RESPONSE, value)
         kind, body = wire.decode(record, self.dialect or Dialect.A)
         client = self._client
         match body:
@@ -264,6 +283,46 @@ class Session:
                 self._host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
                 return True
         return False
+
+    def _cpu(self, lcore_id: int) -> int:
+        return (self._ids or {}).get(lcore_id, lcore_id)
+
+    def _is_lent(self, cpu: int) -> bool:
+        """To legacy processes, none of which has it?"""
+        with suppress(OSError):
+            owner, _ = self._host.holder(cpu)
+            info = self._host.inspect(owner) if owner else None
+            return info is not None and info.kind == Kind.POOL
+        return False
+
+    async def _get_lent(self, lcore_id: int) -> Reply:
+        """What is lent and unused is the client's, if nothing else is left to it."""
+        cpu = self._cpu(lcore_id)
+        if self._instance and self._loans and not self._has_choice():
+            if await self._loans.hand_over(cpu, self._instance, _SCH):
+                if cpu != lcore_id:
+                    self._host.tag(cpu, self.owner, tag_of_id(lcore_id))
+                self._held[lcore_id] = cpu
+                return _reply(Type.GET_LCORE, 0)
+            why = "it could not be taken back now"
+        else:
+            why = "others are free" if self._loans else "nobody looks after that table"
+        if cpu not in self._refused:
+            self._refused.add(cpu)
+            log.warning(
+                "pid %d does not get lcore %d, which is lent to legacy processes: %s; take it back: "
+                "mtlshm-ctl legacy reclaim %d-%d",
+                *(self._peer.pid, cpu, why, cpu, cpu),
+            )
+        return _reply(Type.GET_LCORE, -errno.EBUSY)
+
+    def _has_choice(self) -> bool:
+        """Is anything free among the CPUs of its workers, or, if these are not known, where it may run?"""
+        cpus = set((self._ids or {}).values())
+        with suppress(OSError):
+            cpus = cpus or os.sched_getaffinity(self._peer.pid)
+        size = self._host.snapshot().size
+        return any(cpu < size and not self._host.holder(cpu)[0] for cpu in cpus)
 
     def _is_us(self, info: InstanceInfo) -> bool:
         """Did the client's process register this one itself? While both live, the PID decides."""

@@ -37,17 +37,19 @@ from pathlib import Path
 from mtlshm import Process
 from mtlshm.net.ledger import Ledger
 
+def at_last(attempt, *arguments):
+    while True:
+        try:
+            return attempt(*arguments)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+
 token = int(sys.argv[2])
-with Ledger(Path(sys.argv[1])) as ledger:
-    owner = ledger.enter(token, Process(token, 1, 1, 1, 0, "", "", ""))
+with at_last(Ledger, Path(sys.argv[1])) as ledger:
+    owner = at_last(ledger.enter, token, Process(token, 1, 1, 1, 0, "", "", ""))
     for _ in range(30):
-        while True:
-            try:
-                ledger.claim_queue(owner, 7, 2000)
-                break
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
+        at_last(ledger.claim_queue, owner, 7, 2000)
 """
 
 
@@ -162,9 +164,8 @@ def read_as_another(state: Path, times: int, states: int = 1) -> subprocess.Comp
 @needs_root("reading as another user")
 def test_others_read_a_whole_state_while_it_is_written(open_path: Path) -> None:
     with writing(open_path, 1):
-        result = read_as_another(open_path, 20)
+        result = read_as_another(open_path, 20, states=2)  # it does change meanwhile
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 1  # it did change meanwhile
 
 
 @needs_root("reading as another user")
