@@ -30,12 +30,16 @@ _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--segment", envvar="MTLSHM_PATH", help="Segment to use.  [env: MTLSHM_PATH]")
+@click.option(
+    "--segment",
+    envvar="MTLSHM_PATH",
+    help="Segment to use; default as in mtlshmd.toml, else /dev/shm/mtlshm.  [env: MTLSHM_PATH]",
+)
 @click.version_option(package_name="mtlshm")
 @click.pass_context
 def command(context: click.Context, segment: str | None) -> None:
-    """See and claim the lcores that MTL processes of this host share, and see what they have of its interfaces. Works
-    with or without a daemon.
+    """Show and claim the lcores that the MTL processes of this host share, and show what they use of its interfaces.
+    Works with or without a daemon.
 
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment or no ledger there, 4 held by somebody or not enough
     free, 5 not permitted. Of `run`: that of the command, 128 + n if signal n ended it, 125 if it was not started,

@@ -43,25 +43,26 @@ def _policy(function: Callable[..., Any]) -> Callable[..., Any]:
             "--smt",
             type=click.Choice([policy.name.lower() for policy in Smt]),
             default="any",
-            help="any: SMT siblings do not matter. avoid: none whose sibling is held. whole: whole physical "
-            "cores, all their siblings count. Default any.",
+            help="any: ignore SMT siblings. avoid: take no lcore whose sibling is held. whole: take whole physical "
+            "cores; all their siblings count. Default any.",
         ),
-        click.option("--numa", type=click.IntRange(0, _NODES), help="Only from this NUMA node."),
+        click.option("--numa", type=click.IntRange(0, _NODES), help="Take lcores of this NUMA node only."),
     ):
         function = option(function)
     return function
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--lcores", "count", type=int, required=True, help="How many.")
+@click.option("--lcores", "count", type=int, required=True, help="Number of lcores.")
 @_policy
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def run(context: click.Context, count: int, numa: int | None, smt: str, cmd: tuple[str, ...]) -> None:
-    """Run CMD on lcores of its own: claimed first, in its affinity mask and in MTLSHM_LCORES (such as 0-3,8).
+    """Run a command on lcores of its own.
 
-    They are free again when CMD ends. All signals that can be caught are passed on to it, except SIGCHLD. If job
-    control stops CMD, run stops with it.
+    The lcores are claimed before CMD starts. They are its affinity mask, and in MTLSHM_LCORES (such as 0-3,8). They are
+    free again when CMD ends. All signals that can be caught are passed on to CMD, except SIGCHLD. If job control stops
+    CMD, run stops with it.
     """
     try:
         with Host(context.obj) as host, host.register(" ".join(cmd)) as me:
@@ -141,19 +142,20 @@ def _reap(pid: int) -> int | None:
 
 
 @click.command()
-@click.option("--lcores", "count", type=int, help="How many, wherever they fit.")
+@click.option("--lcores", "count", type=int, help="Number of lcores, chosen by policy.")
 @_policy
 @click.argument("which", required=False)
 @click.pass_context
 def hold(context: click.Context, count: int | None, numa: int | None, smt: str, which: str | None) -> None:
-    """Claim lcores, those in WHICH (such as 2-3,8) or --lcores of them, and keep them until SIGINT or SIGTERM.
+    """Claim lcores and keep them until SIGINT or SIGTERM.
 
-    Prints which. For keeping them out of others' hands, while something is measured or repaired.
+    Claims the lcores in WHICH (such as 2-3,8), or as many as --lcores says, and prints which. Nobody else can claim
+    them meanwhile, for instance while something is measured or repaired.
     """
     if (which is None) == (count is None):
-        raise click.UsageError("say either which lcores (such as 2-3) or --lcores N")
+        raise click.UsageError("name the lcores (such as 2-3) or give --lcores N, one of the two")
     if which is not None and (numa is not None or smt != "any"):
-        raise click.UsageError("--numa and --smt are for --lcores N")
+        raise click.UsageError("--numa and --smt apply to --lcores N only")
     try:
         chosen = None if which is None else CpuSet.parse(which)
     except ValueError as error:

@@ -12,17 +12,18 @@ from mtlshm.ctl.wording import describe
 
 
 @click.command()
-@click.option("--force", is_flag=True, help="Take it from its owner, who may live. Needed.")
+@click.option("--force", is_flag=True, help="Required: the owner may be alive.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("lcore", type=click.IntRange(min=0))
 @click.pass_context
 def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
-    """Take LCORE away from its owner, who is not told and may go on using it.
+    """Take an lcore away from its owner.
 
-    Says whose it is and asks. For dead owners there is gc, which takes nothing from the living.
+    Names the owner and asks first. The owner is not told and may go on using the lcore. To collect what dead owners
+    left, use gc: it takes nothing from a living one.
     """
     if not force:
-        raise click.UsageError("lcores are released by who holds them; to take one away, say --force")
+        raise click.UsageError("a living owner releases its own lcores; to take one away, add --force")
     with Host(context.obj, create=False) as host:
         snapshot = host.snapshot()
         if lcore >= snapshot.size:
@@ -32,10 +33,12 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
             click.echo(f"lcore {lcore} is free")
             return
         if held.owner.kind == Kind.POOL:
-            raise click.ClickException(f"it is lent to legacy processes: mtlshm-ctl legacy reclaim {lcore}-{lcore}")
+            raise click.ClickException(
+                f"lcore {lcore} is lent to legacy processes; take it back: mtlshm-ctl legacy reclaim {lcore}-{lcore}"
+            )
         click.echo(f"lcore {lcore} is held by {describe(held.owner)}")
         if not yes:
-            click.confirm("It will not be told, and may go on using it. Release?", abort=True)
+            click.confirm("The owner is not told and may go on using it. Release it?", abort=True)
         host.evict(lcore, held.owner.owner)
         click.echo(f"lcore {lcore} released")
 
@@ -43,7 +46,10 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
 @click.command()
 @click.pass_context
 def gc(context: click.Context) -> None:
-    """Collect what dead processes left, as a daemon does by itself and every client where it needs to."""
+    """Collect what dead processes left.
+
+    A daemon does this by itself, and every client does where it needs an lcore.
+    """
     with Host(context.obj, create=False) as host:
         collected = 0
         for info in host.snapshot().instances:

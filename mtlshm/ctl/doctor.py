@@ -51,13 +51,13 @@ class _Finding:
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Put right what takes nothing from anyone who lives.")
+@click.option("--repair", is_flag=True, help="Repair what costs no living process anything.")
 @click.option("--json", "as_json", is_flag=True, help="One object: segment, sound, findings[].")
 @key_option("--legacy-key", "As of `legacy`.")
 @lock_option("--legacy-lock", "As of `legacy`.")
 @click.pass_context
 def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int, legacy_lock: Path) -> None:
-    """Say what is wrong with the segment, and how it can be put right.
+    """Report faults of the segment, and repair them.
 
     Looks at the file, its users and its permissions, and at the legacy table if a daemon has bridged it. Needs no
     daemon, and nothing is changed without --repair. Exit status 0 if nothing is wrong (any more), 1 if something is.

@@ -20,10 +20,11 @@ from mtlshm.ctl.terminal import add_row, new_table, show
 @state_option
 @pins_option
 def interfaces(as_json: bool, state: Path, pins: Path) -> None:
-    """Show the interfaces that clients use or an operator keeps loaded.
+    """Show the interfaces in use.
 
-    QUEUES are those with an owner, of all. HITS are packets to the ports that clients asked for, PASSES all others;
-    UNCLAIMED are hits that came to a queue with no socket, and so went to the kernel. These are for root only.
+    Clients use them, or an operator keeps them loaded. QUEUES: how many have an owner, of how many. HITS: packets to
+    the ports that clients asked for. PASSES: all other packets. UNCLAIMED: hits on a queue without a socket, which
+    went to the kernel. Only root sees these counters.
     """
     found = survey(read_ledger(state), state, pins)
     if as_json:
@@ -36,7 +37,10 @@ def interfaces(as_json: bool, state: Path, pins: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object: queues[].")
 @state_option
 def queues(as_json: bool, state: Path) -> None:
-    """Show which queues of interfaces have an owner, and whom. Queue 0 is the system's."""
+    """Show the queues in use and their owners.
+
+    Queue 0 belongs to the system.
+    """
     book = read_ledger(state)
     owners = owners_of(book)
     rows = [{**where(row.ifindex), "queue": row.queue, **who(owners[row.owner])} for row in book.queues]
@@ -47,10 +51,10 @@ def queues(as_json: bool, state: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object: flows[]; null and 0 in a rule mean any.")
 @state_option
 def flows(as_json: bool, state: Path) -> None:
-    """Show the flow rules that were inserted for clients. Those of others: ethtool -n.
+    """Show the flow rules inserted for clients.
 
-    LOCATION is the rule's number in the NIC, as far as it is known. A rule that is not complete is being inserted or
-    deleted, or has to wait for a daemon to find out whether it is there.
+    To see all rules, run ethtool -n. LOCATION is the rule's number in the NIC, as far as it is known. A rule that is
+    not complete is being inserted or deleted, or waits for a daemon to look whether it is there.
     """
     book = read_ledger(state)
     owners = owners_of(book)
@@ -77,7 +81,10 @@ def flows(as_json: bool, state: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object: ports[].")
 @state_option
 def ports(as_json: bool, state: Path) -> None:
-    """Show the UDP ports whose packets go to AF_XDP, and who asked for them, how often."""
+    """Show the UDP ports that lead to AF_XDP sockets.
+
+    COUNT is how often the owner asked for the port.
+    """
     book = read_ledger(state)
     owners = owners_of(book)
     rows = [

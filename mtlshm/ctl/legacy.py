@@ -95,9 +95,9 @@ class _Amount(click.ParamType):  # type: ignore[type-arg] # generic since click 
 @lock_option("--lock", "File that locks it.")
 @click.pass_context
 def legacy(context: click.Context, key: int, lock: Path) -> None:
-    """See and change what processes on libmtl's System V table, which know no manager, may have.
+    """Manage the lcores of processes on libmtl's System V table.
 
-    A COUNT is a number, a LIST like 4-7 or 4,6; a list of one is 4-4.
+    Such processes know no manager. A COUNT is a number. A LIST is like 4-7 or 4,6; a list of one is 4-4.
     """
     context.obj = Place(context.obj, key, lock)
 
@@ -106,12 +106,12 @@ def legacy(context: click.Context, key: int, lock: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object: key, size, bridged, lcores[].")
 @click.pass_obj
 def info(place: Place, as_json: bool) -> None:
-    """Show both tables side by side, as far as anything is in them but lcores of ours.
+    """Show the legacy table beside the segment.
 
-    STATE is: lent (for legacy processes to take), legacy (one has it), reclaimed (not to be lent), ours; between,
-    while it is moved or until the next daemon starts; clash: two owners; and, which the next daemon will put right, not
-    taken over: a legacy process has it and our table does not know, or unprotected: a legacy process could take it any
-    time.
+    Leaves out lcores that are ours alone. STATE is one of: lent (a legacy process may take it); legacy (a legacy
+    process has it); reclaimed (not lent again until `lend`); ours; between (being moved, or a process was killed while
+    it moved it); clash (two owners). The next daemon repairs two more: not taken over (a legacy process has it, and
+    the segment does not show it); unprotected (a legacy process could take it, although it is ours).
     """
     with place.table() as table:
         lcores = both(place, table)
@@ -162,10 +162,10 @@ def _as_data(lcore: _Lcore) -> dict[str, Any]:
 @click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
 @click.pass_obj
 def lend_(place: Place, amount: int | CpuSet) -> None:
-    """Let legacy processes take free lcores: so many, or these; beyond what the daemon lends of itself.
+    """Lend free lcores to legacy processes.
 
-    Those reclaimed before come first. Others that a COUNT takes are online. Without a daemon, too, as long as the table
-    knows that lcores are ours.
+    These are lent in addition to what the daemon lends by itself. A COUNT takes reclaimed lcores first, then others
+    that are online. Works without a daemon as long as the legacy table shows which lcores are ours.
     """
     with Host(place.segment, create=False) as host, place.table() as table:
         # The legacy table may have more entries than ours, and ours more than there are CPUs.
@@ -192,9 +192,10 @@ def lend_(place: Place, amount: int | CpuSet) -> None:
 @click.argument("amount", type=_Amount(), metavar="COUNT|LIST")
 @click.pass_obj
 def reclaim(place: Place, amount: int | CpuSet) -> None:
-    """Take back lent lcores that no legacy process uses: so many, or these.
+    """Take back lent lcores that no process uses.
 
-    Those that an operator lent go first. The daemon does not lend the others again, nor others for them, until `lend`.
+    A COUNT takes those first that an operator lent. The daemon does not lend the others again, nor others in their
+    place, until `lend`.
     """
     with Host(place.segment, create=False) as host, place.table() as table:
         chosen = _choose(
@@ -212,9 +213,10 @@ def reclaim(place: Place, amount: int | CpuSet) -> None:
 @legacy.command()
 @click.pass_obj
 def clean(place: Place) -> None:
-    """Delete what dead processes left in the legacy table: of any user, in any container of this host.
+    """Delete what dead processes left in that table.
 
-    Only of those proven dead: whoever lives has the table in its memory. A daemon does this by itself.
+    Deletes entries of any user and any container of this host, but only of processes proven dead: a living one has the
+    table in its memory. A daemon does this by itself.
     """
     with place.table() as table:
         lcores = both(place, table)

@@ -39,10 +39,10 @@ _SAMPLE = 0.2  # seconds over which CPU use is measured when there is no interva
 @pins_option
 @click.pass_context
 def status(context: click.Context, as_json: bool, watch: float | None, state: Path, pins: Path) -> None:
-    """Show lcores with their owners, instances, and interfaces in use.
+    """Show lcores, instances and interfaces in use.
 
-    Needs permission to read the segment only, and changes nothing: what a dead process left is shown as its own until
-    somebody collects it. CPU use is that of the core, by whomever.
+    Needs read permission for the segment only, and changes nothing. What a dead process left is shown as its own until
+    it is collected. CPU % counts all processes on that CPU.
     """
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")

@@ -15,7 +15,10 @@ from mtlshm.ctl.terminal import console
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One object: possible, online, isolated, nodes, cpus[].")
 def topology(as_json: bool) -> None:
-    """Show the host's cores, caches and NUMA nodes, as claims by policy see them. Needs no segment."""
+    """Show cores, caches and NUMA nodes of this host.
+
+    Claims by policy use the same view. Needs no segment.
+    """
     host = Topology.read()
     if as_json:
         data = {name: sorted(getattr(host, name)) for name in ("possible", "online", "isolated", "nodes")}

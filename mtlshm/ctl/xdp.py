@@ -34,7 +34,10 @@ _json = click.option("--json", "as_json", is_flag=True, help="One object: what i
 
 @click.group()
 def xdp() -> None:
-    """See, load and unload the XDP programs that bring packets to AF_XDP sockets."""
+    """Show, load and unload our XDP programs.
+
+    They bring packets to AF_XDP sockets.
+    """
 
 
 @xdp.command()
@@ -42,9 +45,10 @@ def xdp() -> None:
 @state_option
 @pins_option
 def status(as_json: bool, state: Path, pins: Path) -> None:
-    """Show which XDP programs are attached, whoever attached them, as the kernel says.
+    """Show the XDP programs on all interfaces.
 
-    Of ours also what is pinned, how many ports they let through, and their counters (see `interfaces`).
+    The kernel names them, those of others too. Of ours it also shows what is pinned, how many ports they let through,
+    and their counters (see `interfaces`).
     """
     import asyncio
 
@@ -75,10 +79,11 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
 @state_option
 @pins_option
 def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
-    """Load our XDP programs on INTERFACE, and keep them there whether clients use them or not.
+    """Load our XDP programs and keep them loaded.
 
-    What is loaded already stays as it is. Ends with `xdp unload`, or with the next boot. A dry run cannot know what the
-    kernel will refuse, so it shows a chain and native mode, where in the end it may be fused and skb mode.
+    They stay on INTERFACE whether clients use them or not, until `xdp unload` or the next boot. What is loaded already
+    stays as it is. A dry run cannot know what the kernel will refuse: it shows a chain in native mode, and the result
+    may be a fused program in skb mode.
     """
     import asyncio
 
@@ -95,9 +100,10 @@ def load(interface: str, way: str, dry_run: bool, as_json: bool, state: Path, pi
 @state_option
 @pins_option
 def unload(interface: str, dry_run: bool, as_json: bool, state: Path, pins: Path) -> None:
-    """Keep our XDP programs on INTERFACE no longer than clients use them: if none does, unload them.
+    """Stop keeping our XDP programs loaded.
 
-    If some do, says who; then they are unloaded after the last of them. Programs of others stay.
+    If no client uses INTERFACE, they are unloaded now. Otherwise this names the clients, and the programs are unloaded
+    after the last of them has ended. Programs of others stay.
     """
     import asyncio
 

@@ -68,3 +68,10 @@ def test_a_settings_file_that_cannot_be_used_is_named_in_one_line(ctl, settings,
     assert done.returncode == code
     assert done.stderr.count("\n") == 1
     assert str(settings) in done.stderr
+
+
+@pytest.mark.parametrize("group", [(), ("xdp",), ("legacy",)])
+def test_the_list_of_commands_says_each_in_a_whole_sentence(ctl, group):
+    _, listed = ctl(*group, "--help").stdout.split("Commands:\n")
+    assert all(line.startswith("  ") and line.endswith(".") for line in listed.splitlines())
+    assert "..." not in listed
