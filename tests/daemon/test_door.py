@@ -19,16 +19,14 @@ from mtlshm.manager import Manager
 from processes import BIN, DEADLINE, Daemon, eventually, held
 
 StartDaemon = Callable[..., Daemon]
-Steal = Callable[[], "subprocess.Popen[str]"]
+Steal = Callable[[Daemon], "subprocess.Popen[str]"]
 
 # What upstream's MtlManager does when it starts; it keeps connections, and removes nothing when it is killed.
 THIEF = """
 import os, socket, sys
-path = sys.argv[1]
-if os.path.lexists(path):
-    os.unlink(path)
+os.unlink(sys.argv[1])
 door = socket.socket(socket.AF_UNIX)
-door.bind(path)
+door.bind(sys.argv[1])
 door.listen(5)
 print("up", flush=True)
 visitors = []
@@ -53,13 +51,15 @@ def place(manager_socket: Path) -> Path:
 
 @pytest.fixture
 def steal(place: Path) -> Iterator[Steal]:
-    """Starts somebody who takes the path."""
+    """Starts somebody who takes the path, before the daemon has a chance to be there first."""
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> subprocess.Popen[str]:
+    def start(running: Daemon) -> subprocess.Popen[str]:
+        running.send(signal.SIGSTOP)
         started.append(new := subprocess.Popen([sys.executable, "-c", THIEF, place], stdout=subprocess.PIPE, text=True))
         assert new.stdout
         assert new.stdout.readline() == "up\n"
+        running.send(signal.SIGCONT)
         return new
 
     yield start
@@ -113,7 +113,7 @@ def test_who_takes_it_is_named_and_it_is_taken_back_after_his_end(
 ) -> None:
     running = daemon("--socket", place)
     for n in range(1, 3):
-        thief = steal()
+        thief = steal(running)
         running.await_log(f"(pid {thief.pid})")
         assert running.log().count("has been taken by") == n
         environment = os.environ | {"MTLSHM_PATH": segment, "MTLSHMD_STATE": str(place.parent / "none")}
@@ -137,7 +137,7 @@ def test_who_takes_it_is_named_and_it_is_taken_back_after_his_end(
 
 def test_it_is_taken_back_also_from_one_who_lets_nobody_in(daemon: StartDaemon, steal: Steal, place: Path) -> None:
     running = daemon("--socket", place)
-    thief = steal()
+    thief = steal(running)
     thief.send_signal(signal.SIGSTOP)
     running.await_log("has been taken by")
     visitors = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(10)]
@@ -152,7 +152,7 @@ def test_it_is_taken_back_also_from_one_who_lets_nobody_in(daemon: StartDaemon, 
 
 def test_a_daemon_that_stops_leaves_others_sockets(daemon: StartDaemon, steal: Steal, place: Path) -> None:
     running = daemon("--socket", place)
-    steal()
+    steal(running)
     running.await_log("has been taken by")
     assert running.end(signal.SIGTERM) == 0
     assert place.is_socket()
