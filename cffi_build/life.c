@@ -45,7 +45,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "failure.h"
 #include "segment.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -115,7 +114,7 @@ int life_enter(struct life *life, const struct mtlshm_host *host, int mode)
 	life_guard(life);
 	life->fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	if (life->fd < 0 || fstat(life->fd, &st))
-		rc = errno == ENOENT ? -ESTALE : failure("open", host->path);
+		rc = errno == ENOENT ? -ESTALE : -errno;
 	else if (st.st_dev != host->file.device || st.st_ino != host->file.inode)
 		rc = -ESTALE;
 	else if (segment_lost(host) || (uint64_t)st.st_size < sizeof(struct mtlshm_segment))
@@ -137,9 +136,7 @@ void life_leave(struct life *life)
 static int lock(const struct life *life, int command, short type, off_t byte, off_t count, struct flock *lock)
 {
 	*lock = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = count};
-	if (!fcntl(life->fd, command, lock))
-		return 0;
-	return errno == EAGAIN ? -EAGAIN : failure("lock bytes of the segment", "");
+	return fcntl(life->fd, command, lock) ? -errno : 0;
 }
 
 /* fcntl_locking(2): POSIX lets a conflict be EAGAIN or EACCES; Linux says EAGAIN. */
@@ -194,9 +191,9 @@ int life_pin(const struct life *life, void **pin)
 	int rc;
 
 	if (memory == MAP_FAILED)
-		return failure("map a page of the segment", "");
+		return -errno;
 	if (madvise(memory, page, MADV_DONTFORK)) {
-		rc = failure("keep a page of the segment from children", "");
+		rc = -errno;
 		munmap(memory, page);
 		return rc;
 	}

@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "failure.h"
 #include "life.h"
 #include "nap.h"
 #include "segment.h"
@@ -87,7 +86,6 @@ int mtlshm_retire(struct mtlshm_host *host)
 	struct life life;
 	int rc;
 
-	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (host->burial && host->burial_process == life_process())

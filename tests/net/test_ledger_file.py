@@ -9,12 +9,14 @@ import random
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from damages import on_disk
 from ledgers import IF, SPEC, process, refused
 from mtlshm.net.ledger import Ledger, State
 from networks import sandbox
@@ -30,7 +32,22 @@ def test_what_was_entered_is_there_after_it_was_closed(tmp_path: Path) -> None:
         assert ledger.in_use(IF)
 
 
+def test_another_boot_id_is_a_containers_where_no_file_outlives_a_boot() -> None:
+    """A service in systemd-nspawn may see another one each time it is started."""
+    with tempfile.TemporaryDirectory(prefix="mtlshm-test-", dir="/dev/shm") as directory:
+        with Ledger(Path(directory)) as ledger:
+            ledger.keep(IF)
+        with sqlite3.connect(f"{directory}/ledger") as db:
+            db.execute("UPDATE place SET boot_id = 'of a container'")
+        db.close()
+        with Ledger(Path(directory), read_only=True) as ledger:
+            assert ledger.in_use(IF)
+        with Ledger(Path(directory)) as ledger:
+            assert ledger.in_use(IF)
+
+
 def test_what_an_earlier_boot_left_is_forgotten(tmp_path: Path) -> None:
+    on_disk(tmp_path)
     with Ledger(tmp_path) as ledger:
         ledger.intend_flow(ledger.enter(1, process()), IF, 1, 1, SPEC)
         ledger.keep(IF)

@@ -233,7 +233,7 @@ class Store:
                 db.execute("INSERT INTO place VALUES (?, ?)", (_boot_id(), _netns()))
             self._check_layout()
             boot_id, netns = db.execute("SELECT boot_id, netns FROM place").fetchone()
-            if boot_id != _boot_id():
+            if self._of_another_boot(boot_id):
                 for table in ("flows", "queues", "ports", "uses", "kept", "owners"):
                     db.execute(f"DELETE FROM {table}")
                 db.execute("UPDATE place SET boot_id = ?, netns = ?", (_boot_id(), _netns()))
@@ -244,11 +244,16 @@ class Store:
     def _check_place(self) -> None:
         self._check_layout()
         boot_id, netns = self._db.execute("SELECT boot_id, netns FROM place").fetchone()
-        if boot_id != _boot_id():
+        if self._of_another_boot(boot_id):
             raise OSError(errno.ENOENT, f"{self.path} is of an earlier boot; start mtlshmd")
         if netns != _netns():  # the numbers of interfaces mean others here
             advice = "enter that: nsenter --net --target $(pidof mtlshmd)"
             raise OSError(errno.EXDEV, f"{self.path.parent} {_ELSEWHERE}; {advice}")
+
+    def _of_another_boot(self, boot_id: str) -> bool:
+        """A container's boot id, or that of a service in it, may be its own; nothing on a tmpfs outlives a boot."""
+        now = _boot_id()
+        return "" not in (now, boot_id) and now != boot_id and not _on_tmpfs(self.path)
 
     def _check_layout(self) -> None:
         layout = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -342,7 +347,20 @@ def _make(path: Path, gid: int | None) -> None:
 
 
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """Empty where /proc cannot say, as with ProcSubset=pid."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _on_tmpfs(path: Path) -> bool:
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        mount, _, system = line.partition(b" - ")  # proc_pid_mountinfo(5)
+        if mount.split(b" ")[2] == number:
+            return system.split(b" ")[0] in (b"tmpfs", b"ramfs")
+    return False
 
 
 def _netns() -> int:
