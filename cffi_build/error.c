@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What an errno means here, and what to do about it. Every condition of this library has an errno of its own.
+ * What an errno means here, and what to do about it. Every condition of this library has an errno of its own. What
+ * the operating system refuses is not here: failure.h.
  */
 #include <errno.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "mtlshm.h"
 
@@ -12,7 +14,6 @@ static const struct {
 	const char *text;
 } table[] = {
 	{0, "no error"},
-	{EACCES, "not permitted to use the segment: become a member of the group that owns the file (usually mtl)"},
 	{EALREADY, "this instance holds that lcore already"},
 	{EBADF, "the instance was unregistered: register again"},
 	{EBADMSG, "not a mtlshm segment, truncated or damaged: if nobody uses it, remove the file"},
@@ -21,11 +22,8 @@ static const struct {
 	{EDOM, "outside the CPUs this instance may claim: widen the affinity mask or cpuset, or register with a set of CPUs"},
 	{EEXIST, "a daemon serves this segment already: stop it first, or name another segment"},
 	{EINVAL, "an argument makes no sense: a count of 0, an unknown type, policy or flag, or a path too long"},
-	{EMFILE, "no file descriptor left to ask whether an owner lives: raise the limit (ulimit -n)"},
 	{ENODEV, "that CPU is absent or offline: see lscpu -e"},
 	{ENOENT, "no segment there: start mtlshmd or any client that creates it, or set MTLSHM_PATH to its path"},
-	{ENOMEM, "out of memory"},
-	{ENOSPC, "no room for the segment on its file system: enlarge it (in a container, /dev/shm)"},
 	{ENXIO, "no such NUMA node with CPUs: see mtlshm-ctl topology"},
 	{EOPNOTSUPP, "that file system lacks O_TMPFILE or open-file-description locks: put the segment on a tmpfs"},
 	{EPERM, "not held by this instance"},
@@ -44,5 +42,5 @@ const char *mtlshm_strerror(int error)
 	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
 		if (table[i].error == (error < 0 ? -error : error))
 			return table[i].text;
-	return "an error of the operating system";
+	return strerror(error < 0 ? -error : error);
 }

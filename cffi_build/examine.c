@@ -29,6 +29,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "failure.h"
 #include "life.h"
 #include "segment.h"
 
@@ -147,14 +148,14 @@ static int64_t read_table(const struct life *life, struct mtlshm_segment *table)
 
 	memset(table, 0, sizeof(*table));
 	if (fstat(life->fd, &st))
-		return -errno;
+		return failure("look at the segment", "");
 	if (!S_ISREG(st.st_mode))
 		return -EBADMSG;
 	while (done < sizeof(*table)) {
 		ssize_t n = pread(life->fd, (char *)table + done, sizeof(*table) - done, (off_t)done);
 
 		if (n < 0)
-			return -errno;
+			return failure("read the segment", "");
 		if (!n)
 			break;
 		done += (size_t)n;
@@ -199,15 +200,19 @@ static int examine(const struct life *life, struct mtlshm_segment *table, struct
 
 static int enter(struct life *life, const char *path, int mode)
 {
+	struct stat st;
 	int rc = life_init();
 
+	failure_forget();
 	if (rc)
 		return rc;
 	life_guard(life);
 	life->fd = open(path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	if (life->fd >= 0)
+	if (life->fd >= 0 && !fstat(life->fd, &st) && S_ISREG(st.st_mode))
 		return 0;
-	rc = errno == EISDIR || errno == ELOOP || errno == ENXIO ? -EBADMSG : -errno;
+	if (life->fd >= 0)
+		errno = EBADMSG;
+	rc = errno == ENOENT ? -ENOENT : segment_no_file(path, mode);
 	life_leave(life);
 	return rc;
 }
@@ -245,17 +250,19 @@ static int remove_unused(const char *path, const struct life *life, const struct
 		if (control_proxied(table->instances[i].control))
 			return IN_USE;
 	if (fstat(life->fd, &mine) || lstat(path, &named))
-		return -errno;
+		return failure("look at", path);
 	if (mine.st_dev != named.st_dev || mine.st_ino != named.st_ino)
 		return -ESRCH;
-	return unlink(path) ? -errno : 0;
+	return unlink(path) ? failure("remove", path) : 0;
 }
 
 static int write_field(const struct life *life, uint32_t offset, const void *right, size_t size)
 {
 	ssize_t written = pwrite(life->fd, right, size, (off_t)offset);
 
-	return written < 0 ? -errno : written == (ssize_t)size ? 0 : -EIO;
+	if (written >= 0)
+		errno = EIO;
+	return written == (ssize_t)size ? 0 : failure("write the segment's header", "");
 }
 
 /* As many as this host can have, but no fewer than there are in use: the view of who mends it may be a container's. */
@@ -345,7 +352,7 @@ static int mend_in_table(const char *path, const struct life *life, const struct
 	int rc = -EOPNOTSUPP;
 
 	if (live == MAP_FAILED)
-		return -errno;
+		return failure("map", path);
 	watched = fault_watch(live);
 	if (!watched) {
 		munmap(live, sizeof(*live));

@@ -24,6 +24,7 @@
 
 #include "clock.h"
 #include "cpuset.h"
+#include "failure.h"
 #include "lease.h"
 #include "life.h"
 #include "segment.h"
@@ -251,6 +252,7 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (!identity)
 		identity = &nobody;
 	if (identity->kind != MTLSHM_KIND_SHM && identity->kind != MTLSHM_KIND_DAEMON)
@@ -296,6 +298,7 @@ int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *h
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (kind <= MTLSHM_KIND_DAEMON || kind >= MTLSHM_KINDS)
 		return -EINVAL;
 	if (host->read_only)
@@ -315,6 +318,7 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 {
 	struct mtlshm_instance *proxy;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (!segment_proxied(host, owner))
@@ -340,6 +344,7 @@ int mtlshm_unregister(struct mtlshm_instance *me)
 	uint64_t owner, control;
 	int rc = 0;
 
+	failure_forget();
 	if (!instance_owner(me, &rc))
 		return rc;
 	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_ACQ_REL); /* of two threads, one goes on */

@@ -20,49 +20,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <time.h>
 
 #include "cpuset.h"
+#include "failure.h"
 #include "instance.h"
 #include "life.h"
-#include "machine.h"
-#include "place.h"
 #include "segment.h"
 #include "topology.h"
 
 /* How many dead or short-lived owners in a row one claim fights through before it says "busy". */
 #define CLAIM_TRIES 64
 
-/* How many choices in a row may be spoilt by single claims before the host counts as busy. */
-#define CHOICE_TRIES 100
-
-#define DEFAULT_TIMEOUT_MS 1000
-
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
-
-static struct mtlshm_lcore *slot(const struct mtlshm_host *host, uint32_t lcore)
-{
-	return &host->segment->lcores[lcore];
-}
-
-/* Acquire on taking, release on giving back: what one owner wrote before its release happens before what the
- * next does with the lcore. */
-static bool swap(struct mtlshm_lcore *lcore, uint64_t *expected, uint64_t desired)
-{
-	return __atomic_compare_exchange_n(&lcore->owner, expected, desired, false, __ATOMIC_ACQ_REL,
-					   __ATOMIC_ACQUIRE);
-}
-
-/* time(2) is a few loads in the vDSO; every clock with more digits costs a third of a claim. */
-static uint32_t now(void)
-{
-	return (uint32_t)time(NULL);
-}
-
-static void stamp(struct mtlshm_lcore *lcore, uint32_t when)
-{
-	__atomic_store_n(&lcore->note, when, __ATOMIC_RELAXED);
-}
 
 uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner)
 {
@@ -116,6 +85,7 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (!segment_knows(host, owner))
@@ -156,6 +126,7 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (!segment_knows(host, owner))
 		return segment_lost(host) ? -EBADMSG : 0;
 	if (segment_proxied(host, owner))
@@ -178,6 +149,7 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	uint32_t cleared = 0;
 	struct life life;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	rc = life_enter(&life, host, O_RDONLY);
@@ -233,12 +205,20 @@ static int look_again(struct mtlshm_instance *me, uint32_t lcore)
 	return cpuset_empty(&online) || cpuset_has(&online, lcore) ? -EDOM : -ENODEV; /* empty: nobody can tell */
 }
 
+/* Refused without a system call: what an earlier call met is not the reason. */
+static __attribute__((noinline, cold)) int refuse(int error)
+{
+	failure_forget();
+	return error;
+}
+
 /* Everything but the claim that just succeeds; apart from it, so that it costs that no stack frame. */
 static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 {
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
+	failure_forget();
 	if (!owner)
 		return rc;
 	if (lcore >= me->host->lcores)
@@ -281,15 +261,15 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 	uint64_t owner = instance_owner(me, &rc), token;
 
 	if (unlikely(!owner))
-		return rc;
+		return refuse(rc);
 	if (unlikely(lcore >= me->host->lcores))
-		return -ERANGE;
+		return refuse(-ERANGE);
 	/* Guess the token instead of loading it: right after a locked instruction on its line a load is
 	 * slow, and most instances have one type of lcore. A wrong guess tells what is there. */
 	token = owner | __atomic_load_n(&me->usual_type, __ATOMIC_RELAXED);
 	if (unlikely(!swap(slot(me->host, lcore), &token, 0))) {
 		if (owner_of(token) != owner || !swap(slot(me->host, lcore), &token, 0))
-			return segment_lost(me->host) ? -EBADMSG : -EPERM; /* an operator took it this moment */
+			return refuse(segment_lost(me->host) ? -EBADMSG : -EPERM); /* an operator took it this moment */
 		__atomic_store_n(&me->usual_type, token & TOKEN_TYPE_MASK, __ATOMIC_RELAXED);
 	}
 	return 0;
@@ -300,6 +280,7 @@ int mtlshm_release_all(struct mtlshm_instance *me)
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
+	failure_forget();
 	if (!owner)
 		return rc;
 	rc = (int)lease_clear(me->host, owner);
@@ -310,6 +291,7 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 {
 	uint64_t token;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (lcore >= host->lcores)
@@ -325,6 +307,7 @@ int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint3
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc), token;
 
+	failure_forget();
 	if (!owner)
 		return rc;
 	if (lcore >= me->host->lcores)
@@ -343,6 +326,7 @@ int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_
 {
 	uint64_t note;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (lcore >= host->lcores)
@@ -356,6 +340,7 @@ int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_
 
 int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag)
 {
+	failure_forget();
 	if (lcore >= host->lcores)
 		return -ERANGE;
 	*owner = owner_of(__atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_ACQUIRE));
@@ -363,90 +348,4 @@ int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uin
 	if (!segment_knows(host, *owner))
 		*owner = 0;
 	return segment_lost(host) ? -EBADMSG : 0;
-}
-
-static void find_busy(const struct mtlshm_host *host, struct mtlshm_cpuset *busy)
-{
-	*busy = (struct mtlshm_cpuset){0};
-	for (uint32_t i = 0; i < host->lcores; i++) {
-		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
-
-		if (token && segment_knows(host, owner_of(token)))
-			cpuset_add(busy, i);
-	}
-}
-
-/* Take the lcores chosen, all or none. -EAGAIN: a single claim got one of them first. */
-static int take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t count, uint64_t token)
-{
-	for (uint32_t i = 0; i < count; i++) {
-		struct mtlshm_lcore *lcore = slot(host, lcores[i]);
-		uint64_t held = __atomic_load_n(&lcore->owner, __ATOMIC_ACQUIRE);
-
-		if ((held && segment_knows(host, owner_of(held))) || !swap(lcore, &held, token)) {
-			while (i--) {
-				held = token;
-				swap(slot(host, lcores[i]), &held, 0);
-			}
-			return -EAGAIN;
-		}
-		stamp(lcore, now());
-	}
-	return 0;
-}
-
-static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topology *topology,
-			   const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed, uint64_t token,
-			   uint16_t *lcores)
-{
-	struct mtlshm_cpuset busy;
-	bool swept = false;
-	int rc = -EBUSY;
-
-	for (int i = 0; i < CHOICE_TRIES; i++) {
-		find_busy(host, &busy);
-		rc = place(topology, want, allowed, &busy, lcores);
-		if (!rc) {
-			rc = take_all(host, lcores, want->count, token);
-			if (rc != -EAGAIN)
-				return rc;
-		} else if (rc == -EBUSY && !swept) {
-			rc = mtlshm_sweep(host);
-			if (rc < 0)
-				return rc;
-			swept = true;
-		} else {
-			return rc;
-		}
-	}
-	return -EBUSY;
-}
-
-int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
-{
-	struct mtlshm_host *host;
-	const struct mtlshm_topology *topology;
-	struct mtlshm_cpuset allowed;
-	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
-
-	if (!owner)
-		return rc;
-	host = me->host;
-	if (want->type >= MTLSHM_LCORE_TYPES)
-		return -EINVAL;
-	rc = instance_cpus(me, &allowed);
-	if (!rc)
-		rc = machine_topology(host, me->cpus_given ? NULL : &allowed, &topology);
-	if (rc)
-		return rc;
-	for (uint32_t i = host->lcores; i < topology->cpus; i++)
-		cpuset_remove(&allowed, i);
-	rc = mtlshm_lock(me, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
-	if (rc < 0)
-		return rc;
-	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
-	rc = choose_and_take(host, topology, want, &allowed, owner | want->type, lcores);
-	mtlshm_unlock(me);
-	return segment_lost(host) ? -EBADMSG : rc;
 }

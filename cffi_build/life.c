@@ -45,6 +45,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "failure.h"
 #include "segment.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -114,7 +115,7 @@ int life_enter(struct life *life, const struct mtlshm_host *host, int mode)
 	life_guard(life);
 	life->fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	if (life->fd < 0 || fstat(life->fd, &st))
-		rc = errno == ENOENT ? -ESTALE : -errno;
+		rc = errno == ENOENT ? -ESTALE : failure("open", host->path);
 	else if (st.st_dev != host->file.device || st.st_ino != host->file.inode)
 		rc = -ESTALE;
 	else if (segment_lost(host) || (uint64_t)st.st_size < sizeof(struct mtlshm_segment))
@@ -136,7 +137,9 @@ void life_leave(struct life *life)
 static int lock(const struct life *life, int command, short type, off_t byte, off_t count, struct flock *lock)
 {
 	*lock = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = count};
-	return fcntl(life->fd, command, lock) ? -errno : 0;
+	if (!fcntl(life->fd, command, lock))
+		return 0;
+	return errno == EAGAIN ? -EAGAIN : failure("lock bytes of the segment", "");
 }
 
 /* fcntl_locking(2): POSIX lets a conflict be EAGAIN or EACCES; Linux says EAGAIN. */
@@ -191,9 +194,9 @@ int life_pin(const struct life *life, void **pin)
 	int rc;
 
 	if (memory == MAP_FAILED)
-		return -errno;
+		return failure("map a page of the segment", "");
 	if (madvise(memory, page, MADV_DONTFORK)) {
-		rc = -errno;
+		rc = failure("keep a page of the segment from children", "");
 		munmap(memory, page);
 		return rc;
 	}

@@ -16,8 +16,9 @@
  *
  * This header is the public interface, and the only place where the segment's layout is written down.
  *
- * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_strerror()
- * says what each means here and what to do about it. Of being killed inside, functions that only look say
+ * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_failure()
+ * says what failed in the operating system; if it says nothing, mtlshm_strerror() says what each means here and what to
+ * do about it. Of being killed inside, functions that only look say
  * nothing, since it leaves nothing. Every function may be called from any thread at any time unless its
  * comment says otherwise; none is a cancellation point, none but mtlshm_fault() may be called from a signal
  * handler (nor fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
@@ -554,9 +555,14 @@ int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
  * sched_getaffinity(2). */
 int mtlshm_affinity(struct mtlshm_cpuset *cpus);
 
-/* The sentence for a negative errno returned by this library: what is wrong and what to do next. Never
- * NULL; a constant. */
+/* The sentence for a condition of this library's own, by the negative errno it returned: what is wrong and what to
+ * do next. For an error of the operating system: what strerror(3) says. Never NULL; a constant. */
 const char *mtlshm_strerror(int error);
+
+/* Of the calling thread's latest call that failed with this error: which step of the operating system failed, and its
+ * path, as in "cannot open /sys/devices/system/cpu/online: Permission denied"; or what stands in a path's place.
+ * NULL if mtlshm_strerror() says it all. Good until the thread's next call; ask at once. */
+const char *mtlshm_failure(int error);
 
 /* cffi: end */
 #pragma GCC visibility pop

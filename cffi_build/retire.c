@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "failure.h"
 #include "life.h"
 #include "nap.h"
 #include "segment.h"
@@ -86,6 +87,7 @@ int mtlshm_retire(struct mtlshm_host *host)
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (host->burial && host->burial_process == life_process())

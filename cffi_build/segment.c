@@ -33,6 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "failure.h"
 #include "life.h"
 #include "machine.h"
 #include "topology.h"
@@ -152,7 +153,9 @@ static int write_header(int fd, const char *sysfs)
 	clock_gettime(CLOCK_REALTIME, &now);
 	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 	written = pwrite(fd, &header, sizeof(header), 0);
-	return written < 0 ? -errno : written == sizeof(header) ? 0 : -EIO;
+	if (written >= 0)
+		errno = EIO;
+	return written == sizeof(header) ? 0 : failure("write the header of a new segment", "");
 }
 
 /* By reading group(5): getgrnam(3) loads modules, which crash a static program, and may ask the network. */
@@ -182,8 +185,8 @@ static int set_access(int fd)
 	gid_t group;
 
 	if (find_group(&group) && fchown(fd, (uid_t)-1, group) && errno != EPERM && errno != EINVAL)
-		return -errno;
-	return fchmod(fd, MODE) ? -errno : 0;
+		return failure("give a new segment to the group " GROUP, "");
+	return fchmod(fd, MODE) ? failure("set the mode of a new segment", "") : 0;
 }
 
 /* The locks that everything rests on: F_OFD_GETLK is EINVAL to a kernel that does not know them. */
@@ -203,16 +206,20 @@ static int create(const char *path, const char *sysfs)
 
 	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(path, '/') - path) + 1, path);
 	fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0 && errno == ENOENT)
+		return failure_is(-ENOENT, directory, "does not exist, so no segment can be made there: make the directory "
+						      "(mkdir -p), or name another path");
 	if (fd < 0) /* EISDIR: open(2) on a kernel or file system that does not know O_TMPFILE */
-		return errno == EISDIR ? -EOPNOTSUPP : -errno;
+		return errno == EISDIR || errno == EOPNOTSUPP ? -EOPNOTSUPP : failure("make a file in", directory);
 	query.fd = fd;
 	rc = try_locks(&query);
 	if (rc)
 		goto out;
 	/* Every page is allocated now, so that no access can fail for lack of room (SIGBUS) later. */
 	do
-		rc = -posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
-	while (rc == -EINTR); /* tmpfs may give up for any signal */
+		errno = posix_fallocate(fd, 0, sizeof(struct mtlshm_segment));
+	while (errno == EINTR); /* tmpfs may give up for any signal */
+	rc = errno ? failure("allocate a segment in", directory) : 0;
 	if (!rc)
 		rc = write_header(fd, sysfs);
 	if (!rc)
@@ -224,14 +231,38 @@ static int create(const char *path, const char *sysfs)
 	snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);
 	if (linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) &&
 	    (errno != ENOENT || linkat(fd, "", AT_FDCWD, path, AT_EMPTY_PATH)))
-		rc = errno == EEXIST ? NAME_TAKEN : -errno;
+		rc = errno == EEXIST ? NAME_TAKEN : failure("give a new segment the name", path);
 out:
 	close(fd);
 	return rc;
 }
 
+int segment_no_file(const char *path, int mode)
+{
+	static const struct {
+		mode_t type;
+		const char *words;
+	} kinds[] = {
+		{S_IFDIR, "is a directory, no mtlshm segment: name another path"},
+		{S_IFLNK, "is a symbolic link, which is not followed: name what it leads to"},
+		{S_IFSOCK, "is a socket, no mtlshm segment: name another path"},
+		{S_IFIFO, "is a FIFO, no mtlshm segment: name another path"},
+		{S_IFCHR, "is a device, no mtlshm segment: name another path"},
+		{S_IFBLK, "is a device, no mtlshm segment: name another path"},
+	};
+	int error = errno;
+	struct stat st;
+	bool found = !lstat(path, &st);
+
+	for (size_t i = 0; found && i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if ((st.st_mode & S_IFMT) == kinds[i].type)
+			return failure_is(-EBADMSG, path, kinds[i].words);
+	errno = error;
+	return failure(mode == O_RDONLY ? "open" : "open for reading and writing", path);
+}
+
 /* Is this file a segment that we understand? Everything but its state. */
-static int check(int fd, uint32_t *lcores)
+static int check(const char *path, int fd, uint32_t *lcores)
 {
 	struct mtlshm_header header;
 	struct life query = {.fd = fd};
@@ -240,12 +271,13 @@ static int check(int fd, uint32_t *lcores)
 	int rc;
 
 	if (fstat(fd, &st))
-		return -errno;
+		return failure("look at", path);
+	errno = EBADMSG;
 	if (!S_ISREG(st.st_mode))
-		return -EBADMSG;
+		return segment_no_file(path, O_RDONLY);
 	length = pread(fd, &header, sizeof(header), 0);
 	if (length < 0)
-		return -errno;
+		return failure("read", path);
 	if (length != sizeof(header))
 		return -EBADMSG;
 	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)))
@@ -276,19 +308,19 @@ static int attach(struct mtlshm_host *host)
 
 	if (fd < 0 && errno == ENOENT)
 		return NO_FILE;
-	if (fd < 0) /* a directory, a symbolic link, a socket are no segments */
-		return errno == EISDIR || errno == ELOOP || errno == ENXIO ? -EBADMSG : -errno;
-	rc = check(fd, &host->lcores);
+	if (fd < 0)
+		return segment_no_file(host->path, mode);
+	rc = check(host->path, fd, &host->lcores);
 	if (rc)
 		goto out;
 	if (fstat(fd, &st)) {
-		rc = -errno;
+		rc = failure("look at", host->path);
 		goto out;
 	}
 	memory = mmap(NULL, sizeof(struct mtlshm_segment), host->read_only ? PROT_READ : PROT_READ | PROT_WRITE,
 		      MAP_SHARED, fd, 0);
 	if (memory == MAP_FAILED) {
-		rc = -errno;
+		rc = failure("map", host->path);
 		goto out;
 	}
 	host->watched = fault_watch(memory);
@@ -370,6 +402,7 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 	struct mtlshm_host *host;
 	int rc = life_init();
 
+	failure_forget();
 	if (rc)
 		return rc;
 	if (!path)
@@ -384,7 +417,7 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 	host->read_only = flags & MTLSHM_READ_ONLY;
 	host->path = absolute(path);
 	if (!host->path || (sysfs && !(host->sysfs = absolute(sysfs))))
-		rc = -errno;
+		rc = failure("find the current directory, in which is", path);
 	else
 		rc = attach_or_create(host, may_create);
 	if (rc)

@@ -36,6 +36,10 @@ int segment_stale(const struct life *life, const struct mtlshm_header *header);
 
 int segment_lcores(const char *sysfs, uint32_t *lcores);
 
+/* The segment's file cannot be opened in this mode, or is no file: note why, see failure.h. Returns -EBADMSG for what is
+ * no file, else -errno. */
+int segment_no_file(const char *path, int mode);
+
 /* Of retire.c. Does the path lead to what is mapped? Is that marked as retired? */
 bool segment_named(const struct mtlshm_host *host);
 bool segment_retired(const struct mtlshm_host *host);

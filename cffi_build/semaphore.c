@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <time.h>
 
+#include "failure.h"
 #include "instance.h"
 #include "nap.h"
 #include "segment.h"
@@ -99,6 +100,7 @@ int mtlshm_lock(struct mtlshm_instance *me, uint32_t timeout_ms)
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
+	failure_forget();
 	if (!owner)
 		return rc;
 	if (me->proxied) /* nobody could tell that its daemon died in it */
@@ -120,10 +122,12 @@ int mtlshm_unlock(struct mtlshm_instance *me)
 	held = __atomic_load_n(word, __ATOMIC_RELAXED);
 	/* Compare-and-swap, as another thread of this instance may give it back after the load: then the word can
 	 * name the next holder. While it names this instance, only the waiters' bit can change. */
-	do
-		if (owner_of(held) != owner)
+	do {
+		if (owner_of(held) != owner) {
+			failure_forget();
 			return segment_lost(me->host) ? -EBADMSG : -EPERM;
-	while (!__atomic_compare_exchange_n(word, &held, 0, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+		}
+	} while (!__atomic_compare_exchange_n(word, &held, 0, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
 	if (held & WAITERS)
 		nap_end((uint32_t *)word);
 	return segment_lost(me->host) ? -EBADMSG : 0;

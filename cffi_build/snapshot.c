@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "clock.h"
+#include "failure.h"
 #include "life.h"
 #include "segment.h"
 
@@ -122,8 +123,10 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 	struct positions positions;
 	const uint64_t shift = clock_shift();
 	struct life life;
-	int rc = life_enter(&life, host, O_RDONLY);
+	int rc;
 
+	failure_forget();
+	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	memset(positions.of, 0xff, sizeof(positions.of));
@@ -152,6 +155,7 @@ int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_insta
 	struct life life;
 	int rc;
 
+	failure_forget();
 	if (!segment_knows(host, owner))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	rc = life_enter(&life, host, O_RDONLY);

@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 #include "cpuset.h"
+#include "failure.h"
 
 #define END (-1)
 /* Far above any CPU, node or package number, and far below overflow. */
 #define NUMBER_MAX 99999999
 
 struct file {
+	const char *path;
 	int fd;
 	int error;
 	size_t at, length;
@@ -28,8 +30,9 @@ static int file_open(struct file *file, int directory, const char *path)
 {
 	file->error = 0;
 	file->at = file->length = 0;
+	file->path = path;
 	file->fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
-	return file->fd < 0 ? -errno : 0;
+	return file->fd < 0 ? failure("open", path) : 0;
 }
 
 /* The next character, or END at the end of the file or on an error, which is then in file->error. */
@@ -42,7 +45,7 @@ static int file_next(struct file *file)
 			length = read(file->fd, file->text, sizeof(file->text));
 		while (length < 0 && errno == EINTR);
 		if (length < 0)
-			file->error = -errno;
+			file->error = failure("read", file->path);
 		if (length <= 0)
 			return END;
 		file->at = 0;
@@ -112,6 +115,8 @@ static int parse_list(struct file *file, struct mtlshm_cpuset *set)
 static int file_close(struct file *file, int rc)
 {
 	close(file->fd);
+	if (rc && !file->error)
+		failure_is(rc, file->path, "is not what the kernel writes there: is something mounted over it?");
 	return file->error ? file->error : rc;
 }
 

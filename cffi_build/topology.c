@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "cpuset.h"
+#include "failure.h"
 #include "mtlshm.h"
 #include "sysfs.h"
 
@@ -45,23 +46,31 @@
 /* CPUs that sched_getaffinity() can tell us about: four times the highest NR_CPUS of any architecture. */
 #define AFFINITY_CPUS 32768
 
+/* These two are asked by who goes on without the file: its failure is nobody's, then. */
+static bool forgotten(bool tolerable)
+{
+	if (tolerable)
+		failure_forget();
+	return tolerable;
+}
+
 /* Not an error: the kernel does not know it, or not any more. */
 static bool is_missing(int rc)
 {
-	return rc == -ENOENT || rc == -ENODEV;
+	return forgotten(rc == -ENOENT || rc == -ENODEV);
 }
 
 /* Does the failure say something about sysfs, and nothing about us? */
 static bool is_unknown(int rc)
 {
-	return rc && rc != -EMFILE && rc != -ENFILE && rc != -ENOMEM;
+	return forgotten(rc && rc != -EMFILE && rc != -ENFILE && rc != -ENOMEM);
 }
 
 static int open_directory(int directory, const char *path)
 {
 	int fd = openat(directory, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-	return fd < 0 ? -errno : fd;
+	return fd < 0 ? failure("open", path) : fd;
 }
 
 /* The SMT siblings of an online CPU, itself included. */
@@ -72,7 +81,7 @@ static int read_siblings(int directory, uint32_t cpu, struct mtlshm_cpuset *sibl
 
 	snprintf(path, sizeof(path), "cpu%u/topology/core_cpus_list", cpu);
 	rc = sysfs_list(directory, path, siblings);
-	if (rc == -ENOENT) { /* its name before Linux 5.3 */
+	if (is_missing(rc)) { /* its name before Linux 5.3 */
 		snprintf(path, sizeof(path), "cpu%u/topology/thread_siblings_list", cpu);
 		rc = sysfs_list(directory, path, siblings);
 	}
@@ -237,7 +246,7 @@ static int read_possible(int root, struct mtlshm_cpuset *possible, uint32_t *cpu
 	*cpus = 0;
 	cpuset_for_each(cpu, possible)
 		*cpus = cpu + 1;
-	return *cpus ? 0 : -EBADMSG;
+	return *cpus ? 0 : failure_is(-EBADMSG, POSSIBLE, "names no CPU: is something mounted over it?");
 }
 
 /* Which CPUs there are. */
@@ -263,6 +272,8 @@ static int read_structure(struct mtlshm_topology *topology, int root)
 		return directory;
 	rc = read_cores_and_caches(topology, directory);
 	close(directory);
+	if (rc)
+		failure_below("devices/system/cpu");
 	return rc ? rc : read_nodes(topology, root);
 }
 
@@ -336,8 +347,10 @@ static int root_enter(const char *sysfs, int *cancel_state)
 	return root;
 }
 
-static int root_leave(int root, int cancel_state, int rc)
+static int root_leave(const char *sysfs, int root, int cancel_state, int rc)
 {
+	if (rc)
+		failure_below(sysfs ? sysfs : SYSFS);
 	close(root);
 	pthread_setcancelstate(cancel_state, NULL);
 	return rc;
@@ -348,7 +361,7 @@ int topology_read(struct mtlshm_topology *topology, const char *sysfs, const str
 	int cancel_state, root = root_enter(sysfs, &cancel_state);
 
 	if (root >= 0)
-		return root_leave(root, cancel_state,
+		return root_leave(sysfs, root, cancel_state,
 				  sysfs ? read_machine(topology, root) : read_host(topology, root, mine));
 	return sysfs || !is_unknown(root) ? root : read_host(topology, -1, mine);
 }
@@ -356,8 +369,10 @@ int topology_read(struct mtlshm_topology *topology, const char *sysfs, const str
 int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs)
 {
 	struct mtlshm_cpuset mine = {0};
-	int rc = sysfs ? 0 : mtlshm_affinity(&mine);
+	int rc;
 
+	failure_forget();
+	rc = sysfs ? 0 : mtlshm_affinity(&mine);
 	return rc ? rc : topology_read(topology, sysfs, &mine);
 }
 
@@ -368,7 +383,7 @@ int topology_possible(const char *sysfs, uint32_t *cpus)
 	uint32_t cpu;
 
 	if (root >= 0)
-		rc = root_leave(root, cancel_state, read_possible(root, &possible, cpus));
+		rc = root_leave(sysfs, root, cancel_state, read_possible(root, &possible, cpus));
 	if (sysfs || (rc && !is_unknown(rc)))
 		return rc;
 	if (rc)
@@ -387,7 +402,7 @@ int topology_online(const char *sysfs, struct mtlshm_cpuset *online)
 	int cancel_state, root = root_enter(sysfs, &cancel_state), rc = root;
 
 	if (root >= 0)
-		rc = root_leave(root, cancel_state, sysfs_list(root, ONLINE, online));
+		rc = root_leave(sysfs, root, cancel_state, sysfs_list(root, ONLINE, online));
 	if (sysfs || !is_unknown(rc))
 		return rc;
 	*online = (struct mtlshm_cpuset){0};
@@ -404,7 +419,7 @@ int mtlshm_affinity(struct mtlshm_cpuset *cpus)
 	long length = syscall(SYS_sched_getaffinity, 0, sizeof(mask), mask);
 
 	if (length < 0)
-		return -errno;
+		return failure("read the affinity mask", "");
 	memset(cpus, 0, sizeof(*cpus));
 	memcpy(cpus, mask, (size_t)length < sizeof(*cpus) ? (size_t)length : sizeof(*cpus));
 	return 0;

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from mtlshm import segment
 from mtlshm._core import ffi, lib
 from mtlshm.errors import check
 from mtlshm.snapshot import printable
@@ -90,7 +91,9 @@ class Damage:
 def glance(path: str) -> list[Damage]:
     """What looks wrong at this moment, and may be only passing. OSError if the file cannot be read."""
     found = ffi.new("struct mtlshm_damage[]", lib.MTLSHM_DAMAGES)
-    count = check(lib.mtlshm_examine(os.fsencode(path), found), f"segment {path}")
+    count = lib.mtlshm_examine(os.fsencode(path), found)
+    if count < 0:
+        raise segment.refused(path, count)
     return [Damage(What(one.kind), one.index, one.value) for one in found[0:count]]
 
 

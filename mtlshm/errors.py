@@ -43,11 +43,32 @@ _CLASSES: dict[int, type[MtlshmError]] = {
 }
 
 
+def failure(code: int) -> str:
+    """Which step of the operating system failed in the call just made, and its path; '' if none did."""
+    text = lib.mtlshm_failure(code)
+    return "" if text == ffi.NULL else bytes(ffi.string(text)).decode(errors="replace")
+
+
 def error(code: int, subject: str, detail: str = "") -> MtlshmError:
-    """The exception for a negative errno: what it was about, what is wrong, what to do."""
+    """The exception for a negative errno: what it was about, what is wrong, what to do. Make it right after the call.
+
+    The classes are for the core's own conditions: where a file of the system is missing, no segment is.
+    """
     number = -code
-    text = detail or ffi.string(lib.mtlshm_strerror(number)).decode()
-    return _CLASSES.get(number, MtlshmError)(number, f"{subject}: {text}")
+    failed = failure(code)
+    text = detail or failed or ffi.string(lib.mtlshm_strerror(number)).decode()
+    kind = MtlshmError if failed and number != errno.EACCES else _CLASSES.get(number, MtlshmError)
+    return kind(number, f"{subject}: {text}")
+
+
+def reason(error: OSError) -> str:
+    """What went wrong. The system's errors have a text, those that a library raises may have none."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def about(error: OSError) -> str:
+    """The same, with the file's name; ours say all in their text."""
+    return reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
 
 
 def check(code: int, subject: str) -> int:

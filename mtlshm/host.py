@@ -15,7 +15,7 @@ from weakref import WeakSet, finalize
 from mtlshm import config, segment
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
-from mtlshm.errors import check, error
+from mtlshm.errors import check
 from mtlshm.instance import Instance
 from mtlshm.snapshot import InstanceInfo, Kind, Process, Snapshot
 from mtlshm.topology import Topology
@@ -58,7 +58,7 @@ class Host:
         c_sysfs = ffi.NULL if self._sysfs is None else os.fsencode(self._sysfs)
         code = lib.mtlshm_open(result, os.fsencode(self.path), flags, c_sysfs)
         if code:
-            raise error(code, f"segment {self.path}", segment.diagnose(self.path, -code))
+            raise segment.refused(self.path, code)
         self._mapping = _Mapping(result[0])
 
     def _opened(self) -> _Mapping:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from typing import Any
 
 from mtlshm._core import ffi, lib
+from mtlshm.errors import MtlshmError, error, failure
 
 GROUP = "mtl"  # whose members may use it, as the core names it
 
@@ -70,46 +73,75 @@ def change(path: str, inode: tuple[int, int], *, mode: int | None = None, gid: i
         os.close(fd)
 
 
-def diagnose(path: str, error: int) -> str:
-    """What can be said about a segment that the core refused with `error`, beyond what the errno says; else ''."""
-    if error == errno.EACCES:
-        return _who_may(path)
-    if error in (errno.EPROTO, errno.EBADMSG):
-        return _what_it_is(path)
-    return ""
+def refused(path: str, code: int) -> MtlshmError:
+    """The exception for a segment that the core has just refused to open, with what its file looks like."""
+    failed = failure(code)
+    detail = failed.removeprefix(f"{path} ")  # it is the subject
+    if code == -errno.EACCES and (path in failed or os.path.join(os.path.dirname(path), "") in failed):
+        detail = _who_may(path)
+    elif not failed and code in (-errno.EPROTO, -errno.EBADMSG):
+        detail = _what_it_is(path)
+    return error(code, f"segment {path}", detail)
 
 
-def _who_may(path: str) -> str:
-    import grp
+def _user(uid: int) -> str:
     import pwd
 
     try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = f"uid {os.geteuid()}"
+        return f"uid {uid}"
+
+
+def _is_member(uid: int, group: Any) -> bool:
+    """Of an entry of group(5)."""
+    import pwd
+
+    with suppress(KeyError):
+        user = pwd.getpwuid(uid)
+        return user.pw_gid == group.gr_gid or user.pw_name in group.gr_mem
+    return False
+
+
+def _who_may(path: str) -> str:
+    """Why we may not, and what lets us. The group gets no stranger's file: the group is what its users trust."""
+    import grp
+
+    user = _user(os.geteuid())
     try:
         status = os.stat(path)
     except OSError:
-        return f"{user} may not use the directory {os.path.dirname(path)}: name another path"
-    what = f"{user} may not use it: mode {stat.filemode(status.st_mode)}"
+        return f"{user} is not permitted to use the directory {os.path.dirname(path)}: name another path"
     try:
         group = grp.getgrgid(status.st_gid).gr_name
     except KeyError:
         group = ""
-    if not group or status.st_gid in (0, os.getegid(), *os.getgroups()):
-        whose = f"group {group}" if group else f"gid {status.st_gid}, which has no name"
+    group_name = group or f"gid {status.st_gid}"
+    owner, mode = _user(status.st_uid), stat.filemode(status.st_mode)
+    what = f"{user} is not permitted to use it: it belongs to {owner}, group {group_name}, mode {mode}"
+    open_to_group = status.st_mode & 0o060 == 0o060
+    if group and open_to_group and status.st_gid not in (0, os.getegid(), *os.getgroups()):
+        return f"{what}; become a member (usermod -aG {group} {user}) and log in again"
+    give = f"chgrp {GROUP} {path} && chmod 660 {path}"
+    try:
+        users = grp.getgrnam(GROUP)
+    except KeyError:
+        people = user if status.st_uid == 0 else f"{owner} and {user}"
         return (
-            f"{what}, {whose}; make a group for MTL's users (groupadd --system mtl), stop all who use the segment, "
-            "remove the file and start again"
+            f"{what}; there is no group {GROUP}: make it (groupadd --system {GROUP}), put {people} into it "
+            f"(usermod -aG {GROUP} NAME), give it the file ({give}) and log in again"
         )
-    return f"{what}, group {group}; become a member (usermod -aG {group} {user}) and log in again"
+    if status.st_uid != 0 and not _is_member(status.st_uid, users):
+        return f"{what}; the group {GROUP} exists, but {owner} is no member, so ask root whose file this is"
+    join = "" if users.gr_gid in (os.getegid(), *os.getgroups()) else f"become a member (usermod -aG {GROUP} {user}), "
+    return f"{what}; the group {GROUP} exists: {join}have root or {owner} give it the file ({give}) and log in again"
 
 
 def _what_it_is(path: str) -> str:
     header = ffi.new("struct mtlshm_header *")
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # asked first: to open a FIFO can take for ever
-            return "not a regular file, so no mtlshm segment: name another path"
+            return ""
         fd = open_for_reading(path)
     except OSError:
         return ""

@@ -24,7 +24,7 @@ from mtlshm.ctl import (
     topology,
     xdp,
 )
-from mtlshm.ctl.wording import reason
+from mtlshm.errors import reason
 
 _STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
 

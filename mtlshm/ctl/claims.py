@@ -24,7 +24,7 @@ import click
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
 from mtlshm.config import ConfigError
-from mtlshm.ctl.wording import reason
+from mtlshm.errors import reason
 
 _NODES = 1023  # the kernel's CONFIG_NODES_SHIFT allows no higher number
 _NOT_STARTED, _NOT_EXECUTABLE, _NOT_FOUND = 125, 126, 127

@@ -21,9 +21,10 @@ from pathlib import Path
 import click
 
 from mtlshm import Busy, Host, MtlshmError, NoSegment
-from mtlshm.ctl import legacy, listening, logind, wording
+from mtlshm.ctl import legacy, listening, logind
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
+from mtlshm.errors import reason
 from mtlshm.host import default_path
 from mtlshm.legacy_table import LegacyError
 from mtlshm.lending import bring_home
@@ -103,7 +104,7 @@ def _repaired(finding: _Finding, refused: dict[_Finding, str]) -> bool:
         if error.errno == errno.ESRCH:  # somebody else has, or the lcore is another's meanwhile
             return True
         if error.errno != errno.EOPNOTSUPP:
-            refused[finding] = f"not repaired: {wording.reason(error)}; {finding.advice}"
+            refused[finding] = f"not repaired: {reason(error)}; {finding.advice}"
     else:
         return True
     return False

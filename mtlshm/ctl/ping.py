@@ -8,7 +8,7 @@ from errno import EACCES, ECONNREFUSED, ENOENT
 
 import click
 
-from mtlshm.ctl.wording import reason
+from mtlshm.errors import reason
 from mtlshm.manager import Manager, default_socket
 
 _PATIENCE = 5.0  # seconds

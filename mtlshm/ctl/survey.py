@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlshm.ctl import wording
 from mtlshm.ctl.terminal import add_row, new_table
+from mtlshm.errors import reason
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +45,7 @@ def read_ledger(state: Path) -> State:
         with Ledger(state, read_only=True) as ledger:
             return ledger.state()
     except FileNotFoundError as error:
-        raise NoLedger(ENOENT, f"no daemon has served interfaces here: {wording.reason(error)}") from None
+        raise NoLedger(ENOENT, f"no daemon has served interfaces here: {reason(error)}") from None
 
 
 def survey(book: State, state: Path, pins: Path) -> Survey:
@@ -69,7 +70,7 @@ def survey_if_any(state: Path, pins: Path) -> Survey:
     except NoLedger:
         return Survey([], [])
     except OSError as error:
-        return Survey([], [f"interfaces: {wording.reason(error)}"])
+        return Survey([], [f"interfaces: {reason(error)}"])
 
 
 async def _describe(book: State, use: Use, state: Path, pins: Path, missing: list[str]) -> dict[str, Any]:
@@ -115,7 +116,7 @@ async def _describe(book: State, use: Use, state: Path, pins: Path, missing: lis
 def why_not(name: str, what: str, error: OSError) -> str:
     """Why something of an interface cannot be shown."""
     private = isinstance(error, PermissionError) and os.geteuid()
-    because = "the kernel tells root only" if private else wording.reason(error)
+    because = "the kernel tells root only" if private else reason(error)
     return f"{name}: no {what}: {because}"
 
 

@@ -21,11 +21,6 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-def reason(error: OSError) -> str:
-    """What went wrong. The system's errors have a text, those that a library raises may have none."""
-    return error.strerror or str(error) or type(error).__name__
-
-
 def state(info: InstanceInfo) -> str:
     """alive, dead (not yet collected) or unknown."""
     return {True: "alive", False: "dead", None: "unknown"}[info.alive]

@@ -22,6 +22,7 @@ from mtlshm import Busy, NotPermitted
 from mtlshm.ctl import survey, wording
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import add_row, new_table, show
+from mtlshm.errors import reason
 
 if TYPE_CHECKING:
     from mtlshm.net.gate import Gate
@@ -200,7 +201,7 @@ async def _survey(state: Path, pins: Path) -> survey.Survey:
     except survey.NoLedger:
         kept = set()
     except OSError as error:
-        found.missing.append(f"which interfaces are kept: {wording.reason(error)}")
+        found.missing.append(f"which interfaces are kept: {reason(error)}")
     begun: list[int] = []
     try:
         begun = loader.interfaces()

@@ -25,6 +25,7 @@ from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
+from mtlshm.errors import about, reason
 from mtlshm.legacy_table import DEFAULT_LOCK, default_key
 from mtlshm.manager import served_socket
 from mtlshm.net import places
@@ -98,7 +99,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
             for name, value in context.default_map.items():
                 known[name].type_cast_value(context, value)
         except config.ConfigError as error:
-            raise click.UsageError(f"{error.strerror}") from error
+            raise click.UsageError(reason(error)) from error
         except click.BadParameter as error:
             raise click.UsageError(f"{path}: {name}: {error.message}") from error
     return path
@@ -219,7 +220,7 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     try:
         asyncio.run(_tear_down(settings) if teardown else _serve(settings))
     except OSError as error:
-        log.error("%s", error.strerror if error.filename is None else error)  # ours say all in their text
+        log.error("%s", about(error))
         context.exit(1)
 
 
@@ -265,7 +266,7 @@ async def _serve(settings: dict[str, Any]) -> None:
                 duties.callback(legacy.close)
                 loans = legacy
             except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that
-                log.error("legacy processes are not served: %s", error.strerror)
+                log.error("legacy processes are not served: %s", reason(error))
         if path := settings["socket"]:
             gid = _gid(settings["socket_group"])
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
@@ -321,7 +322,7 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
         try:
             await interfaces.start()
         except OSError as error:
-            log.error("interfaces are not served: %s", error.strerror or error)
+            log.error("interfaces are not served: %s", reason(error))
 
     interfaces = OnDemand(make)
     if (settings["state"] / "ledger").exists():
@@ -350,7 +351,7 @@ async def _tear_down(settings: dict[str, Any]) -> None:
             try:
                 host.unlink()
             except Busy as error:
-                log.info("%s; it stays with its users", error.strerror)
+                log.info("%s; it stays with its users", reason(error))
     log.info("torn down")
 
 

@@ -9,6 +9,8 @@ import socket
 import struct
 from typing import NamedTuple
 
+from mtlshm.errors import reason
+
 # asm-generic/socket.h, Linux 4.13 and 6.5; not in Python 3.11
 _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
 _NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
@@ -40,7 +42,7 @@ def meet(connection: socket.socket, gid: int | None) -> Peer:
     try:
         return Peer(pid, uid, _pidfd(connection, pid), admitted)
     except Unseen as error:
-        return Peer(pid, uid, None, admitted, str(error.strerror))
+        return Peer(pid, uid, None, admitted, reason(error))
 
 
 def _may_enter(connection: socket.socket, uid: int, peer_gid: int, gid: int) -> bool:
@@ -75,7 +77,7 @@ def _pidfd(connection: socket.socket, pid: int) -> int:
         # ESRCH, EINVAL, ENODATA: it is dead already. ENOPROTOOPT: before Linux 6.5.
         if error.errno not in _NOT_HERE:
             raise
-        why = error.strerror
+        why = reason(error)
     if pid <= 0:
         raise Unseen(errno.EPERM, f"it is in a PID namespace that we do not see into, and SO_PEERPIDFD says: {why}")
     # The PID may have changed hands between connect() and here, if its process died meanwhile and its child goes on
@@ -85,5 +87,5 @@ def _pidfd(connection: socket.socket, pid: int) -> int:
     except OSError as error:
         if error.errno not in _NOT_HERE:
             raise
-        text = f"the kernel gives no pidfd (SO_PEERPIDFD: {why}; pidfd_open: {error.strerror})"
+        text = f"the kernel gives no pidfd (SO_PEERPIDFD: {why}; pidfd_open: {reason(error)})"
         raise Unseen(errno.EPERM, f"{text}; let the seccomp filter pass pidfd_open") from None

@@ -38,6 +38,7 @@ from inotify_simple import flags, parse_events
 from mtlshm import Busy, Host, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.watch import Watch
+from mtlshm.errors import reason
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class Reaper:
         if error.errno in (errno.ESTALE, errno.EBADMSG):
             self._lost(error)
         else:  # such as no descriptor left: clients collect for themselves, and the next event tries again
-            log.error("cannot look after the table: %s", error.strerror, extra=SELDOM)
+            log.error("cannot look after the table: %s", reason(error), extra=SELDOM)
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -211,7 +212,7 @@ def _open_pidfd(pid: int) -> int | None:
         return None
     except OSError as error:
         if error.errno != errno.ESRCH:  # dead already: the life lock tells
-            why = error.strerror
+            why = reason(error)
             log.warning("no pidfd for pid %d, watching it by its lock only: %s", pid, why, extra=SELDOM)
         return None
 

@@ -28,6 +28,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from mtlshm.errors import reason
+
 log = logging.getLogger(__name__)
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
@@ -105,7 +107,7 @@ class Service:
         try:
             own = None if descriptor is None else os.dup(descriptor)
         except OSError as error:
-            log.error("the service manager cannot be told to keep a connection: %s", error.strerror)
+            log.error("the service manager cannot be told to keep a connection: %s", reason(error))
             return
         self._waiting.append(_Message(state, own, keeps))
 
@@ -131,7 +133,7 @@ class Service:
             self._watch(notifier)
             return False
         except OSError as error:  # our clients shall not suffer from that
-            self._complain(f"does not listen: {error.strerror or error}")
+            self._complain(f"does not listen: {reason(error)}")
         notifier.close()
         return True
 

@@ -32,6 +32,7 @@ from mtlshm.daemon import eal, process
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
+from mtlshm.errors import reason
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
 from mtlshm.wire import Dialect, Type
 
@@ -197,7 +198,7 @@ class Session:
             number = error.errno or errno.EIO
             if str(error) != self._said:
                 self._said = str(error)
-                log.warning("pid %d, %s: %s", self._peer.pid, Type(kind).name, error.strerror or error)
+                log.warning("pid %d, %s: %s", self._peer.pid, Type(kind).name, reason(error))
         except Exception:
             number = errno.EIO
             log.exception("pid %d, request %d", self._peer.pid, kind)
@@ -219,7 +220,7 @@ class Session:
                 who = process.identify(self._peer.pidfd, pid, uid, body.hostname)
                 self._instance = self._host.register_proxy(Kind.SOCKET, who)
             except OSError as error:  # no record left, or no descriptor
-                log.error("cannot register pid %d: %s", pid, error.strerror)
+                log.error("cannot register pid %d: %s", pid, reason(error))
                 return -(error.errno or errno.EIO)
             self.owner = self._instance.owner
             # By its own word only the table shall call its host.
@@ -246,7 +247,7 @@ class Session:
                 if (known := await self._interfaces.map_of(ifindex)) is not None:
                     return Reply(b"\0", given=(os.dup(known),))
             except OSError as error:  # no descriptor is left
-                log.error("pid %d gets no map: %s", self._peer.pid, error.strerror)
+                log.error("pid %d gets no map: %s", self._peer.pid, reason(error))
             except Exception:
                 log.exception("pid %d gets no map", self._peer.pid)
         # One of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.

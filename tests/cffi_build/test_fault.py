@@ -142,6 +142,8 @@ NEED_NO_TABLE = {
     "mtlshm_topology_read": "",
     "mtlshm_affinity": "",
     "mtlshm_strerror": "",
+    "mtlshm_failure": "",
+    "mtlshm_file": "",
     "mtlshm_examine": "damages",
     "mtlshm_mend": "damages",
     "mtlshm_close": "ends",

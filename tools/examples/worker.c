@@ -22,9 +22,11 @@ static void stop(int signal)
 
 static void check(int result, const char *what)
 {
+	const char *why = result < 0 ? mtlshm_failure(result) : NULL;
+
 	if (result >= 0)
 		return;
-	fprintf(stderr, "worker: %s: %s\n", what, mtlshm_strerror(result));
+	fprintf(stderr, "worker: %s: %s\n", what, why ? why : mtlshm_strerror(result));
 	exit(1);
 }
 

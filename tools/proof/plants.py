@@ -101,7 +101,7 @@ CORE = {
     ),
     "takes-half": Plant(
         "a claim of several keeps what it got when it is refused the rest",
-        "lease.c",
+        "claim_many.c",
         "			while (i--) {\n				held = token;\n",
         "			while (0 && i--) {\n				held = token;\n",
     ),
