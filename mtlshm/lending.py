@@ -35,16 +35,19 @@ daemon finds such a clash, reports it, and leaves both in peace.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
+from mtlshm import namespaces
 from mtlshm.cpuset import CpuSet
-from mtlshm.errors import Busy
+from mtlshm.errors import Busy, MtlshmError
 from mtlshm.host import Host
 from mtlshm.instance import Instance
-from mtlshm.legacy_table import LegacyTable
-from mtlshm.snapshot import Kind, Process
+from mtlshm.legacy_table import LegacyError, LegacyTable
+from mtlshm.snapshot import InstanceInfo, Kind, Process
 
+_KEY = 0xFFFFFFFF
 LENT_BY_HAND = 1 << 30  # in the tag of an lcore of the pool: more than the daemon would lend
 
 
@@ -58,14 +61,59 @@ def parse(text: str) -> int | CpuSet:
     return lcores
 
 
-def open_pool(host: Host) -> Instance:
-    """The instance to which lent lcores belong that no legacy process has taken; made if there is none."""
-    for owner in host.proxies():
-        info = host.inspect(owner)
-        if info and info.kind == Kind.POOL:
-            return host.adopt(owner)
-    nobody = Process(0, 0, 0, 0, os.geteuid(), "", os.uname().nodename, "lent to legacy processes")
+# A pool is no process. In place of its start time is the table's key; of its pidfd's inode, that of the IPC namespace.
+
+
+def open_pool(host: Host, key: int) -> Instance:
+    """The instance to which lcores belong that are lent to this table and that no legacy process has taken; made if
+    there is none."""
+    for info in _pools(host):
+        if is_pool_of(info, key):
+            return host.adopt(info.owner)
+    identity = 0, namespaces.own("pid"), key & _KEY, namespaces.own("ipc")
+    nobody = Process(*identity, os.geteuid(), "", os.uname().nodename, "lent to legacy processes")
     return host.register_proxy(Kind.POOL, nobody)
+
+
+def is_pool_of(info: InstanceInfo, key: int) -> bool:
+    """Is that what is lent to the table with this key, in our IPC namespace?"""
+    return info.kind == Kind.POOL and (info.pidfd_inode, info.start_ticks) == (namespaces.own("ipc"), key & _KEY)
+
+
+def end_lost_pools(host: Host) -> CpuSet:
+    """Bring home what is lent to tables that are gone, as those of removed containers are; returns which lcores.
+
+    Whoever makes such a table anew begins with an empty one, and takes what he likes, whatever is lent.
+    """
+    home = CpuSet()
+    for info in _pools(host):
+        if _is_gone(host, info):
+            with suppress(MtlshmError):  # somebody else has ended it this moment
+                pool = host.adopt(info.owner)
+                lcores = pool.lcores
+                pool.unregister()
+                home |= lcores
+    return home
+
+
+def _pools(host: Host) -> list[InstanceInfo]:
+    found = [host.inspect(owner) for owner in host.proxies()]
+    return [info for info in found if info and info.kind == Kind.POOL]
+
+
+def _is_gone(host: Host, pool: InstanceInfo) -> bool:
+    """Is its table? False if that cannot be told from here."""
+    if pool.pidfd_inode != namespaces.own("ipc"):
+        return namespaces.is_gone("ipc", pool.pidfd_inode, pool.pid_namespace)
+    daemon = host.snapshot().daemon
+    if daemon and daemon.pid != os.getpid():  # it makes another if somebody has removed it
+        return False
+    key = pool.start_ticks
+    try:
+        LegacyTable(key - (_KEY + 1 if key > _KEY >> 1 else 0), create=False).close()
+    except LegacyError as error:
+        return error.errno == errno.ENOENT
+    return False
 
 
 def is_anything_lent(host: Host) -> bool:

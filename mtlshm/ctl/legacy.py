@@ -23,7 +23,7 @@ from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.wording import describe
 from mtlshm.legacy_table import Entry, LegacyLock, LegacyTable, owner_among
-from mtlshm.lending import LENT_BY_HAND, bring_home, lend, open_pool, parse
+from mtlshm.lending import LENT_BY_HAND, bring_home, end_lost_pools, is_pool_of, lend, open_pool, parse
 
 _PATIENCE = 5.0  # seconds to wait for the lock, which libmtl holds for microseconds
 
@@ -179,7 +179,7 @@ def lend_(place: Place, amount: int | CpuSet) -> None:
             lambda lcore: (lcore.state != "reclaimed", -lcore.number),
             "not free",
         )
-        pool = open_pool(host)
+        pool = open_pool(host, place.key)
         for lcore in chosen:
             if not lend(pool, table, lcore.number):
                 raise Busy(EBUSY, f"lcore {lcore.number}: somebody has just claimed it")
@@ -194,13 +194,23 @@ def lend_(place: Place, amount: int | CpuSet) -> None:
 def reclaim(place: Place, amount: int | CpuSet) -> None:
     """Take back lent lcores that no process uses.
 
-    A COUNT takes those first that an operator lent. The daemon does not lend the others again, nor others in their
-    place, until `lend`.
+    All that was lent to a table that is gone, such as a removed container's, comes home first. Then a COUNT takes
+    those that an operator lent. The daemon does not lend the others again, nor others in their place, until `lend`.
     """
-    with Host(place.segment, create=False) as host, place.table() as table:
+    with Host(place.segment, create=False) as host:
+        if lost := end_lost_pools(host):
+            click.echo(f"reclaimed {lost}, lent to a legacy table that is gone")
+            amount = max(0, amount - len(lost)) if isinstance(amount, int) else amount - lost
+            if not amount:
+                return
+        _reclaim(host, place, amount)
+
+
+def _reclaim(host: Host, place: Place, amount: int | CpuSet) -> None:
+    with place.table() as table:
         chosen = _choose(
             amount,
-            [lcore for lcore in both(place, table) if lcore.available],
+            [lc for lc in both(place, table) if lc.available and lc.owner and is_pool_of(lc.owner, place.key)],
             lambda lcore: (not lcore.tag & LENT_BY_HAND, lcore.number),
             "not lent, or in use",
         )

@@ -254,6 +254,9 @@ async def _serve(settings: dict[str, Any]) -> None:
         examiner = duties.enter_context(closing(Examiner(host)))
         examiner.start()
         loans: Legacy | None = None
+        with suppress(MtlshmError):  # no descriptor is left: the next start, or `mtlshm-ctl legacy reclaim`
+            if home := lending.end_lost_pools(host):
+                log.info("lcores %s were lent to a legacy table that is gone: they are home", home)
         leave = settings["legacy"] == "off"
         if not leave or lending.is_anything_lent(host):  # an earlier daemon may have lent some
             key, lock = settings["legacy_key"], Path(settings["legacy_lock"])

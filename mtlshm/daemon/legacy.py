@@ -298,7 +298,7 @@ class Legacy:
         try:
             if self._pool is None:
                 self._adopt()
-                self._pool = open_pool(self._host)
+                self._pool = open_pool(self._host, self._key)
             for number, owner in self._owners.items():
                 owner.elsewhere = self._deaths.concern(number) and not table.has(owner.pid)
         except BaseException:

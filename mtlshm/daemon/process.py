@@ -16,7 +16,7 @@ import select
 from pathlib import Path
 from typing import NamedTuple
 
-from mtlshm import InstanceInfo, Process
+from mtlshm import InstanceInfo, Process, namespaces
 from mtlshm.snapshot import printable
 
 # ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
@@ -69,6 +69,8 @@ def find(info: InstanceInfo | Process) -> int | None:
     LookupError if that cannot be told from here: it was registered by a daemon in another PID namespace, or was in one
     itself that we do not see into.
     """
+    if info.pid_namespace != namespace() and info.pid > 0 and namespaces.is_gone("pid", info.pid_namespace, 0):
+        return None
     if info.pid_namespace != namespace() or info.pid <= 0:
         raise LookupError(f"{info.label}, pid {info.pid} in PID namespace {info.pid_namespace}")
     try:

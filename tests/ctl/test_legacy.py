@@ -202,6 +202,24 @@ def test_release_does_not_free_what_is_lent(ctl, bridge, segment):
     assert lent(segment) == {5, 6, 7}
 
 
+@needs_root("lcores that were lent in another IPC namespace")
+def test_what_is_lent_to_a_table_that_is_gone_can_be_reclaimed_and_only_then(
+    ctl, daemon, legacy_place, legacy, segment
+):
+    """That of a removed container."""
+    keeper = legacy(prefix=("unshare", "--ipc"))
+    within = ("nsenter", f"--target={keeper.pid}", "--ipc")
+    daemon("--legacy", "5-7", environment=legacy_place, prefix=within).kill()
+    assert lent(segment) == {5, 6, 7}
+    assert ctl("legacy", "reclaim", "5-7").returncode != 0
+    assert lent(segment) == {5, 6, 7}
+    keeper.kill()
+    # Not while the namespace of another test has got its inode.
+    said = eventually(lambda: ctl("legacy", "reclaim", "3").stdout)
+    assert said == "reclaimed 5-7, lent to a legacy table that is gone\n"
+    assert held(segment) == set()
+
+
 # --- clean -----------------------------------------------------------------------------------------------
 
 

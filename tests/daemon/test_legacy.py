@@ -817,6 +817,40 @@ def test_what_is_no_longer_to_be_lent_comes_home_at_the_next_start(
         eventually(lambda: all(info.kind == Kind.DAEMON for info in look(segment).instances))
 
 
+@needs_root("lcores that were lent in another IPC namespace")
+@pytest.mark.parametrize("then", [0, "off", "8-9"])
+def test_what_was_lent_to_a_table_that_is_gone_comes_home(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str, then: int | str
+) -> None:
+    """And what is lent to one that is only elsewhere stays: who is there may take it any time."""
+    keeper = legacy(prefix=("unshare", "--ipc"))
+    within = ("nsenter", f"--target={keeper.pid}", "--ipc")
+    bridge("5-7", prefix=within).kill()
+    bridge(then).kill()
+    assert {5, 6, 7} <= lent(segment)
+    assert available(keeper) == {5, 6, 7}
+    keeper.kill()
+
+    def come_home() -> bool:
+        bridge(then).kill()
+        return lent(segment) == ({8, 9} if then == "8-9" else set())
+
+    eventually(come_home)  # not while the namespace of another test has got its inode
+
+
+def test_who_died_with_the_pid_namespace_of_an_earlier_daemon_is_dead(
+    bridge: StartDaemon, legacy: StartPuppet, segment: str
+) -> None:
+    first = legacy(prefix=namespaces("pid"))
+    server = bridge("5-6", prefix=same_namespaces(first.pid))
+    assert first.claim(0) == 5
+    eventually(lambda: of_legacy(segment) == {5: pid_inside(first)})
+    server.kill()
+    first.kill()
+    bridge("5-6")
+    eventually(lambda: lent(segment) == {5, 6})
+
+
 # --- surroundings ----------------------------------------------------------------------------------------
 
 
