@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from mtlshm.net.xdp import Loader
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Only print the commands that would run.")
+_SERVES = {
+    "chain": "for all clients, those on DPDK's AF_XDP driver too; on queues 1-63",
+    "fused": "for clients with sockets or the xsks_map from mtlshmd, not for DPDK's AF_XDP driver; on queues 1-1023",
+}
+
 _json = click.option("--json", "as_json", is_flag=True, help="One object: what is so now; with --dry-run, commands[].")
 
 
@@ -65,6 +70,8 @@ def status(as_json: bool, state: Path, pins: Path) -> None:
             by = "mtlshm, kept" if ours and row["kept"] else program["by"]
             add_row(table, survey.named(row), row["mode"], program["name"], program["id"], by, *(whole if ours else ""))
     show(table, "no XDP program is attached to any interface", found.missing)
+    for way in sorted({row["way"] for row in found.interfaces if row["pins"] is not None and row["way"]}):
+        click.echo(f"{way}: {_SERVES[way]}")
 
 
 @xdp.command()

@@ -138,13 +138,14 @@ class Interfaces:
                 if await patiently(self._ledger.drop_port, owner, ifindex, port):
                     self._clear(ifindex, [port], [])
             case wire.Interface() if kind == Type.IF_GET_QUEUE:
-                return await self._nics.claim_queue(owner, body.ifindex)
+                return await self._nics.claim_queue(owner, body.ifindex, self._gate(body.ifindex).queues)
             case wire.Interface() if kind == Type.IF_PUT_QUEUE:
                 await self._nics.put_queue(owner, body.ifindex, body.queue)
             case wire.Interface() if kind == Type.IF_ADD_FLOW:
                 ports = body.source_port, body.destination_port
                 spec = FlowSpec.from_wire(body.flow_type, body.source, body.destination, *ports)
-                return await self._nics.add_flow(owner, body.ifindex, body.queue, spec)
+                most = self._gate(body.ifindex).queues
+                return await self._nics.add_flow(owner, body.ifindex, body.queue, spec, most)
             case _:
                 await self._nics.delete_flow(owner, body.ifindex, body.flow_id)
         return 0
@@ -174,7 +175,8 @@ class Interfaces:
         try:
             while True:
                 try:
-                    passed_by.append(await self._nics.claim_queue(owner, ifindex))
+                    most = self._gate(ifindex).queues
+                    passed_by.append(await self._nics.claim_queue(owner, ifindex, most))
                 except OSError as error:
                     if passed_by and error.errno == errno.ENOSPC:
                         text = f"interface {ifindex}: of queues {passed_by}, which nobody owns, others have sockets"

@@ -27,6 +27,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from itertools import count, islice
@@ -69,10 +70,16 @@ class Nics:
         self._chosen = Chosen(ledger.path.parent)
         self._turn = asyncio.Lock()  # so that we do not wait for our own lock, in which there is no order
 
-    async def claim_queue(self, owner: int, ifindex: int) -> int:
-        """A queue that nobody holds, never 0. ENOSPC if there is none."""
-        number = await self._ethtool.channels(_name(ifindex))
-        return await patiently(self._ledger.claim_queue, owner, ifindex, number)
+    async def claim_queue(self, owner: int, ifindex: int, most: int = sys.maxsize) -> int:
+        """A queue that nobody holds, never 0. ENOSPC if there is none. Queues from `most` on are of no use."""
+        device = _name(ifindex)
+        number = await self._ethtool.channels(device)
+        try:
+            return await patiently(self._ledger.claim_queue, owner, ifindex, min(number, most))
+        except OSError as error:
+            if error.errno == errno.ENOSPC and most < number:
+                raise OSError(errno.ENOSPC, f"{_few(device, number, most)}, and all of them are in use") from None
+            raise
 
     async def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
         """It is free. EINVAL if it is not the owner's, EBUSY if flow rules lead to it."""
@@ -84,13 +91,16 @@ class Nics:
             self._clear(ifindex, (), (queue,))
             self._ledger.put_queue(owner, ifindex, queue)
 
-    async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec) -> int:
-        """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location."""
+    async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec, most: int = sys.maxsize) -> int:
+        """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location. `most` as in
+        claim_queue()."""
         async with self._changing() as change:
             device = _name(ifindex)
             number = await self._ethtool.channels(device)
             if not 0 < queue < number:
                 raise OSError(errno.EINVAL, f"{device} has the queues 1-{number - 1} to steer to, not {queue}")
+            if queue >= most:
+                raise OSError(errno.EINVAL, f"{_few(device, number, most)}: none on queue {queue}")
             rules = await self._ethtool.rules(device)
             refusals = []
             for place in self._places(ifindex, rules):
@@ -271,6 +281,10 @@ class Nics:
     async def _changing(self) -> AsyncIterator[Change]:
         async with self._turn, self._tools.changing() as change:
             yield change
+
+
+def _few(device: str, number: int, most: int) -> str:
+    return f"{device}: of {number} queues, its XDP programs can have sockets on 1-{most - 1} only (see README: fused)"
 
 
 def _name(ifindex: int) -> str:

@@ -86,6 +86,7 @@ def test_loaded_without_a_daemon_it_stays_until_it_is_unloaded(ctl, status, link
     assert row["counters"].keys() == {"hits", "passes", "unclaimed"}
     (line,) = (line for line in done(ctl("xdp", "status")).splitlines() if line.split()[0] == link.name)
     assert "mtlshm, kept" in line
+    assert "not for DPDK's AF_XDP driver" in done(ctl("xdp", "status"))
     assert str(directory) in line
     assert json.loads(done(ctl("interfaces", "--json")))["interfaces"][0]["kept"]
     assert done(ctl("xdp", "unload", link.name)) == f"{link.name}: unloaded\n"

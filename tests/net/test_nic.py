@@ -101,6 +101,20 @@ async def test_queues_are_those_it_has_but_for_the_first(
         assert b.cleared.queues == {(LO, 2)}
 
 
+async def test_queues_that_can_have_no_socket_are_given_to_nobody(tmp_path: Path, stand_in: StandIn) -> None:
+    """A NIC may have more than the map of its XDP programs."""
+    stand_in.set("lo", combined=70)
+    async with bench(tmp_path) as b:
+        a = b.owner()
+        assert [await b.nics.claim_queue(a, LO, 4) for _ in range(3)] == [1, 2, 3]
+        with refused(errno.ENOSPC, "of 70 queues.* 1-3 only"):
+            await b.nics.claim_queue(a, LO, 4)
+        with refused(errno.EINVAL, "1-3 only.*none on queue 4"):
+            await b.nics.add_flow(a, LO, 4, SPEC, 4)
+        assert await b.nics.add_flow(a, LO, 3, SPEC, 4)
+        assert await b.nics.claim_queue(a, LO, 71) == 4
+
+
 async def test_nobody_else_is_at_what_is_being_cleared_before_it_is_crossed_out(
     tmp_path: Path, stand_in: StandIn
 ) -> None:
