@@ -73,7 +73,9 @@ class Connection:
         # Or a byte that was sent out of band would wake us, and not be there when we peek (Linux 5.15).
         client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._peer = meet(client, gid)
-        self._session = Session(server.host, server.interfaces, self._peer, server.null, self._keep, server.loans)
+        self._session = Session(
+            server.host, server.interfaces, self._peer, server.null, self._keep, self._forget, server.loans
+        )
         server.loop.add_reader(client.fileno(), self._read)
         if self._peer.pidfd is not None:
             server.loop.add_reader(self._peer.pidfd, self._died)
@@ -123,11 +125,14 @@ class Connection:
         else:
             give_back()
         if self.owner:
-            self._server.store.forget(self._name())
+            self._forget()
         self._close()
 
     def _keep(self) -> None:
         self._server.store.keep(self._name(), self._socket.fileno())
+
+    def _forget(self) -> None:
+        self._server.store.forget(self._name())
 
     def _name(self) -> str:
         """In the store; ManagerSocket reads it."""

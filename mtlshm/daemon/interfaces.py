@@ -114,13 +114,16 @@ class Interfaces:
 
     # -- what clients ask for
 
-    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None:
-        """A client will use these. What cannot be served is said when it asks for something there."""
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool:
+        """A client will use these. False if not all can be served; then it is told why when it asks for something."""
+        all_are = True
         for ifindex in dict.fromkeys(interfaces):
             try:
                 await self._use(client, ifindex)
             except OSError as error:
                 log.error("interface %d is not served: %s", ifindex, error.strerror or error)
+                all_are = False
+        return all_are
 
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
         """0, an id, or OSError."""

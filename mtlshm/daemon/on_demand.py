@@ -55,13 +55,13 @@ class OnDemand:
         if served:
             served.close()
 
-    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None:
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool:
         try:
             served = await self.start()
         except OSError as error:
             log.error("interfaces %s: %s", ", ".join(map(str, interfaces)), error.strerror or error)
-            return
-        await served.register(client, interfaces)
+            return False
+        return await served.register(client, interfaces)
 
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
         served = await self._once_made()

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 class Interfaces(Protocol):
     """Whoever serves interfaces, queues, flows and port filters; see interfaces.py."""
 
-    async def register(self, client: Client, interfaces: tuple[int, ...]) -> None: ...
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool: ...
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int: ...
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]: ...
     async def map_of(self, ifindex: int) -> int | None: ...
@@ -97,8 +97,8 @@ def _reply(kind: int, value: int) -> Reply:
 class Session:
     """One client, from when it is met until end() or leave().
 
-    `null` is a descriptor of /dev/null that outlasts us. `registered` is called once, when the client has become the
-    instance `owner`.
+    `null` is a descriptor of /dev/null that outlasts us. `registered` is called when the client has become the instance
+    `owner`, and `withdrawn` when it is about to be that no longer, though it is still connected.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Session:
         peer: Peer,
         null: int,
         registered: Callable[[], None],
+        withdrawn: Callable[[], None],
         loans: Loans | None,
     ) -> None:
         self._loans = loans
@@ -116,6 +117,7 @@ class Session:
         self._peer = peer
         self._null = null
         self._registered = registered
+        self._withdrawn = withdrawn
         self._instance: Instance | None = None
         self._client: Client | None = None  # the same, for whoever serves interfaces
         self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
@@ -146,6 +148,7 @@ class Session:
         if self._instance is None or self._client is None:
             return lambda: None
         self._instance.unregister()
+        self._instance = None
         return partial(self._interfaces.gone, self._client)
 
     def leave(self) -> None:
@@ -174,10 +177,11 @@ class Session:
             case wire.Heartbeat(seq):
                 return Reply(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
             case wire.Register() | wire.TooManyInterfaces():
+                new = self._instance is None
                 value = self._register(body)
                 if value == 0 and isinstance(body, wire.Register) and body.interfaces:
                     assert self._client
-                    return self._work(kind, self._name_interfaces(self._client, body.interfaces))
+                    return self._work(kind, self._name_interfaces(self._client, body.interfaces, new))
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
                 return self._map_of(body.ifindex)
             case wire.Filter() | wire.Interface() if client:
@@ -228,9 +232,23 @@ class Session:
             self._registered()
         return 0
 
-    async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...]) -> Reply:
-        await self._interfaces.register(client, interfaces)
-        return _reply(Type.REGISTER, 0)
+    async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...], new: bool) -> Reply:
+        if await self._interfaces.register(client, interfaces):
+            return _reply(Type.REGISTER, 0)
+        pid, named = self._peer.pid, ", ".join(map(str, interfaces))
+        if self.dialect is Dialect.A:
+            # It would go on with the System V table, unseen. So it gets lcores here, and errors for the interface.
+            text = "pid %d is registered, though not all of interfaces %s are served: what it asks for there is refused"
+            log.warning(text, pid, named)
+            return _reply(Type.REGISTER, 0)
+        log.warning("pid %d is not registered, as not all of interfaces %s are served", pid, named)
+        if new and self._instance:  # else it was registered before, or has ended meanwhile
+            self._withdrawn()
+            self._instance.unregister()
+            self._interfaces.gone(client)
+            self._instance = self._client = self.dialect = None
+            self.owner = 0
+        return _reply(Type.REGISTER, -errno.ENODEV)
 
     async def _request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> Reply:
         return _reply(kind, await self._interfaces.request(client, kind, body))
