@@ -137,6 +137,7 @@ NEED_THE_TABLE = {
 # Those that need none, or say what they find in the file; and those that end something, which always works.
 NEED_NO_TABLE = {
     "mtlshm_default_path": "",
+    "mtlshm_configured_path": "",
     "mtlshm_fault": "",
     "mtlshm_owner": "",
     "mtlshm_topology_read": "",
