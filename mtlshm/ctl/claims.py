@@ -24,6 +24,7 @@ import click
 
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
 from mtlshm.config import ConfigError
+from mtlshm.ctl.refusal import explained, holder_named
 from mtlshm.errors import reason
 
 _NODES = 1023  # the kernel's CONFIG_NODES_SHIFT allows no higher number
@@ -53,7 +54,7 @@ def _policy(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--lcores", "count", type=int, required=True, help="Number of lcores.")
+@click.option("--lcores", "count", type=click.IntRange(1), required=True, help="Number of lcores.")
 @_policy
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -66,7 +67,9 @@ def run(context: click.Context, count: int, numa: int | None, smt: str, cmd: tup
     """
     try:
         with Host(context.obj) as host, host.register(" ".join(cmd)) as me:
-            context.exit(_supervise(cmd, me.claim_many(count, node=numa, smt=Smt[smt.upper()])))
+            with explained(host, count, numa, Smt[smt.upper()]):
+                lcores = me.claim_many(count, node=numa, smt=Smt[smt.upper()])
+            context.exit(_supervise(cmd, lcores))
     except (MtlshmError, ConfigError) as error:
         click.echo(f"mtlshm-ctl: {reason(error)}", err=True)
         context.exit(_NOT_STARTED)
@@ -142,7 +145,7 @@ def _reap(pid: int) -> int | None:
 
 
 @click.command()
-@click.option("--lcores", "count", type=int, help="Number of lcores, chosen by policy.")
+@click.option("--lcores", "count", type=click.IntRange(1), help="Number of lcores, chosen by policy.")
 @_policy
 @click.argument("which", required=False)
 @click.pass_context
@@ -164,17 +167,19 @@ def hold(context: click.Context, count: int | None, numa: int | None, smt: str, 
     signal.pthread_sigmask(signal.SIG_BLOCK, until)
     with Host(context.obj) as host, host.register("hold") as me:
         if chosen is None:
-            chosen = me.claim_many(count or 0, node=numa, smt=Smt[smt.upper()])
+            with explained(host, count or 0, numa, Smt[smt.upper()]):
+                chosen = me.claim_many(count or 0, node=numa, smt=Smt[smt.upper()])
         else:
-            _claim_each(me, chosen)
+            _claim_each(host, me, chosen)
         click.echo(str(chosen))
         sys.stdout.flush()
         signal.sigwait(until)
 
 
-def _claim_each(me: Instance, lcores: CpuSet) -> None:
+def _claim_each(host: Host, me: Instance, lcores: CpuSet) -> None:
     """All or none: closing the instance gives back what it got before one was refused."""
     if not lcores:
         raise click.BadParameter("names no lcore", param_hint="WHICH")
     for lcore in sorted(lcores):
-        me.claim(lcore)
+        with holder_named(host, lcore):
+            me.claim(lcore)

@@ -31,6 +31,7 @@ from inotify_simple import flags
 
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.watch import Watch
+from mtlshm.errors import reason
 from mtlshm.listener import Listener, who_listens
 
 log = logging.getLogger(__name__)
@@ -260,12 +261,18 @@ def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:
                 found.close()
                 raise OSError(errno.EADDRINUSE, f"{path}: another daemon serves it, {found.name}; stop it first")
             path.unlink(missing_ok=True)
+        elif os.path.lexists(path):
+            raise OSError(errno.EEXIST, f"{path} is {_kind(path)}, no socket: remove it, or name another --socket")
         with suppress(OSError):  # ENOPROTOOPT: a kernel that does not know it
             listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # connections inherit it
         # Nobody else may connect before the mode is set.
         previous = os.umask(0o777)
         try:
             listener.bind(str(path))
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno or errno.ENAMETOOLONG, f"cannot listen at {path}: {reason(error)}") from error
         finally:
             os.umask(previous)
         _give_access(path, mode, gid)
@@ -274,6 +281,13 @@ def _listen(path: Path, mode: int, gid: int | None) -> socket.socket:
     except BaseException:
         listener.close()
         raise
+
+
+def _kind(path: Path) -> str:
+    mode = path.lstat().st_mode
+    if stat.S_ISDIR(mode):  # container engines make one, for a mount of what is not there
+        return "a directory"
+    return "a symbolic link" if stat.S_ISLNK(mode) else "a file" if stat.S_ISREG(mode) else "something else"
 
 
 def _give_access(path: Path, mode: int, gid: int | None) -> None:

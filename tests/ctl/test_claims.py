@@ -277,3 +277,33 @@ def test_numbers_that_cannot_be_meant_are_wrong_usage(ctl, words):
     done = ctl(*words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "hold"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_number_that_makes_no_sense_is_wrong_usage(ctl, verb, count):
+    done = ctl(verb, "--lcores", count, *(["true"] if verb == "run" else []))
+    assert done.returncode == 2
+    assert "--lcores" in done.stderr
+    assert f"{count} is not in the range" in done.stderr
+
+
+def test_a_refusal_says_how_many_were_asked_for_how_many_are_free_and_who_has_the_rest(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("encoder") as other:
+        lcores = other.claim_many(len(own_cpus))
+        done = ctl("run", "--lcores", 1, "true")
+        assert done.returncode == 125
+        assert f"1 lcores asked for, 0 free of the {len(own_cpus)} that this process may use" in done.stderr
+        assert f"held: {lcores} by encoder (pid {os.getpid()}," in done.stderr
+        assert ctl("hold", "--lcores", 1).returncode == 4
+        done = ctl("hold", min(lcores))
+        assert done.returncode == 4
+        assert f"lcore {min(lcores)}: held by encoder (pid {os.getpid()}," in done.stderr
+
+
+def test_a_number_that_there_could_never_be_is_told_what_there_is(ctl, own_cpus):
+    for count in len(own_cpus) + 1, 100000:
+        done = ctl("run", "--lcores", count, "true")
+        assert done.returncode == 125
+        assert f"{count} lcores asked for, {len(own_cpus)} free of the {len(own_cpus)}" in done.stderr
+        assert "ask for fewer" in done.stderr

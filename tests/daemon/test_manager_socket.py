@@ -605,6 +605,25 @@ def test_a_file_that_is_no_socket_is_not_removed(daemon, manager_socket):
     assert manager_socket.read_text() == "precious"
 
 
+def test_what_stands_in_the_sockets_place_is_named(daemon, manager_socket):
+    manager_socket.mkdir()
+    served = daemon(ready=False)
+    assert served.wait() == 1
+    assert f"{manager_socket} is a directory, no socket" in served.log()
+    manager_socket.rmdir()
+    manager_socket.symlink_to("nowhere")
+    served = daemon(ready=False)
+    assert served.wait() == 1
+    assert f"{manager_socket} is a symbolic link, no socket" in served.log()
+
+
+def test_a_path_too_long_for_a_socket_is_named(daemon, tmp_path):
+    path = tmp_path / ("x" * 120)
+    served = daemon("--socket", path, ready=False)
+    assert served.wait() == 1
+    assert f"cannot listen at {path}: AF_UNIX path too long" in served.log()
+
+
 def test_the_socket_is_removed_at_the_end_and_has_the_mode_asked_for(daemon, manager_socket):
     running = daemon("--socket-mode", "0600")
     assert manager_socket.stat().st_mode & 0o777 == 0o600
