@@ -77,7 +77,11 @@ def open_pool(host: Host, key: int) -> Instance:
 
 def is_pool_of(info: InstanceInfo, key: int) -> bool:
     """Is that what is lent to the table with this key, in our IPC namespace?"""
-    return info.kind == Kind.POOL and (info.pidfd_inode, info.start_ticks) == (namespaces.own("ipc"), key & _KEY)
+    unsaid = 0, 0  # by an earlier version, which had one pool only
+    return info.kind == Kind.POOL and (info.pidfd_inode, info.start_ticks) in (
+        (namespaces.own("ipc"), key & _KEY),
+        unsaid,
+    )
 
 
 def end_lost_pools(host: Host) -> CpuSet:
