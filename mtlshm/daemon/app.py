@@ -263,8 +263,8 @@ async def _serve(settings: dict[str, Any]) -> None:
             lent, spare = 0 if leave else settings["legacy"], 0
             if lent is None:
                 lent, spare = (os.cpu_count() or 1) // 16, _LEFT_BY_DEFAULT
-            legacy = Legacy(host, lent, key, lock, spare=spare, leave=leave)
             try:
+                legacy = Legacy(host, lent, key, lock, spare=spare, leave=leave)
                 legacy.start()
                 duties.callback(legacy.close)
                 loans = legacy

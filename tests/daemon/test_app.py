@@ -99,6 +99,15 @@ def test_a_segment_of_others_is_refused_and_the_group_named(
     assert "gid 54321" in server.log()
 
 
+def test_with_no_inotify_left_all_but_legacy_processes_are_served(
+    daemon: StartDaemon, legacy_place: dict[str, str]
+) -> None:
+    limit = "/proc/sys/user/max_inotify_instances"
+    prefix = (*namespaces("mount"), "sh", "-c", f'echo 0 >{limit} && exec "$@"', "sh")
+    server = daemon(prefix=prefix, environment=legacy_place | {"MTLSHMD_LEGACY": "0"})
+    assert server.log().count("legacy processes are not served") == 1
+
+
 def test_with_no_inotify_left_the_dead_are_collected_all_the_same(
     daemon: StartDaemon, puppet: StartPuppet, segment: str
 ) -> None:
