@@ -33,13 +33,13 @@ from mtlshm.segment import GROUP, change
 _SHM = "/dev/shm/"
 _ROUNDS = 5  # what is put right can bring to light what it had hidden
 
-_STOP_ALL = "stop all who use it, then: mtlshm-ctl doctor --repair"
+_STOP_ALL = "stop all processes that use it, then run: mtlshm-ctl doctor --repair"
 _ADVICE = {
     What.FOREIGN: "name another path, or remove the file",
-    What.LAYOUT: "let all use the same version of mtlshm: stop them, then: mtlshm-ctl doctor --repair",
+    What.LAYOUT: "stop all its users, give them the same version of mtlshm, then run: mtlshm-ctl doctor --repair",
     What.SHORT: _STOP_ALL,
     What.HIDDEN: "stop that process and start it again",
-    What.KIND: "it harms nobody, and goes when that process ends",
+    What.KIND: "it does no harm and disappears when that process ends",
 }
 
 
@@ -99,7 +99,7 @@ def _repaired(finding: _Finding, refused: dict[_Finding, str]) -> bool:
     try:
         finding.repair()
     except Busy:
-        refused[finding] = f"not repaired, as somebody who lives would lose by it; {finding.advice}"
+        refused[finding] = f"not repaired, as a living process would lose by it; {finding.advice}"
     except OSError as error:
         if error.errno == errno.ESRCH:  # somebody else has, or the lcore is another's meanwhile
             return True
@@ -165,7 +165,7 @@ def _permissions(path: str, status: os.stat_result, here: list[User]) -> Iterato
         yield _Finding("mode", text, f"chmod ug+rw {path}", partial(change, path, inode, mode=mode | 0o660))
     if mode & 0o002:
         yield _Finding(
-            "mode", f"its mode is {mode:04o}: anybody may write it", f"chmod o-w {path}, if nobody needs that"
+            "mode", f"its mode is {mode:04o}: anybody may write it", f"chmod o-w {path}, unless they are meant to"
         )
     with suppress(KeyError):
         wanted = grp.getgrnam(GROUP)
@@ -252,7 +252,7 @@ def _legacy(path: str, place: legacy.Place) -> Iterator[_Finding]:
 
 _OUT_OF_STEP = {
     "unprotected": "a legacy process could take it any time, as their table does not show that it is ours",
-    "between": "neither a legacy process nor one of ours can have it, as somebody was killed while he moved it",
+    "between": "neither a legacy process nor one of ours can have it, as a process was killed while it moved it",
     "not taken over": "a legacy process has it, and our table does not know",
     "clash": "has two owners, one in each table",
 }

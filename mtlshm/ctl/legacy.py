@@ -177,12 +177,12 @@ def lend_(place: Place, amount: int | CpuSet) -> None:
             amount,
             free,
             lambda lcore: (lcore.state != "reclaimed", -lcore.number),
-            "not free",
+            "not free to lend",
         )
         pool = open_pool(host, place.key)
         for lcore in chosen:
             if not lend(pool, table, lcore.number):
-                raise Busy(EBUSY, f"lcore {lcore.number}: somebody has just claimed it")
+                raise Busy(EBUSY, f"lcore {lcore.number}: another process has just claimed it")
             if lcore.state != "reclaimed":
                 host.tag(lcore.number, pool.owner, LENT_BY_HAND)
     click.echo(f"lent {CpuSet(lcore.number for lcore in chosen)}")
@@ -249,7 +249,9 @@ def clean(place: Place) -> None:
                 f"lcore {lcore.number}: deleted {entry.comm} (pid {entry.pid}) of {entry.user} on {entry.hostname}"
             )
     if unsure:
-        click.echo(f"{unsure} lcores left alone: their processes are not seen from here, but some process is hidden")
+        click.echo(
+            f"{unsure} lcores left alone: a process that is hidden from here may own them; run this as root on the host"
+        )
 
 
 def both(place: Place, table: LegacyTable) -> list[_Lcore]:
@@ -267,8 +269,8 @@ def both(place: Place, table: LegacyTable) -> list[_Lcore]:
 def _choose(amount: int | CpuSet, possible: list[_Lcore], order: Any, refusal: str) -> list[_Lcore]:
     if isinstance(amount, int):
         if amount > len(possible):
-            raise Busy(EBUSY, f"{amount} lcores: only {len(possible)} are to be had")
+            raise Busy(EBUSY, f"{amount} lcores: only {len(possible)} are available; see: mtlshm-ctl legacy info")
         return sorted(possible, key=order)[:amount]
     if missing := amount - (lcore.number for lcore in possible):
-        raise Busy(EBUSY, f"lcores {missing}: {refusal}")
+        raise Busy(EBUSY, f"lcores {missing}: {refusal}; see: mtlshm-ctl legacy info")
     return [lcore for lcore in possible if lcore.number in amount]

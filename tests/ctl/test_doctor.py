@@ -127,7 +127,7 @@ def test_a_truncated_one_is_removed_once_nobody_uses_it(puppet: Start, doctor: D
     os.truncate(segment, 5000)
     assert f"truncated to 5000 of {SIZE} bytes" in doctor()["short"]
     assert f"pid {owner.pid}" in doctor("--repair")["short"]
-    assert "somebody who lives" in ctl("doctor", "--repair").stdout
+    assert "a living process" in ctl("doctor", "--repair").stdout
     owner.kill()
     assert doctor("--repair") == {"short": "repaired"}
     assert not os.path.exists(segment)
@@ -409,7 +409,7 @@ def test_a_group_by_which_somebody_lives_is_not_changed(
         said, _ = start_ctl("doctor", "--repair", within=within).communicate()
         return str(said)
 
-    assert "not repaired, as somebody who lives would lose by it; stop its users" in repair()
+    assert "not repaired, as a living process would lose by it; stop its users" in repair()
     assert os.stat(segment).st_gid == 4321
     assert member.release(3) == 0
     member.kill()
