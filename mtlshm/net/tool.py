@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from mtlshm.net.trusted import open_directory
+
 log = logging.getLogger("mtlshmd")
 
 Program = Literal["xdp-loader", "ethtool", "ip"]
@@ -96,8 +98,13 @@ class Tools:
 
     async def _take_lock(self) -> int:
         self._lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        # Not to be opened by others: whoever can open it, if only for reading, can lock it for ever.
-        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        directory = open_directory(self._lock.parent)
+        try:
+            # Not to be opened by others: whoever can open it, if only for reading, can lock it for ever.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(self._lock.name, flags, 0o600, dir_fd=directory)
+        finally:
+            os.close(directory)
         try:
             # Tried again and again, as waiting in flock() would stop everything else that we do. Only until whoever
             # changes something now is done, which is seldom and short.

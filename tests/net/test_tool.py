@@ -221,3 +221,14 @@ def test_if_we_are_killed_the_next_one_waits_until_the_orphaned_command_is_done(
 
     asyncio.run(run())
     assert (tmp_path / "order").read_text() == "slow\nnext\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: directories of others")
+async def test_where_others_could_put_something_else_in_its_place_there_is_no_lock(tmp_path: Path) -> None:
+    """A link of theirs would lead us elsewhere."""
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 0)
+    with pytest.raises(PermissionError, match="theirs belongs to uid 65534"):
+        async with Tools(tmp_path / "theirs/state").changing():
+            pass
+    assert not (tmp_path / "theirs/state/change.lock").exists()

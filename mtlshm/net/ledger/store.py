@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from mtlshm.net.trusted import open_directory
+
 _LAYOUT = 1
 _MODE = 0o640
 _FILES = ("ledger", "ledger-wal", "ledger-shm")
@@ -328,6 +330,7 @@ class Store:
 def _make(path: Path, gid: int | None) -> None:
     """The file, empty if it is new, with its mode; in a directory that nobody but its owner can write."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    os.close(open_directory(path.parent))  # nor can another one be put in its place, or a link
     directory = path.parent.stat()
     if directory.st_uid != os.geteuid() or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         text = f"{path.parent} can be written by others, who could then have the daemon delete any flow rule"
