@@ -16,6 +16,7 @@ from mtlshm import segment
 from mtlshm._core import ffi, lib
 from mtlshm.errors import check
 from mtlshm.snapshot import printable
+from mtlshm.strangers import Unfinished, memory_map
 
 _SETTLES = 0.1  # seconds: what is only passing, such as a registration, is over by then
 
@@ -128,8 +129,9 @@ def users(path: str) -> Iterator[User]:
     pattern = re.compile(rb"^\S+ \S+ \S+ \S+ (\d+) +" + name + rb"( \(deleted\))?$", re.MULTILINE)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            with suppress(OSError):  # gone, or not ours to see
-                found = {(int(n), bool(gone)) for n, gone in pattern.findall((entry / "maps").read_bytes())}
+            with suppress(OSError, Unfinished):  # gone, not ours to see, or as long as a stranger likes
+                pieces = memory_map(int(entry.name))
+                found = {(int(n), bool(gone)) for maps in pieces for n, gone in pattern.findall(maps)}
                 for inode, removed in sorted(found):
                     comm = printable((entry / "comm").read_text(errors="replace").strip())
                     yield User(int(entry.name), comm, inode, removed)

@@ -14,25 +14,23 @@ WHAT WE WRITE is a RESERVATION: an active entry that no process takes for its ow
 that a host or a user has, and its PID is 0, for which kill() never fails.
 
 WHO LIVES is not to be had from the entry, since PID and host name are those of the owner's container. But an owner is
-attached for as long as it owns, and attached is what has the segment in its memory map. So each PID namespace below
-ours is seen into, and a PID that has been given out again does not deceive. Containers use the same low PIDs; of
-those attached with the right one, a container with another host name is not the owner's (our own host may have been
-renamed, so there the name is not held against anybody). Where the kernel counts more attachments than we find,
-somebody is hidden from us, and then an entry whose owner was not found is not taken for dead.
+attached for as long as it owns, and attached is what has the segment in its memory map (strangers.py). So each PID
+namespace below ours is seen into, and a PID that has been given out again does not deceive. Containers use the same low
+PIDs; of those attached with the right one, a container with another host name is not the owner's (our own host may
+have been renamed, so there the name is not held against anybody). Where the kernel counts more attachments than we
+find, somebody is hidden from us, and then an entry whose owner was not found is not taken for dead.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import struct
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +39,7 @@ import sysv_ipc
 
 from mtlshm.errors import MtlshmError
 from mtlshm.snapshot import printable
+from mtlshm.strangers import Attached, Segment, census
 
 DEFAULT_LOCK = Path("/tmp/kahawai_lcore.lock")
 
@@ -59,8 +58,6 @@ _APP_ALLOCATED = 3
 
 _DESTROYED = 0o1000  # SHM_DEST, linux/shm.h: removed, but somebody is attached
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2)
-_CLONE_NEWUTS = 0x04000000  # linux/sched.h
-_libc = ctypes.CDLL(None)
 _LOCK_RETRY = 0.01  # seconds
 _TRIES = 4  # anyone may replace the lock file while it is opened, as often as he likes
 
@@ -102,16 +99,6 @@ class Entry:
 
 _RESERVATION = _NAMES.pack(_HOSTNAME, _USER, _RESERVED, 0, _APP_ALLOCATED)
 RESERVATION = Entry(_HOSTNAME.decode(), _USER.decode(), _RESERVED.decode(), 0, _APP_ALLOCATED)
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A process that has the table in its memory."""
-
-    pid: int
-    inner_pid: int  # as it sees itself
-    same_host: bool  # in our UTS namespace
-    hostname: str | None = None  # there; None if we may not know
 
 
 class LegacyLock:
@@ -219,6 +206,7 @@ class LegacyTable:
         self.key = key
         with _told(key):
             self._memory = _attach(key, create)
+        self._copy = os.memfd_create("legacy", os.MFD_CLOEXEC)
         self.size, odd = divmod(self._memory.size - _FIRST, _ENTRY.size)
         if odd or not 0 < self.size <= _MOST_ENTRIES:
             size = self._memory.size
@@ -237,8 +225,7 @@ class LegacyTable:
 
     def entries(self) -> list[Entry | None]:
         """Each lcore's; None where it is not active."""
-        with memoryview(self._memory) as view:
-            data = bytes(view[_FIRST : _FIRST + self.size * _ENTRY.size])
+        data = self._read(_FIRST, self.size * _ENTRY.size)
         # Most are ours; unpacking each would take milliseconds.
         return [_entry(data, offset) if data[offset + _ACTIVE] else None for offset in range(0, len(data), _ENTRY.size)]
 
@@ -249,73 +236,62 @@ class LegacyTable:
         """Keep it from legacy processes."""
         offset = _FIRST + lcore * _ENTRY.size
         names = _NAMES.pack(_HOSTNAME, _USER, _RECLAIMED, 0, _APP_ALLOCATED) if reclaimed else _RESERVATION
-        self._memory.write(names, offset)
-        self._memory.write(b"\1", offset + _ACTIVE)
+        self._write(names, offset)
+        self._write(b"\1", offset + _ACTIVE)
 
     def clear(self, lcore: int) -> None:
         """Let legacy processes take it."""
-        self._memory.write(b"\0", _FIRST + lcore * _ENTRY.size + _ACTIVE)
+        self._write(b"\0", _FIRST + lcore * _ENTRY.size + _ACTIVE)
+
+    # WHOEVER MADE THE SEGMENT may have made it of pages that are not there, such as huge ones: to touch them is a
+    # SIGBUS. So the kernel copies, between the segment and a file of our own; it cannot either, and says so.
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with memoryview(self._memory) as view:
+            self._copied(os.pwritev, view[offset : offset + size])
+        return os.pread(self._copy, size, 0)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        os.pwrite(self._copy, data, 0)
+        with memoryview(self._memory) as view:
+            self._copied(os.preadv, view[offset : offset + len(data)])
+
+    def _copied(self, copy: Callable[[int, list[memoryview], int], int], part: memoryview) -> None:
+        with part:
+            try:
+                done = copy(self._copy, [part], 0)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                done = 0
+            if done != len(part):
+                text = f"its memory cannot be had, as if of huge pages; remove it: ipcrm -M {self.key:#x}"
+                raise LegacyError(errno.EFAULT, f"legacy table {self.key:#x}: {text}")
+
+    # -- who is attached
 
     @cached_property
-    def _map_name(self) -> bytes:
-        return b"/SYSV%08x" % (self.key & 0xFFFFFFFF)
+    def where(self) -> Segment:
+        """As it is found in memory maps. LookupError if ours cannot be seen."""
+        return Segment.ours(self.key, self.id)
 
-    def attached(self) -> tuple[list[Attached], bool]:
-        """Who is attached, without ourselves; and whether that is all of them."""
-        before = self._count()
-        found: list[Attached] = []
-        mappings = 0
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                count, process = self._look_at(int(name))
-                mappings += count
-                if process and process.pid != os.getpid():
-                    found.append(process)
-        names = _hostnames([process.pid for process in found if not process.same_host])
-        everyone = [replace(process, hostname=names.get(process.pid, process.hostname)) for process in found]
-        return everyone, mappings == before == self._count()
-
-    def _count(self) -> int:
+    def stamp(self) -> tuple[int, int, int]:
+        """How many attachments there are; and what else changes when somebody comes or goes."""
         with _told(self.key):
-            return int(self._memory.number_attached)
+            memory = self._memory
+            return int(memory.number_attached), int(memory.last_attach_time), int(memory.last_pid)
 
-    def find(self, entry: Entry) -> Attached | None:
-        """Its owner, at a glance: if it is in our own PID namespace, which most are."""
-        if entry.pid > 0 and entry.hostname == os.uname().nodename:  # it takes long if that one has much in its memory
-            _, found = self._look_at(entry.pid)
-            if found and found.same_host and found.inner_pid == entry.pid:
-                return found
-        return None
-
-    def has(self, pid: int) -> bool:
-        """Is that process attached?"""
-        return self._look_at(pid)[0] > 0
-
-    def _look_at(self, pid: int) -> tuple[int, Attached | None]:
-        """How often the process has the table in its memory, as far as we may see; and who it is. OSError if we cannot
-        look, as with no descriptor left: that is no answer."""
-        tasks = [f"/proc/{pid}"]
-        try:
-            for task in tasks:
-                if maps := Path(task, "maps").read_bytes():
-                    here = self._map_name in maps  # as it is in few
-                    lines = [line for line in maps.splitlines() if self._map_name in line] if here else []
-                    count = sum(int(line.split()[4]) == self.id for line in lines)
-                    if count and _same_namespace(task, "ipc"):
-                        same_host = _same_namespace(task, "uts")
-                        hostname = os.uname().nodename if same_host else None
-                        return count, Attached(pid, _inner_pid(pid), same_host, hostname)
-                    break
-                if len(tasks) == 1:  # the main thread has ended: the others still have the memory
-                    tasks += [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or not ours to see
-            pass
-        return 0, None
+    def census(self) -> tuple[tuple[Attached, ...], bool]:
+        """Who is attached, and whether that is all of them. It may take seconds."""
+        before = self.stamp()
+        found = census(self.where, before[0])
+        return found.attached, found.mappings == before[0] and self.stamp() == before
 
     def close(self) -> None:
         """Detach. It is not removed: who finds it with nobody attached zeroes it."""
         if self._memory.attached:
             self._memory.detach()
+            os.close(self._copy)
 
     def __enter__(self) -> LegacyTable:
         return self
@@ -324,41 +300,6 @@ class LegacyTable:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def owner_among(attached: list[Attached], entry: Entry) -> Attached | None:
-    """The owner of an entry; if several are possible, one of them: all have to be dead for it to be."""
-    possible: list[Attached] = []
-    for one in attached:
-        if one.inner_pid == entry.pid:
-            if one.hostname == entry.hostname:
-                return one
-            if one.same_host or one.hostname is None:
-                possible.append(one)
-    return possible[0] if possible else None
-
-
-def _hostnames(pids: list[int]) -> dict[int, str]:
-    """Each one's in its UTS namespace, without those that we may not know. A thread looks, since whoever enters may
-    have no way back; one for all, as anyone can make as many as he likes."""
-    found: dict[int, str] = {}
-
-    def look() -> None:
-        for pid in pids:
-            with suppress(OSError):  # gone, or not ours to see
-                namespace = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    if _libc.setns(namespace, _CLONE_NEWUTS) == 0:
-                        found[pid] = os.fsencode(os.uname().nodename).decode(errors="replace")
-                finally:
-                    os.close(namespace)
-
-    if pids:
-        thread = threading.Thread(target=look)
-        with suppress(RuntimeError):  # there can be no more threads on this host just now
-            thread.start()
-            thread.join()
-    return found
 
 
 @contextmanager
@@ -399,13 +340,3 @@ def _entry(data: bytes, offset: int) -> Entry:
 
 def _text(chars: bytes) -> str:
     return printable(chars.partition(b"\0")[0].decode(errors="replace"))
-
-
-def _inner_pid(pid: int) -> int:
-    """Of the process: the number of a thread, which anyone can write into an entry, is found in /proc as well."""
-    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return int(next((line.split()[-1] for line in lines if line.startswith("NStgid:")), pid))
-
-
-def _same_namespace(task: str, name: str) -> bool:
-    return os.stat(f"{task}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino

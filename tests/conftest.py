@@ -5,6 +5,8 @@ import fcntl
 import os
 import random
 import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -198,3 +200,31 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("MTLSHM_ETHTOOL_STAND_IN", str(tmp_path / "devices"))
     return StandIn(source)
+
+
+LONG_MAPS = """
+import mmap, os, sys
+os.chdir(sys.argv[1])
+for _ in range(100):
+    os.mkdir("\\n" * 255)
+    os.chdir("\\n" * 255)
+fd = os.open("file", os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 4096)
+protections = (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE)
+maps = [mmap.mmap(fd, 4096, prot=protections[n % 2]) for n in range(int(sys.argv[2]))]
+print(flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def long_maps(tmp_path: Path) -> Iterator[int]:
+    """The PID of a process with a memory map of 40 MiB: a line has a path of 25,600 bytes, each printed as four."""
+    (tmp_path / "deep").mkdir()
+    command = [sys.executable, "-c", LONG_MAPS, str(tmp_path / "deep"), "400"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"\n"
+        yield process.pid
+        process.communicate(b"\n")
+    shutil.rmtree(tmp_path / "deep")

@@ -22,8 +22,9 @@ from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.wording import describe
-from mtlshm.legacy_table import Entry, LegacyLock, LegacyTable, owner_among
+from mtlshm.legacy_table import Entry, LegacyLock, LegacyTable
 from mtlshm.lending import LENT_BY_HAND, bring_home, end_lost_pools, is_pool_of, lend, open_pool, parse
+from mtlshm.strangers import owner_among
 
 _PATIENCE = 5.0  # seconds to wait for the lock, which libmtl holds for microseconds
 
@@ -231,11 +232,11 @@ def clean(place: Place) -> None:
     with place.table() as table:
         lcores = both(place, table)
         bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
-        attached, complete = table.attached()
+        attached, complete = table.census()
         unsure = 0
         for lcore in lcores:
             entry = lcore.entry
-            if entry is None or entry.reserved or owner_among(attached, entry):
+            if entry is None or entry.reserved or owner_among(attached, entry.hostname, entry.pid):
                 continue
             if not complete:
                 unsure += 1

@@ -265,7 +265,7 @@ async def _serve(settings: dict[str, Any]) -> None:
                 lent, spare = (os.cpu_count() or 1) // 16, _LEFT_BY_DEFAULT
             try:
                 legacy = Legacy(host, lent, key, lock, spare=spare, leave=leave)
-                legacy.start()
+                await legacy.start()
                 duties.callback(legacy.close)
                 loans = legacy
             except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that

@@ -52,16 +52,11 @@ from inotify_simple import INotify, flags, parse_events
 from mtlshm import Busy, CpuSet, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process
 from mtlshm.daemon import process
 from mtlshm.daemon.deaths import Deaths
-from mtlshm.legacy_table import (
-    RESERVATION,
-    Attached,
-    Entry,
-    LegacyError,
-    LegacyLock,
-    LegacyTable,
-    owner_among,
-)
+from mtlshm.daemon.legacy_sight import Sight, look
+from mtlshm.daemon.observer import Observer
+from mtlshm.legacy_table import RESERVATION, Entry, LegacyError, LegacyLock, LegacyTable
 from mtlshm.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
+from mtlshm.strangers import Attached, owner_among
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +67,8 @@ _DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file sys
 _EVENTS_AT_ONCE = 4096  # bytes
 _REST = 0.020  # seconds between two looks, at least
 _LOCK_AGAIN = (0.001, 0.01, 0.1, 0.5)  # seconds; libmtl has it for microseconds
+_FIRST_ANSWER_WITHIN = 5.0  # seconds; who needs no legacy table shall not wait long for our start
+_OUTDATED = 32  # answers in a row, for entries; then who is not found is hidden
 _NO_UID = 2**32 - 1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MOST_OWNERS = 128  # half of the records: anyone may write that table
@@ -85,7 +82,8 @@ class _Owner:
     name: str
     pid: int  # as we see it; of one we do not see, as it sees itself
     dead: bool = False
-    elsewhere: bool = False  # on a table that somebody has removed: what is in this one is not its word
+    # on a table that somebody has removed: what is in this one is not its word; None: the observer will tell
+    elsewhere: bool | None = False
 
 
 class Legacy:
@@ -115,20 +113,24 @@ class Legacy:
         self._segment_watch: int | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._rest_until = 0.0
+        self._ask_not_before = 0.0
         self._table: LegacyTable | None = None
         self._pool: Instance | None = None
         self._owners: dict[int, _Owner] = {}  # by the owner of its instance
         self._deaths = Deaths()  # likewise; of those that we see
         self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
-        self._attached: tuple[list[Attached], bool] | None = None  # at this look, if asked
-        self._found: dict[tuple[str, int], Attached | None] = {}  # at a glance, at this look; by host name and PID
+        self._observer = Observer()
+        self._asking: asyncio.Task[None] | None = None
+        self._asked: dict[int, Entry] = {}  # by lcore, at the last look: whose owners we do not know
+        self._seen: Sight | None = None  # what the observer answered; for one look
+        self._outdated = 0  # answers in a row
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
         self._troubles: set[str] = set()  # what kept the last look from its end, in general or for some lcores
         self._said: set[str] = set()  # of them in the log, before that look
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Take over what is there. LegacyError, and it is closed, if that table cannot be used; what is in the way for
         a while, such as having no descriptor left, is waited for."""
         self._loop.add_reader(self._inotify.fileno(), self._on_event)
@@ -144,8 +146,9 @@ class Legacy:
             return
         if self._shut_out:
             log.info("legacy table: its lock is held; waiting for it")
-        if self._unsettled():
-            self._look_later(0)
+        self._go_on(0)
+        if self._asking:
+            await asyncio.wait([self._asking], timeout=_FIRST_ANSWER_WITHIN)
 
     def close(self) -> None:
         """Stop. Reservations and loans stay as they are."""
@@ -156,6 +159,9 @@ class Legacy:
         self._inotify.close()
         if self._next_look:
             self._next_look.cancel()
+        if self._asking:
+            self._asking.cancel()
+        self._observer.close()
         self._deaths.close()
         for owner in self._owners.values():
             owner.instance.close()
@@ -218,7 +224,13 @@ class Legacy:
         self._rest_until = ended + max(_REST, 10 * (ended - began))
         if self._troubles:
             step = min(step, len(_AGAIN) - 1)  # the last again and again
-        if self._unsettled():
+        self._go_on(step)
+
+    def _go_on(self, step: int) -> None:
+        if self._asks() and not self._shut_out:
+            if not self._asking:  # else there will be a look when that is answered
+                self._asking = self._loop.create_task(self._ask(step))
+        elif self._unsettled():
             self._look_later(step)
 
     def _is_left(self) -> bool:
@@ -300,7 +312,7 @@ class Legacy:
                 self._adopt()
                 self._pool = open_pool(self._host, self._key)
             for number, owner in self._owners.items():
-                owner.elsewhere = self._deaths.concern(number) and not table.has(owner.pid)
+                owner.elsewhere = None if self._deaths.concern(number) else False
         except BaseException:
             table.close()
             raise
@@ -311,8 +323,8 @@ class Legacy:
 
     def _settle(self, table: LegacyTable) -> None:
         assert self._pool
-        self._attached = None
-        self._found.clear()
+        self._asked.clear()
+        self._place_owners()
         self._wanting = False
         entries = table.entries()
         # Where the table is larger than ours, there is nothing to say about most of it.
@@ -330,6 +342,9 @@ class Legacy:
             if entry and not entry.reserved:
                 try:
                     who = self._owner_of(table, entry)
+                except LookupError:  # it is in nobody's reach until we know
+                    self._asked[lcore] = entry
+                    continue
                 except OSError as error:  # no record for it, or no descriptor; it is in nobody's reach meanwhile
                     self._suffer(error, f"lcore {lcore}: cannot tell whose it is")
                     continue
@@ -352,8 +367,11 @@ class Legacy:
         for lcore in range(table.size, self._size):  # they were lent to a larger one
             if self._lent(holder := self._holder(lcore)):
                 self._host.evict(lcore, holder)
-        self._report(clashes)
+        self._report(clashes | {clash for clash in self._clashes if clash[0] in self._asked})
         self._forget_all_but(present)
+        self._seen = None
+        if not self._asked:
+            self._outdated = 0
 
     def _holder(self, lcore: int) -> int:
         return self._host.holder(lcore)[0] if lcore < self._size else 0
@@ -363,7 +381,7 @@ class Legacy:
         if self._pool and holder == self._pool.owner:
             return True
         owner = self._owners.get(holder)
-        return owner is not None and (owner.dead or not owner.elsewhere)
+        return owner is not None and (owner.dead or owner.elsewhere is False)
 
     def _pass_to(self, who: _Owner, lcore: int, entry: Entry) -> bool:
         """In our table as well; False if it is another's there."""
@@ -453,49 +471,79 @@ class Legacy:
 
     # -- who they are
 
+    def _asks(self) -> bool:
+        return bool(self._asked) or any(owner.elsewhere is None for owner in self._owners.values())
+
+    async def _ask(self, step: int) -> None:
+        """What only the memory maps of others tell; then look again with the answer. Then rest twice as long."""
+        try:
+            await asyncio.sleep(self._ask_not_before - self._loop.time())
+            began = self._loop.time()
+            if self._table:
+                unplaced = [owner.pid for owner in self._owners.values() if owner.elsewhere is None]
+                self._seen = await look(self._observer, self._table, self._asked.values(), unplaced)
+            self._ask_not_before = 3 * self._loop.time() - 2 * began
+        except OSError as error:
+            self._suffer(error, "cannot find out who is attached to the legacy table")
+            step = len(_AGAIN) - 1
+        finally:
+            self._asking = None
+        if self._seen:
+            self._look(step)
+        else:
+            self._look_later(step)
+
+    def _place_owners(self) -> None:
+        if self._seen and self._seen.table is self._table and self._seen.answered:
+            here = {process.pid for process in self._seen.attached}
+            for owner in self._owners.values():
+                if owner.elsewhere is None:
+                    owner.elsewhere = owner.pid not in here
+
     def _owner_of(self, table: LegacyTable, entry: Entry) -> _Owner | None:
-        """Whose entry it is; None if he is dead. A newcomer with the PID of one whose death we have not heard of yet
-        is taken for him; that costs nobody anything, and once we hear of it we ask again.
+        """Whose entry it is; None if he is dead. LookupError if we have to ask. A newcomer with the PID of one whose
+        death we have not heard of yet is taken for him; that costs nobody anything, and once we hear of it we ask
+        again.
         """
         known = self._known.get(entry.owner)
         if known and not known.dead:
             return known
-        while True:
-            where = entry.hostname, entry.pid
-            if where not in self._found:
-                self._found[where] = table.find(entry)
-            found = self._found[where]
-            if not found:
-                self._attached = self._attached or table.attached()
-                everyone, complete = self._attached
-                found = owner_among(everyone, entry)
-                if not found:
-                    return None if complete else self._unseen(entry)
+        seen = self._seen
+        if seen is None or seen.table is not table or entry.owner not in seen.asked:
+            raise LookupError
+        found = owner_among(seen.attached, entry.hostname, entry.pid)
+        if found:
             owner = next((o for n, o in self._owners.items() if self._deaths.concern(n) and o.pid == found.pid), None)
             if not owner:
                 self._check_room()
-                owner = self._meet(table, found.pid, entry)
+                owner = self._meet(found, entry)
             if owner:
                 self._known[entry.owner] = owner
                 return owner
-            self._attached = None  # it died this moment
-            self._found.clear()
+        elif table.stamp() == seen.stamp:  # nobody has come meanwhile
+            return None if seen.complete else self._unseen(entry)
+        self._outdated += 1  # it has died this moment, or somebody else has come or gone
+        if self._outdated > _OUTDATED:
+            return self._unseen(entry)
+        raise LookupError
 
     def _check_room(self) -> None:
         if len(self._owners) >= _MOST_OWNERS:
             raise OSError(errno.EUSERS, f"{_MOST_OWNERS} legacy processes have some already")
 
-    def _meet(self, table: LegacyTable, pid: int, entry: Entry) -> _Owner | None:
+    def _meet(self, found: Attached, entry: Entry) -> _Owner | None:
+        """None if it is dead."""
+        pid = found.pid
         try:
             uid = os.stat(f"/proc/{pid}").st_uid
             pidfd = process.to_keep(os.pidfd_open(pid))
         except (FileNotFoundError, ProcessLookupError):
             return None
         try:
-            if not table.has(pid):
+            identity = process.identify(pidfd, pid, uid, entry.hostname)
+            if (os.fstat(pidfd).st_ino, identity.start_ticks) != (found.pidfd_inode, found.start_ticks):
                 os.close(pidfd)
                 return None
-            identity = process.identify(pidfd, pid, uid, entry.hostname)
             instance = self._host.register_proxy(Kind.LEGACY, identity)
         except BaseException:
             os.close(pidfd)
@@ -536,7 +584,7 @@ class Legacy:
         """End the instances of those who have no entry left, and nothing in our table."""
         holders = {self._holder(lcore) for lcore in range(self._size)}
         for number, owner in list(self._owners.items()):
-            if owner not in present and number not in holders:
+            if owner not in present and number not in holders and (owner.dead or not self._asked):
                 if not owner.dead:
                     log.info("%s (pid %d) has no lcore left", owner.name, owner.pid)
                 self._deaths.forget(number)

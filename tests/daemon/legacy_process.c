@@ -86,6 +86,14 @@ static long release(long lcore)
 
 static void *obey(void *unused);
 
+static int be_there(void *unused)
+{
+	alarm(LIFETIME);
+	for (;;)
+		pause();
+	return unused != NULL;
+}
+
 static int hidden; /* from those who look where the table is attached; atomic */
 
 static int linger(void *unused)
@@ -134,6 +142,12 @@ static long run(char *line)
 				pause();
 		}
 		return child;
+	}
+	if (!strcmp(words[0], "share_memory")) {
+		/* Two processes, one memory, and so one attachment. Returns the pid of the other, which ends with us. */
+		static char stack[65536] __attribute__((aligned(16)));
+
+		return clone(be_there, stack + sizeof(stack), CLONE_VM, NULL);
 	}
 	if (!strcmp(words[0], "keep_memory")) {
 		/* Our memory outlasts us, as that of a large process does for a while. Returns the pid of who keeps it. */
