@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 from mtlshm import Host, wire
 from mtlshm.daemon.door import Store
+from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.session import Interfaces, Loans, Reply, Session
 from mtlshm.wire import Dialect
@@ -47,6 +48,7 @@ class Server(Protocol):
     host: Host
     interfaces: Interfaces
     loans: Loans | None
+    observer: Observer
     store: Store
     loop: asyncio.AbstractEventLoop
     null: int  # a descriptor of /dev/null
@@ -74,7 +76,14 @@ class Connection:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._peer = meet(client, gid)
         self._session = Session(
-            server.host, server.interfaces, self._peer, server.null, self._keep, self._forget, server.loans
+            server.host,
+            server.interfaces,
+            server.observer,
+            self._peer,
+            server.null,
+            self._keep,
+            self._forget,
+            server.loans,
         )
         server.loop.add_reader(client.fileno(), self._read)
         if self._peer.pidfd is not None:

@@ -3,42 +3,83 @@
 
 From DPDK 25.11 on libmtl lets each process number its lcores 0..N over its own CPU set, so an id says nothing by
 itself. But EAL names each worker thread after its lcore id and pins it to its CPU before libmtl asks for an lcore;
-both can be read from /proc. The main lcore's thread keeps the program's name, and libmtl does not ask for that lcore.
+both can be seen. The main lcore's thread keeps the program's name, and libmtl does not ask for that lcore.
 
-/proc lists threads in the order of their creation, and EAL's come early: before those that libmtl makes. So only the
-first ones are looked at: anyone may have very many, and whoever looks does nothing else meanwhile.
+A PROCESS WITH NO WORKERS is not one of EAL's, and its ids are CPUs. One whose threads we could not see may be either.
+Then there is nothing better than to take the id for the CPU, and to say so.
+
+NAMES HAVE 15 CHARACTERS. lcore-worker-100 reads as lcore-worker-10, so a name of that length is but the beginning of
+one. A thread whose name fits an id is the one only if no other fits. Where several fit, ids may still be CPUs, if that
+is true of each worker that there is. Else no CPU is the right one: rather none than another thread's.
+
+How many threads a process has is its own choice. Of few, this is quick; of more, an observer is asked.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtlshm import CpuSet
+from mtlshm.daemon.observer import Observer
+from mtlshm.strangers import threads
 
 # dpdk-worker<id> since DPDK 23.11; before that lcore-worker-<id>, or rte-worker-<id>
-_WORKER = re.compile(r"(?:dpdk-worker|lcore-worker-|rte-worker-)(\d+)$")
-_MOST = 2048  # threads; that takes 50 ms
-_AFFINITY = re.compile(r"^Cpus_allowed_list:\s*(.*)$", re.MULTILINE)
+_PREFIXES = ("dpdk-worker", "lcore-worker-", "rte-worker-")
+_WORKER = rf"({'|'.join(_PREFIXES)})\d*$"
+_NAME = 15  # characters, TASK_COMM_LEN
+_FEW, _MOST = 64, 65536
+ONLINE = Path("/sys/devices/system/cpu/online")
 
 
-def lcores(pid: int) -> dict[int, int]:
-    """The CPU of each worker lcore of a process; empty if it has none, is none of EAL's or cannot be seen."""
-    found: dict[int, int] = {}
+@dataclass(frozen=True, slots=True)
+class Lcores:
+    """The CPUs of a process's lcores."""
+
+    seen: bool  # else its threads could not be
+    online: CpuSet | None = None  # None: who knows
+    workers: tuple[tuple[str, tuple[int, ...]], ...] = ()  # names and CPUs
+
+    def cpu(self, lcore_id: int) -> int | None:
+        """None: which one cannot be told, or there is no such lcore."""
+        if not self.workers:
+            return lcore_id if self.online is None or lcore_id in self.online else None
+        fitting = {cpus for name, cpus in self.workers if name in _names(lcore_id)}
+        if len(fitting) == 1 and len(cpus := fitting.pop()) == 1:
+            return cpus[0]
+        identity = all(len(cpus) == 1 and name in _names(cpus[0]) for name, cpus in self.workers)
+        return lcore_id if identity and (lcore_id,) in fitting else None
+
+
+def at_once(pid: int) -> Lcores | None:
+    """None if it has so many threads that it takes a while."""
     try:
-        with os.scandir(f"/proc/{pid}/task") as entries:
-            threads = [Path(entry) for entry in islice(entries, _MOST)]
+        if os.stat(f"/proc/{pid}/task").st_nlink - 2 > _FEW:
+            return None
     except OSError:
-        return found
-    for thread in threads:
-        try:
-            worker = _WORKER.match((thread / "comm").read_text().strip())
-            allowed = _AFFINITY.search((thread / "status").read_text()) if worker else None
-            cpus = CpuSet.parse(allowed[1]) if allowed else CpuSet()
-        except (OSError, ValueError):  # a thread that has ended; or one on CPUs beyond the table
-            continue
-        if worker and len(cpus) == 1:  # else it may run anywhere among them, and stands for no CPU
-            found[int(worker[1])] = min(cpus)
-    return found
+        return _lcores(None)
+    return _lcores(threads(pid, 2 * _FEW, named=_WORKER))
+
+
+async def in_a_while(observer: Observer, pid: int) -> Lcores:
+    """OSError if there is no observer."""
+    answer = await observer.ask("threads", pid=pid, most=_MOST, named=_WORKER)
+    return _lcores(answer["threads"] if answer else None)
+
+
+def _lcores(found: Iterable[tuple[str, list[int]]] | None) -> Lcores:
+    return Lcores(found is not None, _online(), tuple((name, tuple(cpus)) for name, cpus in found or ()))
+
+
+def _names(lcore_id: int) -> set[str]:
+    return {f"{prefix}{lcore_id}"[:_NAME] for prefix in _PREFIXES}
+
+
+def _online() -> CpuSet | None:
+    """In a container the list may be of other numbers than the kernel's, which are those of affinity masks."""
+    try:
+        return CpuSet.parse(ONLINE.read_text()) | os.sched_getaffinity(0)
+    except (OSError, ValueError):  # there is no /sys
+        return None

@@ -30,6 +30,7 @@ from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.connection import Connection
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
+from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
 from mtlshm.daemon.session import Interfaces, Loans
 from mtlshm.wire import Dialect
@@ -58,6 +59,7 @@ class ManagerSocket:
         self.host = host
         self.loans = loans
         self.interfaces = interfaces
+        self.observer = Observer()  # of members: not the one that strangers keep busy
         self.store = store
         self.loop = asyncio.get_running_loop()
         self.null = _open_null()
@@ -109,6 +111,7 @@ class ManagerSocket:
         for connection in list(self._connections):
             connection.leave()
         self._orphans.close()
+        self.observer.close()
         for fd in (self.null, self._spare):
             if fd is not None:
                 os.close(fd)

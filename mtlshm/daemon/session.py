@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
 from mtlshm.daemon import eal, process
 from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
 from mtlshm.errors import reason
@@ -105,6 +106,7 @@ class Session:
         self,
         host: Host,
         interfaces: Interfaces,
+        observer: Observer,
         peer: Peer,
         null: int,
         registered: Callable[[], None],
@@ -114,13 +116,14 @@ class Session:
         self._loans = loans
         self._host = host
         self._interfaces = interfaces
+        self._observer = observer
         self._peer = peer
         self._null = null
         self._registered = registered
         self._withdrawn = withdrawn
         self._instance: Instance | None = None
         self._client: Client | None = None  # the same, for whoever serves interfaces
-        self._ids: dict[int, int] | None = None  # CPUs by lcore id, once looked up
+        self._lcores: eal.Lcores | None = None  # once looked up
         self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
         self._refused: set[int] = set()  # lcores that are lent, of which that is said
         self._said = ""  # of it in the log, last, which is not repeated
@@ -148,7 +151,7 @@ class Session:
         if self._instance is None or self._client is None:
             return lambda: None
         self._instance.unregister()
-        self._instance = None
+        self._instance = None  # for work that is not done yet
         return partial(self._interfaces.gone, self._client)
 
     def leave(self) -> None:
@@ -167,10 +170,12 @@ class Session:
             kind, lcore_id = request
             if kind != _GET_LCORE:
                 return _response(_RESPONSE, self._put(lcore_id))
-            value = self._get(lcore_id)
-            if value == -errno.EBUSY and lcore_id not in self._held and self._is_lent(self._cpu(lcore_id)):
-                return self._work(kind, self._get_lent(lcore_id))
-            return _response(_RESPONSE, value)
+            if self._lcores is None and self._instance:
+                self._lcores = eal.at_once(self._peer.pid)
+                if self._lcores is None:
+                    return self._work(kind, self._get_later(lcore_id))
+                self._check_lcores()
+            return self._grant(lcore_id)
         kind, body = wire.decode(record, self.dialect or Dialect.A)
         client = self._client
         match body:
@@ -272,13 +277,14 @@ class Session:
         return Reply(b"\0", lent=(self._null,) if self.dialect is Dialect.A else ())
 
     def _get(self, lcore_id: int) -> int:
-        if self._instance is None:
+        if self._instance is None or self._lcores is None:
             return -errno.EPERM
         if lcore_id in self._held:
             return -errno.EBUSY
-        if self._ids is None:
-            self._ids = eal.lcores(self._peer.pid)
-        cpu = self._ids.get(lcore_id, lcore_id)
+        cpu = self._cpu(lcore_id)
+        if cpu is None:
+            self._say(f"lcore {lcore_id} stands for no CPU: no worker thread of it, or no online CPU, has that number")
+            return -errno.EINVAL
         tag = tag_of_id(lcore_id) if cpu != lcore_id else 0
         try:
             try:
@@ -293,6 +299,25 @@ class Session:
         self._held[lcore_id] = cpu
         return 0
 
+    async def _get_later(self, lcore_id: int) -> Reply:
+        self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
+        self._check_lcores()
+        answer = self._grant(lcore_id)
+        return answer if isinstance(answer, Reply) else await answer
+
+    def _check_lcores(self) -> None:
+        if self._lcores and not self._lcores.seen:
+            self._say(
+                "its threads are not seen from here (another PID namespace, hidepid=, or too many): its lcore ids are "
+                "taken for CPU numbers, which is wrong with DPDK 25.11 and later; if it has that, run mtlshmd as root "
+                "and in the PID namespace of the host"
+            )
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            log.warning("pid %d of uid %d: %s", self._peer.pid, self._peer.uid, text)
+
     def _share(self, cpu: int, tag: int) -> bool:
         """Does the client's own process hold it in the table? Then note that its libmtl has it too."""
         with suppress(OSError):  # its direct owner lets it go this moment; or there is no /proc any more
@@ -303,11 +328,19 @@ class Session:
                 return True
         return False
 
-    def _cpu(self, lcore_id: int) -> int:
-        return (self._ids or {}).get(lcore_id, lcore_id)
+    def _grant(self, lcore_id: int) -> Reply | Coroutine[Any, Any, Reply]:
+        value = self._get(lcore_id)
+        if value == -errno.EBUSY and lcore_id not in self._held and self._is_lent(self._cpu(lcore_id)):
+            return self._work(_GET_LCORE, self._get_lent(lcore_id))
+        return _response(_RESPONSE, value)
 
-    def _is_lent(self, cpu: int) -> bool:
+    def _cpu(self, lcore_id: int) -> int | None:
+        return self._lcores.cpu(lcore_id) if self._lcores else None
+
+    def _is_lent(self, cpu: int | None) -> bool:
         """To legacy processes, none of which has it?"""
+        if cpu is None:
+            return False
         with suppress(OSError):
             owner, _ = self._host.holder(cpu)
             info = self._host.inspect(owner) if owner else None
@@ -317,6 +350,7 @@ class Session:
     async def _get_lent(self, lcore_id: int) -> Reply:
         """What is lent and unused is the client's, if nothing else is left to it."""
         cpu = self._cpu(lcore_id)
+        assert cpu is not None
         if self._instance and self._loans and not self._has_choice():
             if await self._loans.hand_over(cpu, self._instance, _SCH):
                 if cpu != lcore_id:
@@ -337,7 +371,7 @@ class Session:
 
     def _has_choice(self) -> bool:
         """Is anything free among the CPUs of its workers, or, if these are not known, where it may run?"""
-        cpus = set((self._ids or {}).values())
+        cpus = {cpu for _, where in self._lcores.workers for cpu in where} if self._lcores else set()
         with suppress(OSError):
             cpus = cpus or os.sched_getaffinity(self._peer.pid)
         size = self._host.snapshot().size

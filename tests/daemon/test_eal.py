@@ -3,49 +3,122 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 
 from mtlshm.daemon import eal
+from mtlshm.daemon.eal import Lcores
+from mtlshm.daemon.observer import Observer
 
 THREADS = """
 import os, sys, threading
-cpu = int(sys.argv[1])
 threading.stack_size(65536)
-def live(name, ready):
-    if name:
-        os.sched_setaffinity(0, {cpu})
+def live(word, ready):
+    if word:
+        name, cpu = word.split(":")
+        os.sched_setaffinity(0, {int(cpu)})
         with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as comm:
             comm.write(name)
     ready.set()
     threading.Event().wait()
-for name in ["dpdk-worker1", *[""] * int(sys.argv[2]), "dpdk-worker2"]:
+first, *rest = sys.argv[2:]
+for word in [first, *[""] * int(sys.argv[1]), *rest]:
     ready = threading.Event()
-    threading.Thread(target=live, args=(name, ready), daemon=True).start()
+    threading.Thread(target=live, args=(word, ready), daemon=True).start()
     ready.wait()
 print(flush=True)
 sys.stdin.read()
 os._exit(0)
 """
 
+CPU = min(os.sched_getaffinity(0))
 
-def lcores_of_a_process_with(others: int) -> tuple[dict[int, int], int]:
-    """What is found of two workers, one before and one after so many other threads; and their CPU."""
-    cpu = min(os.sched_getaffinity(0))
-    command = [sys.executable, "-c", THREADS, str(cpu), str(others)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"\n"
-        return eal.lcores(process.pid), cpu
+
+@contextmanager
+def process(*workers: str, others: int = 0) -> Iterator[int]:
+    """With threads of these names on these CPUs, and so many others after the first; its PID."""
+    command = [sys.executable, "-c", THREADS, str(others), *workers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout
+        assert started.stdout.readline() == b"\n"
+        yield started.pid
+
+
+def at_once(pid: int) -> Lcores:
+    lcores = eal.at_once(pid)
+    assert lcores
+    return lcores
 
 
 def test_workers_are_found_among_other_threads() -> None:
-    found, cpu = lcores_of_a_process_with(100)
-    assert found == {1: cpu, 2: cpu}
+    with process(f"dpdk-worker1:{CPU}", f"dpdk-worker20:{CPU}", others=30) as pid:
+        lcores = at_once(pid)
+    assert [lcores.cpu(1), lcores.cpu(20)] == [CPU, CPU]
+    assert lcores.cpu(2) is None, "it has workers, and this is none"
 
 
-def test_who_has_very_many_threads_has_not_all_looked_at() -> None:
-    """The daemon does nothing else meanwhile."""
-    found, cpu = lcores_of_a_process_with(2100)
-    assert found == {1: cpu}
+def test_who_has_very_many_threads_is_looked_at_by_an_observer() -> None:
+    async def ask(pid: int) -> Lcores:
+        observer = Observer()
+        try:
+            return await eal.in_a_while(observer, pid)
+        finally:
+            observer.close()
+
+    with process(f"dpdk-worker1:{CPU}", f"dpdk-worker2:{CPU}", others=2100) as pid:
+        assert eal.at_once(pid) is None
+        lcores = asyncio.run(ask(pid))
+    assert [lcores.cpu(1), lcores.cpu(2)] == [CPU, CPU]
+
+
+def test_who_has_no_workers_has_cpus_for_ids_and_only_those_online() -> None:
+    with process("") as pid:
+        lcores = at_once(pid)
+    assert lcores.seen
+    assert lcores.cpu(CPU) == CPU
+    assert lcores.cpu(4095) is None
+
+
+def test_who_is_not_seen_is_told_from_who_has_no_workers() -> None:
+    with process("") as pid:
+        pass
+    assert [at_once(pid).seen, at_once(0).seen] == [False, False]
+    assert at_once(0).cpu(CPU) == CPU
+    assert at_once(0).cpu(4095) is None
+
+
+def test_a_name_that_was_cut_is_whose_it_can_be() -> None:
+    with process(f"lcore-worker-100:{CPU}") as pid:
+        lcores = at_once(pid)
+    assert lcores.workers == (("lcore-worker-10", (CPU,)),)
+    assert lcores.cpu(100) == CPU
+    assert lcores.cpu(1) is None
+
+
+@pytest.mark.parametrize(
+    ("cpus", "lcore_id", "expected"),
+    [
+        ((0, 1), 10, None),  # either may be 10
+        ((0, 1), 100, None),
+        ((10, 100), 10, 10),  # ids are CPUs
+        ((10, 100), 100, 100),
+        ((10, 100), 101, None),
+        ((10, 0), 10, None),  # they are not
+        ((3, 3), 100, 3),  # wherever it is
+    ],
+)
+def test_of_two_names_that_were_cut_none_is_taken_for_the_other(
+    cpus: tuple[int, ...], lcore_id: int, expected: int | None
+) -> None:
+    lcores = Lcores(True, None, tuple(("lcore-worker-10", (cpu,)) for cpu in cpus))
+    assert lcores.cpu(lcore_id) == expected
+
+
+def test_a_worker_that_may_run_anywhere_stands_for_no_cpu() -> None:
+    assert Lcores(True, None, (("dpdk-worker1", (0, 1)),)).cpu(1) is None

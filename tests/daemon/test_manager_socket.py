@@ -23,7 +23,7 @@ from mtlshm import Host, Kind, MtlshmError, Process, wire
 from mtlshm.daemon.process import namespace
 from mtlshm.manager import Manager
 from mtlshm.wire import Dialect, Filter, Heartbeat, Interface, Lcore, Register, Response, TooManyInterfaces, Type
-from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, needs_root, run_python
+from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, namespaces, needs_root, run_python
 
 VM = b"vm".ljust(64, b"\0").hex()
 REGISTER = bytes.fromhex(f"494d544c000000656a00000000005dfa00000000{VM}0000").ljust(wire.SIZE, b"\0")
@@ -450,12 +450,12 @@ def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, s
 @needs_root("a mount namespace of the daemon's")
 def test_where_proc_is_unmounted_every_request_is_answered(daemon, manager_socket, puppet, segment):
     server = daemon(prefix=("unshare", "--mount"))
-    puppet().claim(3)
+    puppet().claim(0)
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register()
         subprocess.run(["nsenter", "--mount", f"--target={server.pid}", "umount", "--lazy", "/proc"], check=True)
-        assert refusal(manager.get_lcore, 3) == errno.EBUSY
-        manager.get_lcore(4)
+        assert refusal(manager.get_lcore, 0) == errno.EBUSY
+        manager.get_lcore(1)
 
 
 def test_what_a_dead_process_claimed_directly_is_granted(connect, puppet, segment):
@@ -473,12 +473,18 @@ def test_a_socket_clients_lcore_is_not_taken_by_direct_claims_or_sweeps(connect,
     assert held(segment) == {1}
 
 
-def test_ids_that_cannot_be_cpus_here_are_served_consistently(connect):
-    first, second = connect(), connect()
-    first.get_lcore(127)
-    assert refusal(second.get_lcore, 127) == errno.EBUSY
-    first.put_lcore(127)
-    second.get_lcore(127)
+def test_ids_that_are_no_cpus_here_are_refused(connect):
+    assert refusal(connect().get_lcore, 127) == errno.EINVAL
+    assert refusal(connect().get_lcore, 65535) == errno.EINVAL
+
+
+def test_where_threads_cannot_be_seen_ids_are_not_taken_for_cpus_in_silence(daemon, manager_socket, own_cpu):
+    server = daemon(prefix=namespaces("pid"))
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+        manager.get_lcore(own_cpu)
+        server.await_log("are not seen from here")
+        assert refusal(manager.get_lcore, 127) == errno.EINVAL
 
 
 EAL = """

@@ -43,6 +43,13 @@ def mtlshmd(bench: Bench, *options: str) -> list[str]:
     return [str(ROOT / ".venv/bin/mtlshmd"), *ours, *(options or ("--legacy", "off"))]
 
 
+def on_made_up_cpus(command: list[str], bench: Bench) -> list[str]:
+    """A daemon that takes those of `bench` for online."""
+    online = bench.sysfs / "devices/system/cpu/online"
+    code = f"from mtlshm.daemon import app, eal; eal.ONLINE = eal.Path({str(online)!r}); app.main()"
+    return [str(ROOT / ".venv/bin/python"), "-P", "-c", code, *command[1:]]
+
+
 @contextmanager
 def with_all_duties(bench: Bench) -> Iterator[list[str]]:
     """A daemon with a legacy table too."""

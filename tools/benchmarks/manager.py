@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from daemon import death, mtlshmd, running
+from daemon import death, mtlshmd, on_made_up_cpus, running
 from measure import Bench, Figure, Measure, figure, pinned
 
 TURNS = 9
@@ -14,7 +14,7 @@ CONNECTS = 500
 @contextmanager
 def served(bench: Bench, on_one_core: bool) -> Iterator[None]:
     """A daemon runs; if on one core, so does all that is started meanwhile."""
-    with pinned(0) if on_one_core else nullcontext(), running(mtlshmd(bench)):
+    with pinned(0) if on_one_core else nullcontext(), running(on_made_up_cpus(mtlshmd(bench), bench)):
         yield
 
 

@@ -29,6 +29,14 @@ from witness import KINDS, Witness
 # Far more than anything takes. Only a hang takes so long, and that is what they are for.
 _PATIENCE = 600.0  # seconds
 _LCORES = 48
+# On made-up CPUs.
+_DAEMON = """
+import sys
+from pathlib import Path
+from mtlshm.daemon import app, eal
+eal.ONLINE = Path(sys.argv.pop(1))
+app.main()
+"""
 _ANCHOR, _NEWCOMER, _DRAIN = 254, 252, 250  # slots
 _KEY = 0x7075  # in our IPC namespace
 
@@ -99,7 +107,8 @@ class Arena:
             "MTLSHMD_XDP": "off",
             "MTLSHMD_STATE": str(self._directory / "state"),
         }
-        command = [str(Path(sys.executable).with_name("mtlshmd")), *arguments]
+        online = Path(self._setting.sysfs) / "devices/system/cpu/online"
+        command = [sys.executable, "-P", "-c", _DAEMON, str(online), *arguments]
         with self._log.open("ab") as log:
             self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=os.environ | settings)
 
