@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -63,6 +64,12 @@ static void read_self(struct mtlshm_process *self)
 	int fd;
 
 	*self = (struct mtlshm_process){.pid = getpid()};
+	fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (fd >= 0) {
+		if (!fstat(fd, &st))
+			self->pidfd_inode = st.st_ino;
+		close(fd);
+	}
 	if (!stat("/proc/self/ns/pid", &st))
 		self->pid_namespace = st.st_ino;
 	fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);

@@ -46,7 +46,7 @@ class InstanceInfo:
     pid: int  # as the process sees itself, in pid_namespace
     pid_namespace: int  # inode of its /proc/self/ns/pid, 0 if unknown
     start_ticks: int  # when the process started, in clock ticks since boot
-    pidfd_inode: int  # of a pidfd on it, 0 if unknown; known of those that the daemon keeps for others
+    pidfd_inode: int  # of a pidfd on it, 0 if unknown; before Linux 6.9 that of all pidfds
     uid: int
     comm: str
     hostname: str

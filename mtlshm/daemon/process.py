@@ -13,11 +13,13 @@ import errno
 import os
 import resource
 import select
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process, namespaces
 from mtlshm.snapshot import printable
+from mtlshm.strangers import inner_pid
 
 # ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
 _NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
@@ -101,6 +103,18 @@ def to_keep(pidfd: int) -> int:
     raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}; raise the limit (ulimit -n)")
 
 
+def is_same(info: InstanceInfo, pidfd: int, pid: int) -> bool:
+    """Is a process that lives, and that `pid` names here, the one that registered `info` for itself, and lives too? It
+    may be in another PID namespace than we: it says then which number it has there, and in which one."""
+    if (inode := _inode(pidfd)) and info.pidfd_inode:
+        return inode == info.pidfd_inode
+    if info.pid_namespace == namespace():
+        return info.pid == pid
+    with suppress(OSError):
+        return (inner_pid(pidfd), os.stat(f"/proc/{pid}/ns/pid").st_ino) == (info.pid, info.pid_namespace)
+    return False
+
+
 def namespace() -> int:
     """The inode of our PID namespace."""
     return os.stat("/proc/self/ns/pid").st_ino
@@ -115,7 +129,8 @@ def _inode(pidfd: int) -> int:
 def _stat(pid: int) -> tuple[str, int]:
     """comm and start time of proc(5) stat; comm may hold spaces and parentheses."""
     try:
-        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+        # Not /proc/PID/stat, for which the kernel adds up all threads.
+        before, _, after = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return "", 0
     return printable(before.partition("(")[2]), int(after.split()[22 - 3])

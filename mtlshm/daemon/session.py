@@ -378,9 +378,9 @@ class Session:
         return any(cpu < size and not self._host.holder(cpu)[0] for cpu in cpus)
 
     def _is_us(self, info: InstanceInfo) -> bool:
-        """Did the client's process register this one itself? While both live, the PID decides."""
-        here = (info.pid, info.pid_namespace) == (self._peer.pid, process.namespace())
-        return here and info.kind == Kind.SHM and bool(info.alive)
+        """Did the client's process register this one itself?"""
+        direct = info.kind == Kind.SHM and bool(info.alive)
+        return direct and process.is_same(info, self._peer.pidfd, self._peer.pid)
 
     def _put(self, lcore_id: int) -> int:
         if self._instance is None:

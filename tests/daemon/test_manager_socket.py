@@ -487,6 +487,28 @@ def test_where_threads_cannot_be_seen_ids_are_not_taken_for_cpus_in_silence(daem
         assert refusal(manager.get_lcore, 127) == errno.EINVAL
 
 
+OWN_LIBMTL = """
+import sys
+from mtlshm import Host
+from mtlshm.manager import Manager
+with Host(sys.argv[1]) as host, host.register("direct") as me, Manager(sys.argv[2], timeout=120) as manager:
+    manager.register()
+    me.claim(int(sys.argv[3]))
+    manager.get_lcore(int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("of_client", [(), ("pid",)])
+@pytest.mark.parametrize("of_daemon", [(), ("pid",)])
+def test_what_a_process_claimed_directly_is_granted_in_pid_namespaces_too(
+    daemon, manager_socket, segment, own_cpu, of_client, of_daemon
+):
+    daemon(prefix=namespaces(*of_daemon) if of_daemon else ())
+    prefix = namespaces(*of_client) if of_client else ()
+    command = [*prefix, sys.executable, "-c", OWN_LIBMTL, segment, str(manager_socket), str(own_cpu)]
+    subprocess.run(command, check=True, timeout=DEADLINE)
+
+
 EAL = """
 import ctypes, os, sys, threading
 from mtlshm.manager import Manager
