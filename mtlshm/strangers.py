@@ -112,7 +112,7 @@ class Segment:
     def ours(cls, key: int, identifier: int) -> Segment:
         """One that we have attached. LookupError if that cannot be seen."""
         name = f"/SYSV{key & 0xFFFFFFFF:08x}"
-        with suppress(OSError), open("/proc/self/maps", "rb") as maps:
+        with suppress(*_GONE), open("/proc/self/maps", "rb") as maps:
             for line in maps:
                 if name.encode() in line and int((fields := line.split(None, 5))[4]) == identifier:
                     return cls(name, fields[3].decode(), identifier)

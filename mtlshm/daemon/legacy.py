@@ -42,6 +42,7 @@ import asyncio
 import errno
 import logging
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +57,7 @@ from mtlshm.daemon.legacy_sight import Sight, look
 from mtlshm.daemon.observer import Observer
 from mtlshm.legacy_table import RESERVATION, Entry, LegacyError, LegacyLock, LegacyTable
 from mtlshm.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
-from mtlshm.strangers import Attached, owner_among
+from mtlshm.strangers import Attached
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,9 @@ _CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
 _REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
 _DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file system that does not answer
 _EVENTS_AT_ONCE = 4096  # bytes
-_REST = 0.020  # seconds between two looks, at least
+_REST, _LONGEST_REST = 0.020, 1.0  # seconds between two looks
 _LOCK_AGAIN = (0.001, 0.01, 0.1, 0.5)  # seconds; libmtl has it for microseconds
-_FIRST_ANSWER_WITHIN = 5.0  # seconds; who needs no legacy table shall not wait long for our start
+_FIRST_ANSWERS_WITHIN = 5.0  # seconds; who needs no legacy table shall not wait long for our start
 _OUTDATED = 32  # answers in a row, for entries; then who is not found is hidden
 _NO_UID = 2**32 - 1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -147,8 +148,9 @@ class Legacy:
         if self._shut_out:
             log.info("legacy table: its lock is held; waiting for it")
         self._go_on(0)
-        if self._asking:
-            await asyncio.wait([self._asking], timeout=_FIRST_ANSWER_WITHIN)
+        deadline = self._loop.time() + _FIRST_ANSWERS_WITHIN
+        while self._asking and (left := deadline - self._loop.time()) > 0:
+            await asyncio.wait([self._asking], timeout=left)
 
     def close(self) -> None:
         """Stop. Reservations and loans stay as they are."""
@@ -208,8 +210,8 @@ class Legacy:
             self._look()
 
     def _look(self, step: int = 0) -> None:
-        began = self._loop.time()
-        if began < self._rest_until:
+        used = time.thread_time()
+        if self._loop.time() < self._rest_until:
             self._loop.remove_reader(self._inotify.fileno())  # what happens meanwhile is seen by that look
             self._look_at(self._rest_until, step)
             return
@@ -220,8 +222,8 @@ class Legacy:
             self._suffer(error, "cannot look after the legacy table")
         if self._is_left():
             return
-        ended = self._loop.time()
-        self._rest_until = ended + max(_REST, 10 * (ended - began))
+        used = time.thread_time() - used  # not how long it took: then who stops us for a while would have us rest long
+        self._rest_until = self._loop.time() + min(max(_REST, 10 * used), _LONGEST_REST)
         if self._troubles:
             step = min(step, len(_AGAIN) - 1)  # the last again and again
         self._go_on(step)
@@ -479,19 +481,19 @@ class Legacy:
         try:
             await asyncio.sleep(self._ask_not_before - self._loop.time())
             began = self._loop.time()
-            if self._table:
-                unplaced = [owner.pid for owner in self._owners.values() if owner.elsewhere is None]
-                self._seen = await look(self._observer, self._table, self._asked.values(), unplaced)
-            self._ask_not_before = 3 * self._loop.time() - 2 * began
+            try:
+                if self._table:
+                    unplaced = [owner.pid for owner in self._owners.values() if owner.elsewhere is None]
+                    self._seen = await look(self._observer, self._table, self._asked.values(), unplaced)
+            finally:
+                self._asking = None
+            took = self._loop.time() - began
+            self._ask_not_before = began + took + min(2 * took, _LONGEST_REST)
         except OSError as error:
-            self._suffer(error, "cannot find out who is attached to the legacy table")
-            step = len(_AGAIN) - 1
-        finally:
-            self._asking = None
-        if self._seen:
-            self._look(step)
+            self._suffer(error, "legacy table: for some entries, cannot tell whose it is")
+            self._look_later(min(step, len(_AGAIN) - 1))
         else:
-            self._look_later(step)
+            self._look(step)
 
     def _place_owners(self) -> None:
         if self._seen and self._seen.table is self._table and self._seen.answered:
@@ -511,7 +513,7 @@ class Legacy:
         seen = self._seen
         if seen is None or seen.table is not table or entry.owner not in seen.asked:
             raise LookupError
-        found = owner_among(seen.attached, entry.hostname, entry.pid)
+        found = seen.find(entry.hostname, entry.pid)
         if found:
             owner = next((o for n, o in self._owners.items() if self._deaths.concern(n) and o.pid == found.pid), None)
             if not owner:

@@ -8,16 +8,17 @@ changed. It still says who is there. That somebody is not there, it says only as
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 from mtlshm.daemon.observer import Observer
 from mtlshm.legacy_table import Entry, LegacyTable
 from mtlshm.strangers import Attached
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sight:
     """What was found out about a table."""
 
@@ -31,6 +32,17 @@ class Sight:
     def complete(self) -> bool:
         """Was nobody else attached?"""
         return self.mappings == self.stamp[0]
+
+    @cached_property
+    def find(self) -> Callable[[str, int], Attached | None]:
+        """owner_among(), for very many entries and very many processes."""
+        exact: dict[tuple[str | None, int], Attached] = {}
+        possible: dict[int, Attached] = {}
+        for one in self.attached:
+            exact.setdefault((one.hostname, one.inner_pid), one)
+            if one.same_host or one.hostname is None:
+                possible.setdefault(one.inner_pid, one)
+        return lambda hostname, pid: exact.get((hostname, pid)) or possible.get(pid)
 
     @property
     def answered(self) -> bool:

@@ -80,7 +80,9 @@ class Observer:
         if self._idle:
             self._idle.cancel()
         self._stop()
-        os.close(self._place)
+        if self._place >= 0:
+            os.close(self._place)
+            self._place = -1
 
     async def _start(self) -> None:
         self._dying = [process for process in self._dying if process.poll() is None]

@@ -379,8 +379,9 @@ class Session:
 
     def _is_us(self, info: InstanceInfo) -> bool:
         """Did the client's process register this one itself?"""
-        direct = info.kind == Kind.SHM and bool(info.alive)
-        return direct and process.is_same(info, self._peer.pidfd, self._peer.pid)
+        if info.kind != Kind.SHM or not info.alive or self._peer.pidfd is None:
+            return False
+        return process.is_same(info, self._peer.pidfd, self._peer.pid)
 
     def _put(self, lcore_id: int) -> int:
         if self._instance is None:
