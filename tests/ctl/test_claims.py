@@ -50,7 +50,7 @@ def test_a_command_that_cannot_be_run_has_the_shells_status(ctl, segment, comman
     assert held(segment) == set()
 
 
-@pytest.mark.parametrize("count", [0, -1, 1024, 5000])
+@pytest.mark.parametrize("count", [1024, 5000])
 def test_what_could_never_be_had_is_refused_and_nothing_is_started(ctl, segment, count):
     done = ctl("run", "--lcores", count, "--", "echo", "started")
     assert done.returncode == 125
@@ -64,7 +64,7 @@ def test_too_few_free_is_refused_and_nothing_is_started(ctl, segment, own_cpus):
         me.claim_many(len(own_cpus))
         done = ctl("run", "--lcores", 1, "--", "echo", "started")
     assert (done.returncode, done.stdout) == (125, "")
-    assert "mtlshm-ctl status" in done.stderr
+    assert f"0 free of the {len(own_cpus)} " in done.stderr
 
 
 def test_a_node_that_does_not_exist_is_refused(ctl):
