@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from mtlshm import wire
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net.gate import Gate
 from networks import NEAR4, NEAR6, QUEUES, Veth, veth
 from xsk import Xsk

@@ -9,7 +9,7 @@ from errno import EACCES, ECONNREFUSED, ENOENT
 import click
 
 from mtlshm.errors import reason
-from mtlshm.manager import Manager, default_socket
+from mtlshm.manager_client import Manager, default_socket
 
 _PATIENCE = 5.0  # seconds
 _ADVICE = {

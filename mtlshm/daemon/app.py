@@ -27,7 +27,7 @@ from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
 from mtlshm.errors import about, reason
 from mtlshm.legacy_table import DEFAULT_LOCK, default_key
-from mtlshm.manager import served_socket
+from mtlshm.manager_client import served_socket
 from mtlshm.net import places
 
 if TYPE_CHECKING:

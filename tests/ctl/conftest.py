@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from networks import Veth
 from processes import BIN, DEADLINE
 

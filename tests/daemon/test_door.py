@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from processes import BIN, DEADLINE, Daemon, eventually, held
 
 StartDaemon = Callable[..., Daemon]

@@ -15,7 +15,7 @@ import pytest
 
 from damages import SIZE, poke, token
 from mtlshm import Host
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from processes import DEADLINE, Daemon, Puppet, eventually, look
 
 Start = Callable[..., Puppet]

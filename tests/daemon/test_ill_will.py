@@ -25,7 +25,7 @@ from mtlshm import Host, Kind, wire
 from mtlshm._core import ffi
 from mtlshm.daemon import process
 from mtlshm.legacy_table import LegacyError, LegacyLock, LegacyTable
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from processes import (
     DEADLINE,
     UNPRIVILEGED,

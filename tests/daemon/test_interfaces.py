@@ -32,7 +32,7 @@ from pyroute2 import IPRoute
 
 from mtlshm import Kind, wire
 from mtlshm._core import ffi
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net import xdp
 from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
@@ -451,7 +451,7 @@ def test_queues_are_given_to_one_owner_each_and_queue_0_to_nobody(connect: Calla
 
 CLIENT = """
 import sys
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 manager = Manager(sys.argv[1])
 manager.register((int(sys.argv[2]),))
 print(manager.get_queue(int(sys.argv[2])), flush=True)
@@ -594,9 +594,9 @@ def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
 # --- who may not -------------------------------------------------------------------------------------------
 
 MEMBER = """
-import sys, mtlshm.manager
+import sys, mtlshm.manager_client
 ifindex, *numbers = map(int, sys.argv[2:])
-with mtlshm.manager.Manager(sys.argv[1]) as manager:
+with mtlshm.manager_client.Manager(sys.argv[1]) as manager:
     manager.register((ifindex,))
     for attempt in (manager.put_queue, manager.del_flow, manager.del_filter):
         for number in numbers:
@@ -703,7 +703,7 @@ def examples(manager_socket: Path) -> dict[str, list[str]]:
     shutil.copy(ROOT / "build/tools/examples/xsk_receive", program)
     nobody = (f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups", "--bounding-set=-all")
     code = as_user(UNPRIVILEGED, UNPRIVILEGED, [])
-    imports = "import ctypes, mmap, select, socket, struct, sys\nimport mtlshm.manager, mtlshm.wire\n"
+    imports = "import ctypes, mmap, select, socket, struct, sys\nimport mtlshm.manager_client, mtlshm.wire\n"
     source = (ROOT / "tools/examples/xsk_receive.py").read_text()
     return {
         "C": ["unshare", "--net", "setpriv", *nobody, "--no-new-privs", str(program)],

@@ -22,7 +22,7 @@ import sysv_ipc
 
 from mtlshm import CpuSet, Host, Kind, Process
 from mtlshm.legacy_table import LegacyTable
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from processes import (
     DEADLINE,
     UNPRIVILEGED,

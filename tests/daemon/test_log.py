@@ -21,7 +21,7 @@ import pytest
 
 from mtlshm.daemon.bounded_log import SELDOM, Bounded
 from mtlshm.daemon.log_handler import LogHandler
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from processes import BIN, DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root
 
 Start = Callable[..., "subprocess.Popen[bytes]"]

@@ -21,7 +21,7 @@ import pytest
 
 from mtlshm import Host, Kind, MtlshmError, Process, wire
 from mtlshm.daemon.process import namespace
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.wire import Dialect, Filter, Heartbeat, Interface, Lcore, Register, Response, TooManyInterfaces, Type
 from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, namespaces, needs_root, run_python
 
@@ -320,7 +320,7 @@ def test_nobody_gives_back_what_another_got(connect, segment):
 
 CLIENT = """
 import os, sys, time
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 manager = Manager(sys.argv[1])
 manager.register()
 manager.get_lcore(int(sys.argv[2]))
@@ -490,7 +490,7 @@ def test_where_threads_cannot_be_seen_ids_are_not_taken_for_cpus_in_silence(daem
 OWN_LIBMTL = """
 import sys
 from mtlshm import Host
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 with Host(sys.argv[1]) as host, host.register("direct") as me, Manager(sys.argv[2], timeout=120) as manager:
     manager.register()
     me.claim(int(sys.argv[3]))
@@ -511,7 +511,7 @@ def test_what_a_process_claimed_directly_is_granted_in_pid_namespaces_too(
 
 EAL = """
 import ctypes, os, sys, threading
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 # As EAL does: worker threads named after their lcore id, pinned to their CPU.
 libc = ctypes.CDLL(None)
 stop, ready = threading.Event(), threading.Barrier(len(sys.argv) - 2 + 1)
@@ -663,14 +663,14 @@ def test_the_socket_is_removed_at_the_end_and_has_the_mode_asked_for(daemon, man
 def test_outsiders_are_refused_in_a_reply(daemon, manager_socket):
     daemon("--socket-mode", "0666")
     code = (
-        "import sys\nfrom mtlshm.manager import Manager\n"
+        "import sys\nfrom mtlshm.manager_client import Manager\n"
         "with Manager(sys.argv[1]) as manager:\n"
         "    print(manager.heartbeat(3))\n"
         "    try:\n        manager.register()\n"
         "    except OSError as error:\n        print(error.errno)\n"
     )
     outsider = (UNPRIVILEGED, UNPRIVILEGED, [])
-    code = "import mtlshm.manager\n" + code
+    code = "import mtlshm.manager_client\n" + code
     assert run_python(code, manager_socket, user=outsider).split() == ["3", str(errno.EACCES)]
 
 
@@ -678,8 +678,8 @@ def test_outsiders_are_refused_in_a_reply(daemon, manager_socket):
 def test_members_of_the_group_are_served(daemon, manager_socket):
     daemon("--socket-group", "daemon")
     code = (
-        "import sys\nimport mtlshm.manager\n"
-        "with mtlshm.manager.Manager(sys.argv[1]) as manager:\n"
+        "import sys\nimport mtlshm.manager_client\n"
+        "with mtlshm.manager_client.Manager(sys.argv[1]) as manager:\n"
         "    manager.register()\n    manager.get_lcore(1)\n    print('served')\n"
     )
     assert run_python(code, manager_socket, user=(UNPRIVILEGED, UNPRIVILEGED, [1])) == "served\n"
@@ -762,7 +762,8 @@ def test_with_too_few_descriptors_for_its_orphans_it_serves_and_adopts_them_late
     server = daemon()
     used = len(os.listdir(f"/proc/{server.pid}/fd"))
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-    code = "import sys, mtlshm.manager as m\nc = m.Manager(sys.argv[1]); c.register(); c.get_lcore(int(sys.argv[2]))"
+    code = "import sys\nfrom mtlshm.manager_client import Manager\n"
+    code += "c = Manager(sys.argv[1]); c.register(); c.get_lcore(int(sys.argv[2]))"
     clients = [
         subprocess.Popen(
             [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()", manager_socket, str(n)],

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import Host, wire
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
 from networks import sandbox, veth
@@ -289,7 +289,7 @@ def test_nor_does_one_stay_there_that_has_spoken_both_dialects(service, connect,
 def test_one_that_died_meanwhile_is_collected(service, connect, segment, manager_socket):
     connect()
     code = (
-        "import sys\nfrom mtlshm.manager import Manager\n"
+        "import sys\nfrom mtlshm.manager_client import Manager\n"
         "manager = Manager(sys.argv[1])\nmanager.register()\nmanager.get_lcore(1)\nprint('up', flush=True)\n"
         "sys.stdin.read()\n"
     )

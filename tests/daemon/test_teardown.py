@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import Host, wire
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net import attached, xdp
 from mtlshm.net.ledger import Ledger
 from networks import QUEUES, Veth

@@ -12,7 +12,7 @@ import pytest
 from mtlshm import config
 from mtlshm._core import ffi, lib
 from mtlshm.host import default_path
-from mtlshm.manager import SYSTEM_SOCKET, default_socket
+from mtlshm.manager_client import SYSTEM_SOCKET, default_socket
 from processes import UNPRIVILEGED, as_user, needs_root, run_python
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from mtlshm.manager import default_socket
+from mtlshm.manager_client import default_socket
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net.attached import look
 from mtlshm.wire import Dialect
 from networks import NEAR4, QUEUES
@@ -52,7 +52,7 @@ CLIENT = """
 import sys
 from ipaddress import IPv4Address
 from mtlshm import wire
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 ifindex, port, address = int(sys.argv[2]), int(sys.argv[3]), IPv4Address(sys.argv[4])
 manager = Manager(sys.argv[1])
 manager.register((ifindex,))

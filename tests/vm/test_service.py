@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mtlshm import wire
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.places import STATE

@@ -9,7 +9,7 @@ from time import perf_counter_ns, sleep
 
 from daemon import mtlshmd, running
 from measure import Bench, Figure, figure
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.net.xdp import find_object
 
 TURNS = 15

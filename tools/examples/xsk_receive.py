@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 
-from mtlshm.manager import Manager
+from mtlshm.manager_client import Manager
 from mtlshm.wire import OpenXsk
 
 FRAME, FRAMES, ENTRIES = 2048, 4096, 2048
