@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 
+#include "claim_many.h"
 #include "cpuset.h"
 #include "failure.h"
 #include "instance.h"
@@ -12,57 +13,63 @@
 #include "machine.h"
 #include "place.h"
 #include "segment.h"
+#include "tenancy.h"
 
 /* How many choices in a row may be spoilt by single claims before the host counts as busy. */
 #define CHOICE_TRIES 100
 
 #define DEFAULT_TIMEOUT_MS 1000
 
-static void find_busy(const struct mtlshm_host *host, struct mtlshm_cpuset *busy)
+/* What cannot be had now, and which of the CPUs in `family` are the tenant's to have at all: what its parent holds for
+ * tenants, and what those have. */
+static void survey(const struct mtlshm_host *host, uint64_t lease, struct mtlshm_cpuset *busy,
+		   struct mtlshm_cpuset *family)
 {
 	*busy = (struct mtlshm_cpuset){0};
 	for (uint32_t i = 0; i < host->lcores; i++) {
-		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
+		uint64_t word = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
 
-		if (token && segment_knows(host, owner_of(token)))
+		if (lease && word != lease && tenancy_parent(host, owner_of(word)) != owner_of(lease))
+			cpuset_remove(family, i);
+		if (!is_free(host, word, lease) && segment_knows(host, owner_of(word)))
 			cpuset_add(busy, i);
 	}
 }
 
-/* Take the lcores chosen, all or none. -EAGAIN: a single claim got one of them first. */
-static int take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t count, uint64_t token)
+/* Take the lcores chosen, all or none. False: a single claim got one of them first. */
+static bool take_all(struct mtlshm_host *host, const uint16_t *lcores, uint32_t count, uint64_t token, uint64_t lease)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct mtlshm_lcore *lcore = slot(host, lcores[i]);
 		uint64_t held = __atomic_load_n(&lcore->owner, __ATOMIC_ACQUIRE);
 
-		if ((held && segment_knows(host, owner_of(held))) || !swap(lcore, &held, token)) {
+		if (!is_free(host, held, lease) || !swap(lcore, &held, token)) {
 			while (i--) {
 				held = token;
-				swap(slot(host, lcores[i]), &held, 0);
+				give_back(slot(host, lcores[i]), &held, lease);
 			}
-			return -EAGAIN;
+			return false;
 		}
 		stamp(lcore, now());
 	}
-	return 0;
+	return true;
 }
 
 static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topology *topology,
 			   const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed, uint64_t token,
-			   uint16_t *lcores)
+			   uint64_t lease, uint16_t *lcores)
 {
-	struct mtlshm_cpuset busy;
+	struct mtlshm_cpuset busy, family;
 	bool swept = false;
-	int rc = -EBUSY;
+	int rc;
 
 	for (int i = 0; i < CHOICE_TRIES; i++) {
-		find_busy(host, &busy);
-		rc = place(topology, want, allowed, &busy, lcores);
+		family = *allowed;
+		survey(host, lease, &busy, &family);
+		rc = place(topology, want, &family, &busy, lcores);
 		if (!rc) {
-			rc = take_all(host, lcores, want->count, token);
-			if (rc != -EAGAIN)
-				return rc;
+			if (take_all(host, lcores, want->count, token, lease))
+				return 0;
 		} else if (rc == -EBUSY && !swept) {
 			rc = mtlshm_sweep(host);
 			if (rc < 0)
@@ -75,32 +82,51 @@ static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topolog
 	return -EBUSY;
 }
 
-int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
+int claim_look(const struct mtlshm_instance *me, const struct mtlshm_topology **topology, struct mtlshm_cpuset *allowed)
 {
-	struct mtlshm_host *host;
-	const struct mtlshm_topology *topology;
-	struct mtlshm_cpuset allowed;
+	int rc = instance_cpus(me, allowed);
+
+	if (!rc)
+		rc = machine_topology(me->host, me->cpus_given ? NULL : allowed, topology);
+	for (uint32_t i = me->host->lcores; !rc && i < (*topology)->cpus; i++)
+		cpuset_remove(allowed, i);
+	return rc;
+}
+
+int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topology, const struct mtlshm_cpuset *allowed,
+		 const struct mtlshm_want *want, uint16_t *lcores)
+{
 	int rc = 0;
 	uint64_t owner = instance_owner(me, &rc);
 
-	failure_forget();
 	if (!owner)
 		return rc;
-	host = me->host;
+	rc = choose_and_take(me->host, topology, want, allowed, owner | want->type, me->lease, lcores);
+	for (uint32_t i = 0, n = rc ? 0 : want->count; i < n; i++)
+		if (keep(me, lcores[i], owner | want->type))
+			rc = -EBADF;
+	return segment_lost(me->host) ? -EBADMSG : rc;
+}
+
+int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
+{
+	const struct mtlshm_topology *topology;
+	struct mtlshm_cpuset allowed;
+	int rc = 0;
+
+	failure_forget();
+	if (!instance_owner(me, &rc))
+		return rc;
 	if (want->type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
-	rc = instance_cpus(me, &allowed);
-	if (!rc)
-		rc = machine_topology(host, me->cpus_given ? NULL : &allowed, &topology);
+	rc = claim_look(me, &topology, &allowed);
 	if (rc)
 		return rc;
-	for (uint32_t i = host->lcores; i < topology->cpus; i++)
-		cpuset_remove(&allowed, i);
 	rc = mtlshm_lock(me, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
 	if (rc < 0)
 		return rc;
 	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
-	rc = choose_and_take(host, topology, want, &allowed, owner | want->type, lcores);
+	rc = claim_choice(me, topology, &allowed, want, lcores);
 	mtlshm_unlock(me);
-	return segment_lost(host) ? -EBADMSG : rc;
+	return rc;
 }

@@ -22,6 +22,7 @@ static const struct {
 	{EDOM, "outside the CPUs this instance may claim: widen the affinity mask or cpuset, or register with a set of CPUs"},
 	{EEXIST, "a daemon serves this segment already: stop it first, or name another segment"},
 	{EINVAL, "an argument makes no sense: a count of 0, an unknown type, policy or flag, or a path too long"},
+	{ELOOP, "the chain of leases is longer than 8: start the process from further up"},
 	{ENODEV, "that CPU is absent or offline: see lscpu -e"},
 	{ENOENT, "no segment there: start mtlshmd or any client that creates it, or set MTLSHM_PATH to its path"},
 	{ENXIO, "no such NUMA node with CPUs: see mtlshm-ctl topology"},

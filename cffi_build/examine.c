@@ -56,6 +56,35 @@ static bool is_proxied_kind(uint32_t kind)
 	return kind > MTLSHM_KIND_DAEMON && kind < MTLSHM_KINDS;
 }
 
+/* A reservation that is being made is LIVE. */
+static bool is_kind(uint32_t kind, bool proxied)
+{
+	return is_proxied_kind(kind) ? proxied || kind == MTLSHM_KIND_RESERVATION : !proxied && kind < MTLSHM_KINDS;
+}
+
+/* Is a dead record kept for its tenants, as it is to be if it has a parent itself? */
+static bool is_kept(const struct mtlshm_segment *table, uint64_t owner)
+{
+	if (!table->instances[owner_index(owner)].parent)
+		return false;
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
+		const struct mtlshm_record *record = &table->instances[i];
+
+		if (record->parent == owner && knows(table, owner_make(i, control_generation(record->control))))
+			return true;
+	}
+	return false;
+}
+
+/* Could the word have been left by somebody who is gone? What a tenant gives back to a parent that has ended says so. */
+static bool is_leftover(const struct mtlshm_segment *table, uint64_t token)
+{
+	uint32_t index = owner_index(token);
+
+	return index < MTLSHM_INSTANCES && (token & TOKEN_TYPE_MASK) < MTLSHM_LCORE_TYPES && owner_generation(token) &&
+	       owner_generation(token) < control_generation(table->instances[index].control);
+}
+
 /* The generation that a record which says nothing should have, by the tokens that name it; 0: they do not say, or
  * there is no sign that its owner lives. */
 static uint64_t true_generation(const struct mtlshm_segment *table, uint32_t index, bool locked)
@@ -70,11 +99,9 @@ static uint64_t true_generation(const struct mtlshm_segment *table, uint32_t ind
 	for (uint32_t i = 0; i < MTLSHM_LCORES; i++) {
 		uint64_t owner = owner_of(table->lcores[i].owner);
 
-		if (!owner || owner_index(owner) != index)
-			continue;
-		if (found && found != owner_generation(owner))
-			return 0;
-		found = owner_generation(owner);
+		/* Leftovers of earlier owners have lower ones. */
+		if (owner && owner_index(owner) == index && owner_generation(owner) > found)
+			found = owner_generation(owner);
 	}
 	return found;
 }
@@ -117,17 +144,17 @@ static int examine_table(const struct mtlshm_segment *table, const struct life *
 		hidden[i] = (held && !known) || true_generation(table, i, held);
 		if (hidden[i])
 			add(report, MTLSHM_DAMAGE_HIDDEN, i, record->control);
-		else if (known && !held && !proxied)
+		else if (known && !held && !proxied && !is_kept(table, owner))
 			add(report, MTLSHM_DAMAGE_DEAD, i, owner);
 		else if (!known && (record->control & CONTROL_STATE_MASK) != MTLSHM_FREE)
 			add(report, MTLSHM_DAMAGE_RECORD, i, record->control);
-		if (known && (proxied ? !is_proxied_kind(record->kind) : record->kind > MTLSHM_KIND_DAEMON))
+		if (known && !is_kind(record->kind, proxied))
 			add(report, MTLSHM_DAMAGE_KIND, i, record->kind);
 	}
 	for (uint32_t i = 0; i < MTLSHM_LCORES; i++) {
 		uint64_t token = table->lcores[i].owner, owner = owner_of(token);
 
-		if (token && !knows(table, owner) && !hidden[owner_index(owner)])
+		if (token && !knows(table, owner) && !hidden[owner_index(owner)] && !is_leftover(table, token))
 			add(report, MTLSHM_DAMAGE_TOKEN, i, token);
 	}
 	if (semaphore) {

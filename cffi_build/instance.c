@@ -5,11 +5,16 @@
  *   register    read lock; collect what lies there; write lock; pin; fill the record, which nobody reads
  *               while it is FREE; LIVE; doorbell.
  *               Died before LIVE: the record is FREE and the lock is gone. After: a dead instance like any.
+ *               A tenant looks at its parent before LIVE and again after; if that is dead, it goes FREE again.
  *   unregister  owner 0 in our memory, so that our own threads stop; lcores; FREE; unpin.
  *               Died before FREE: a dead instance. After: nothing to collect.
+ *               A tenant may be a parent itself, and then its record must be kept: only a collector, which holds the
+ *               read lock, can tell. So a tenant lets go of its life lock first, and is collected like the dead.
  *
  * A proxied instance is made in the same way, but goes PROXIED and keeps no lock. It is nobody's who could
  * die with it, so it stays until a daemon unregisters it.
+ *   A RESERVATION is made LIVE, under the life lock of its maker, gets its lcores, and becomes PROXIED: killed before, it is a
+ * dead instance, and after, it is whole. It ends in one step, FREE first; its words then name nobody.
  */
 #include "instance.h"
 
@@ -29,6 +34,7 @@
 #include "lease.h"
 #include "life.h"
 #include "segment.h"
+#include "tenancy.h"
 
 /* Rounds over all records before giving up on a place that others always get first. */
 #define REGISTER_TRIES 100
@@ -108,11 +114,23 @@ static const struct mtlshm_process *ourselves(struct mtlshm_host *host, const ch
 	return self;
 }
 
-static void fill_record(struct mtlshm_record *record, uint32_t kind, const struct mtlshm_process *process)
+/* What a new record says. */
+struct entry {
+	uint32_t kind;
+	uint64_t parent;
+	const struct mtlshm_process *process;
+	const char *key; /* at most 63 bytes; NULL: none */
+};
+
+static void fill_record(struct mtlshm_record *record, const struct entry *entry)
 {
 	record->registered_ns = clock_own() - clock_shift();
-	record->kind = kind;
-	record->process = *process;
+	__atomic_store_n(&record->kind, entry->kind, __ATOMIC_RELAXED);
+	__atomic_store_n(&record->parent, entry->parent, __ATOMIC_RELAXED);
+	record->process = *entry->process;
+	memset(record->key, 0, sizeof(record->key));
+	if (entry->key)
+		strncpy(record->key, entry->key, sizeof(record->key) - 1);
 }
 
 /* What occupy() says of a record that cannot be had; no errno, so that no system call's failure looks like it. */
@@ -127,17 +145,19 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 	struct mtlshm_record *record = &host->segment->instances[index];
 	off_t byte = life_byte(owner_make(index, 0));
 	int rc = life_share(life, byte);
-	uint64_t control;
+	uint64_t owner, parent;
+	uint32_t cleared;
 
 	if (rc)
 		return rc;
-	control = __atomic_load_n(&record->control, __ATOMIC_ACQUIRE);
-	if (control_proxied(control)) {
+	owner = owner_make(index, control_generation(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE)));
+	parent = tenancy_parent(host, owner);
+	if (lease_collect(host, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */
+		lease_collect_up(host, life, parent);
+	if (!control_free(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE))) { /* proxied, or kept */
 		life_drop(life, byte);
 		return LIVES;
 	}
-	if (!control_free(control)) /* and nobody holds the write lock: dead */
-		lease_collect(host, owner_make(index, control_generation(control)));
 	rc = life_take(life, byte);
 	if (!rc)
 		return 0;
@@ -181,9 +201,8 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 	return -EUSERS;
 }
 
-/* Take a record for `process` and make `me` its instance. */
-static int become(struct mtlshm_instance *me, const struct life *life, uint32_t kind,
-		  const struct mtlshm_process *process)
+/* Take a record and make `me` the instance that it says. */
+static int become(struct mtlshm_instance *me, const struct life *life, const struct entry *entry)
 {
 	struct mtlshm_header *header = &me->host->segment->header;
 	struct mtlshm_record *record;
@@ -191,6 +210,9 @@ static int become(struct mtlshm_instance *me, const struct life *life, uint32_t 
 	uint32_t index;
 	int rc = find_record(me->host, life, &index);
 
+	/* Not before we have our record, which might have been the parent's. */
+	if (!rc && entry->parent)
+		rc = tenancy_admits(me->host, NULL, entry->parent);
 	if (!rc && !me->proxied)
 		rc = life_pin(life, &me->pin);
 	if (rc)
@@ -203,7 +225,7 @@ static int become(struct mtlshm_instance *me, const struct life *life, uint32_t 
 	/* A snapshot that still reads the record of the last owner must see that its control word has changed
 	 * when it sees a byte of ours: release here, acquire between its copy and its second look. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
-	fill_record(record, kind, process);
+	fill_record(record, entry);
 	control = control_make(generation, me->proxied ? MTLSHM_PROXIED : MTLSHM_LIVE);
 	__atomic_store_n(&record->control, control, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&header->state, __ATOMIC_SEQ_CST) != MTLSHM_IN_USE) {
@@ -211,6 +233,15 @@ static int become(struct mtlshm_instance *me, const struct life *life, uint32_t 
 		life_unpin(me->pin);
 		return segment_lost(me->host) ? -EBADMSG : -ESTALE;
 	}
+	if (entry->parent)
+		rc = tenancy_admits(me->host, life, entry->parent);
+	if (rc) { /* the parent has died, and may have been kept for us */
+		__atomic_store_n(&record->control, control_after(control), __ATOMIC_RELEASE);
+		lease_collect_up(me->host, life, entry->parent);
+		life_unpin(me->pin);
+		return rc;
+	}
+	me->lease = lease_of(entry->parent);
 	me->process = life_adopt();
 	me->owner = owner_make(index, generation);
 	segment_count(&header->registered, 1);
@@ -256,6 +287,7 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 {
 	static const struct mtlshm_identity nobody;
 	struct mtlshm_instance *me;
+	struct entry entry;
 	struct life life;
 	int rc;
 
@@ -266,6 +298,13 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 		return -EINVAL;
 	if (host->read_only)
 		return -EROFS;
+	entry = (struct entry){.kind = identity->kind};
+	if (identity->kind == MTLSHM_KIND_SHM && identity->parent != MTLSHM_NO_PARENT) {
+		entry.parent = owner_of(identity->parent);
+		rc = entry.parent ? 0 : tenancy_inherit(host, &entry.parent);
+		if (rc)
+			return rc;
+	}
 	me = new_instance(host, identity->cpus);
 	if (!me)
 		return -ENOMEM;
@@ -277,8 +316,10 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 			rc = life_take(&life, MTLSHM_DAEMON_BYTE);
 		if (rc == LIFE_TAKEN)
 			rc = -EEXIST;
-		if (!rc)
-			rc = become(me, &life, identity->kind, ourselves(host, identity->label));
+		if (!rc) {
+			entry.process = ourselves(host, identity->label);
+			rc = become(me, &life, &entry);
+		}
 		if (!rc)
 			ring(&life);
 		life_leave(&life);
@@ -299,14 +340,15 @@ static struct mtlshm_instance *new_proxy(struct mtlshm_host *host)
 }
 
 int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *host, uint32_t kind,
-			  const struct mtlshm_process *process)
+			  const struct mtlshm_process *process, uint64_t parent)
 {
+	const struct entry entry = {.kind = kind, .parent = owner_of(parent), .process = process};
 	struct mtlshm_instance *proxy;
 	struct life life;
 	int rc;
 
 	failure_forget();
-	if (kind <= MTLSHM_KIND_DAEMON || kind >= MTLSHM_KINDS)
+	if (kind <= MTLSHM_KIND_DAEMON || kind >= MTLSHM_KIND_RESERVATION)
 		return -EINVAL;
 	if (host->read_only)
 		return -EROFS;
@@ -315,10 +357,41 @@ int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *h
 		return -ENOMEM;
 	rc = life_enter(&life, host, O_RDWR); /* a write lock, while the record changes hands */
 	if (!rc) {
-		rc = become(proxy, &life, kind, process);
+		rc = become(proxy, &life, &entry);
 		life_leave(&life);
 	}
 	return finish(result, proxy, rc);
+}
+
+int instance_reserve(struct mtlshm_instance **result, struct mtlshm_host *host, const char *key, const char *label,
+		     const struct mtlshm_cpuset *cpus)
+{
+	struct mtlshm_instance *me = new_instance(host, cpus);
+	struct entry entry = {.kind = MTLSHM_KIND_RESERVATION, .key = key};
+	struct life life;
+	int rc;
+
+	if (!me)
+		return -ENOMEM;
+	rc = life_enter(&life, host, O_RDWR);
+	if (!rc) {
+		entry.process = ourselves(host, label);
+		rc = become(me, &life, &entry);
+		life_leave(&life);
+	}
+	return finish(result, me, rc);
+}
+
+void instance_settle(struct mtlshm_instance *me)
+{
+	uint64_t live = control_make(owner_generation(me->owner), MTLSHM_LIVE);
+
+	__atomic_compare_exchange_n(&segment_record(me->host, me->owner)->control, &live,
+				    control_make(owner_generation(me->owner), MTLSHM_PROXIED), false, __ATOMIC_SEQ_CST,
+				    __ATOMIC_RELAXED);
+	life_unpin(me->pin);
+	me->pin = NULL;
+	me->proxied = true;
 }
 
 int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint64_t owner)
@@ -328,11 +401,13 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 	failure_forget();
 	if (host->read_only)
 		return -EROFS;
-	if (!segment_proxied(host, owner))
+	if (!segment_proxied(host, owner) ||
+	    __atomic_load_n(&segment_record(host, owner)->kind, __ATOMIC_RELAXED) == MTLSHM_KIND_RESERVATION)
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	proxy = new_proxy(host);
 	if (!proxy)
 		return -ENOMEM;
+	proxy->lease = lease_of(tenancy_parent(host, owner_of(owner)));
 	proxy->process = life_process();
 	if (!proxy->process) {
 		struct life guard;
@@ -345,25 +420,54 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 	return finish(result, proxy, segment_lost(host) ? -EBADMSG : 0);
 }
 
-int mtlshm_unregister(struct mtlshm_instance *me)
+/* The instance gives back what it has, and nobody can be its tenant: the record is free. */
+static void leave(struct mtlshm_instance *me, uint64_t owner)
 {
-	struct mtlshm_record *record;
-	uint64_t owner, control;
-	int rc = 0;
+	struct mtlshm_record *record = segment_record(me->host, owner);
+	uint64_t control;
 
-	failure_forget();
-	if (!instance_owner(me, &rc))
-		return rc;
-	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_ACQ_REL); /* of two threads, one goes on */
-	if (!owner)
-		return -EBADF;
-	lease_clear(me->host, owner);
-	record = segment_record(me->host, owner);
+	lease_clear(me->host, owner, me->lease);
 	control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
 	if (control_of(control, owner))
 		__atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
 					    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 	life_unpin(me->pin);
+}
+
+/* If the life lock cannot be asked for lack of descriptors, what is left is a dead instance like any. */
+static void leave_lease(struct mtlshm_instance *me, uint64_t owner)
+{
+	uint64_t parent = tenancy_parent(me->host, owner);
+	struct life life;
+
+	if (!me->proxied) {
+		life_unpin(me->pin);
+		mtlshm_collect(me->host, owner);
+		return;
+	}
+	leave(me, owner);
+	if (!life_enter(&life, me->host, O_RDONLY)) {
+		lease_collect_up(me->host, &life, parent);
+		life_leave(&life);
+	}
+}
+
+int mtlshm_unregister(struct mtlshm_instance *me)
+{
+	uint64_t owner;
+	int rc = 0;
+
+	failure_forget();
+	if (!instance_owner(me, &rc))
+		return rc;
+	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_SEQ_CST); /* of two threads, one goes on */
+	if (!owner)
+		return -EBADF;
+	__atomic_thread_fence(__ATOMIC_SEQ_CST); /* before our words are looked for; see keep() in lease.h */
+	if (me->lease)
+		leave_lease(me, owner);
+	else
+		leave(me, owner);
 	return 0;
 }
 

@@ -12,6 +12,7 @@ struct mtlshm_instance {
 	uint64_t owner;            /* 0 once unregistered; atomic */
 	uint64_t process;          /* life_process() of the registrant */
 	struct mtlshm_host *host;
+	uint64_t lease;            /* what a claim expects in a word, and a release leaves there: see lease_of() */
 	bool proxied;
 	bool cpus_given;
 	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
@@ -37,6 +38,12 @@ static inline bool instance_may(const struct mtlshm_instance *instance, uint32_t
 	return lcore < MTLSHM_LCORES &&
 	       (__atomic_load_n(&instance->cpus.bits[lcore / 64], __ATOMIC_RELAXED) >> (lcore % 64) & 1);
 }
+/* For reservations, which begin as an instance of a process and become one of nobody. `key` is not empty. */
+int instance_reserve(struct mtlshm_instance **instance, struct mtlshm_host *host, const char *key, const char *label,
+		     const struct mtlshm_cpuset *cpus);
+
+/* The instance is a reservation from here on, whatever becomes of the process; its handle can only be freed. */
+void instance_settle(struct mtlshm_instance *instance);
 
 /* What the caller may claim by policy: the CPUs given, or the calling thread's affinity mask. */
 int instance_cpus(const struct mtlshm_instance *instance, struct mtlshm_cpuset *cpus);

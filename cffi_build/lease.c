@@ -12,9 +12,15 @@
  * at once, each word is cleared by one of them. A word of the dead cannot appear behind a collector's back,
  * since only its owner writes it.
  *
- * Words can outlive their record all the same: a thread that claims while another of its process
- * unregisters, or bytes written by accident. segment_knows() tells them, and whoever wants the lcore takes
- * it.
+ * Words can outlive their record all the same: what a tenant gives back to a parent that is gone, a thread that
+ * claims while another of its process unregisters, or bytes written by accident. segment_knows() tells them, and
+ * whoever wants the lcore takes it.
+ *
+ * TENANTS claim and give back words of their parent instead of 0: one field of the instance, `lease`, is both what a claim
+ * expects and what a release writes. Two rules keep an lcore in its family. What a dead tenant had goes to the
+ * parent, never straight to who wants it: a sibling takes it from there. And a collector looks whether the dead one has
+ * tenants before it clears words, not after: words that come back in between would be left in a record that is then
+ * freed. If it has, the record stays LIVE, and whoever ends a tenant tries its parent again.
  */
 #include "lease.h"
 
@@ -26,6 +32,7 @@
 #include "instance.h"
 #include "life.h"
 #include "segment.h"
+#include "tenancy.h"
 #include "topology.h"
 
 /* How many dead or short-lived owners in a row one claim fights through before it says "busy". */
@@ -33,40 +40,52 @@
 
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
 
-uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner)
+uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease)
 {
 	uint32_t cleared = 0;
 
 	for (uint32_t i = 0; i < host->lcores; i++) {
 		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_RELAXED);
 
-		if (owner_of(token) == owner && swap(slot(host, i), &token, 0))
+		if (owner_of(token) == owner && give_back(slot(host, i), &token, lease))
 			cleared++;
 	}
 	return cleared;
 }
 
-uint32_t lease_collect(struct mtlshm_host *host, uint64_t owner)
+/* Of the record's owner LIVE and nothing else: a reservation that is just made goes from LIVE to PROXIED, and lets go of
+ * its life lock after. Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
+bool lease_collect(struct mtlshm_host *host, uint64_t owner, uint32_t *cleared)
 {
 	struct mtlshm_record *record = segment_record(host, owner);
-	uint32_t cleared = lease_clear(host, owner);
-	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
+	uint64_t live = control_make(owner_generation(owner), MTLSHM_LIVE), parent;
+	bool kept;
 
-	/* Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
-	if (control_generation(control) == owner_generation(owner) && !control_free(control) &&
-	    __atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
-					__ATOMIC_RELEASE, __ATOMIC_RELAXED))
-		segment_count(&host->segment->header.collected, 1);
-	segment_count(&host->segment->header.recovered, cleared);
-	return cleared;
+	*cleared = 0;
+	if (__atomic_load_n(&record->control, __ATOMIC_ACQUIRE) != live)
+		return false;
+	parent = tenancy_parent(host, owner);
+	kept = parent && tenancy_has_tenants(host, owner);
+	*cleared = lease_clear(host, owner, lease_of(parent));
+	segment_count(&host->segment->header.recovered, *cleared);
+	if (kept || !__atomic_compare_exchange_n(&record->control, &live, control_after(live), false,
+						 __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+		return false;
+	segment_count(&host->segment->header.collected, 1);
+	return true;
 }
 
-/* Collect `owner` if it is dead. Returns how many lcores, -EBUSY or -ESRCH. */
-static int collect(struct mtlshm_host *host, const struct life *life, uint64_t owner)
+/* Collect one owner if it is dead. Returns how many lcores, -EBUSY or -ESRCH; *gone tells whether its record is free by
+ * our doing. */
+static int collect_one(struct mtlshm_host *host, const struct life *life, uint64_t owner, bool *gone)
 {
 	off_t byte = life_byte(owner);
+	uint32_t cleared;
 	int rc;
 
+	*gone = false;
+	if (!segment_knows(host, owner))
+		return -ESRCH;
 	if (segment_proxied(host, owner))
 		return -EBUSY;
 	rc = life_share(life, byte);
@@ -75,14 +94,46 @@ static int collect(struct mtlshm_host *host, const struct life *life, uint64_t o
 		return segment_knows(host, owner) ? -EBUSY : -ESRCH;
 	if (rc)
 		return rc;
-	rc = segment_knows(host, owner) ? (int)lease_collect(host, owner) : -ESRCH;
+	if (segment_proxied(host, owner)) {
+		rc = -EBUSY;
+	} else if (segment_knows(host, owner)) {
+		*gone = lease_collect(host, owner, &cleared);
+		rc = (int)cleared;
+	} else {
+		rc = -ESRCH;
+	}
 	life_drop(life, byte);
+	return rc;
+}
+
+void lease_collect_up(struct mtlshm_host *host, const struct life *life, uint64_t parent)
+{
+	bool gone = true;
+
+	for (int depth = 0; parent && gone && depth < MTLSHM_DEPTH; depth++) {
+		uint64_t above = tenancy_parent(host, parent);
+
+		collect_one(host, life, parent, &gone);
+		parent = above;
+	}
+}
+
+/* Collect `owner` if it is dead, and then those that were kept for it. Returns how many lcores it gave up, -EBUSY or
+ * -ESRCH. */
+static int collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, bool *gone)
+{
+	uint64_t parent = tenancy_parent(host, owner);
+	int rc = collect_one(host, life, owner, gone);
+
+	if (*gone)
+		lease_collect_up(host, life, parent);
 	return rc;
 }
 
 int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 {
 	struct life life;
+	bool gone;
 	int rc;
 
 	failure_forget();
@@ -93,7 +144,7 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	rc = life_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
-	rc = collect(host, &life, owner);
+	rc = collect(host, &life, owner, &gone);
 	life_leave(&life);
 	return rc;
 }
@@ -148,6 +199,7 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	int count = mtlshm_owners(host, owners), collected = 0, rc;
 	uint32_t cleared = 0;
 	struct life life;
+	bool gone;
 
 	failure_forget();
 	if (host->read_only)
@@ -156,8 +208,8 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	if (rc)
 		return rc;
 	for (int i = 0; i < count && (rc >= 0 || rc == -EBUSY || rc == -ESRCH); i++) {
-		rc = collect(host, &life, owners[i]);
-		collected += rc >= 0;
+		rc = collect(host, &life, owners[i], &gone);
+		collected += gone;
 	}
 	life_leave(&life);
 	for (uint32_t i = 0; i < host->lcores; i++) {
@@ -172,18 +224,25 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	return rc < 0 && rc != -EBUSY && rc != -ESRCH ? rc : collected;
 }
 
-/* Somebody holds the lcore: take it all the same if he is dead or unknown. `held` is what the word said. */
-static int take_from(struct mtlshm_host *host, struct mtlshm_lcore *lcore, uint64_t held, uint64_t token)
+/* Take an lcore whose word said `held`, from a dead owner too: what the dead one had goes where it came from, and if that
+ * is where we may take it from, we do. An owner that the table does not know stands for 0. */
+static int take_from(struct mtlshm_host *host, struct mtlshm_lcore *lcore, uint64_t held, uint64_t token,
+		     uint64_t lease)
 {
 	for (int i = 0; i < CLAIM_TRIES; i++) {
 		if (owner_of(held) == owner_of(token))
 			return -EALREADY;
-		if (held && segment_knows(host, owner_of(held))) {
+		if (held == lease) {
+			if (swap(lcore, &held, token))
+				return 0;
+		} else if (held && segment_knows(host, owner_of(held))) {
 			int rc = mtlshm_collect(host, owner_of(held));
 
 			if (rc < 0 && rc != -ESRCH)
 				return rc;
 			held = __atomic_load_n(&lcore->owner, __ATOMIC_ACQUIRE);
+		} else if (lease) {
+			return -EDOM; /* it is not the parent's */
 		} else if (swap(lcore, &held, token)) {
 			return 0;
 		}
@@ -228,9 +287,12 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 	if (!instance_may(me, lcore))
 		rc = look_again(me, lcore);
 	if (!rc)
-		rc = take_from(me->host, slot(me->host, lcore), 0, owner | type);
-	if (!rc)
+		rc = take_from(me->host, slot(me->host, lcore),
+			       __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_ACQUIRE), owner | type, me->lease);
+	if (!rc) {
 		stamp(slot(me->host, lcore), now());
+		rc = keep(me, lcore, owner | type);
+	}
 	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
@@ -239,7 +301,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 {
 	struct mtlshm_lcore *wanted;
-	uint64_t free_word = 0;
+	uint64_t expected;
 	uint32_t when;
 	int ignored;
 	uint64_t owner = instance_owner(me, &ignored);
@@ -248,11 +310,12 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 		     !instance_may(me, lcore)))
 		return claim_slowly(me, lcore, type);
 	wanted = slot(me->host, lcore);
+	expected = me->lease;
 	when = now(); /* its loads would wait for the locked instruction, if they came after it */
-	if (unlikely(!swap(wanted, &free_word, owner | type)))
+	if (unlikely(!swap(wanted, &expected, owner | type)))
 		return claim_slowly(me, lcore, type);
 	stamp(wanted, when);
-	return 0;
+	return keep(me, lcore, owner | type);
 }
 
 int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
@@ -267,8 +330,8 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 	/* Guess the token instead of loading it: right after a locked instruction on its line a load is
 	 * slow, and most instances have one type of lcore. A wrong guess tells what is there. */
 	token = owner | __atomic_load_n(&me->usual_type, __ATOMIC_RELAXED);
-	if (unlikely(!swap(slot(me->host, lcore), &token, 0))) {
-		if (owner_of(token) != owner || !swap(slot(me->host, lcore), &token, 0))
+	if (unlikely(!give_back(slot(me->host, lcore), &token, me->lease))) {
+		if (owner_of(token) != owner || !give_back(slot(me->host, lcore), &token, me->lease))
 			return refuse(segment_lost(me->host) ? -EBADMSG : -EPERM); /* an operator took it this moment */
 		__atomic_store_n(&me->usual_type, token & TOKEN_TYPE_MASK, __ATOMIC_RELAXED);
 	}
@@ -283,7 +346,7 @@ int mtlshm_release_all(struct mtlshm_instance *me)
 	failure_forget();
 	if (!owner)
 		return rc;
-	rc = (int)lease_clear(me->host, owner);
+	rc = (int)lease_clear(me->host, owner, me->lease);
 	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
@@ -297,9 +360,24 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 	if (lcore >= host->lcores)
 		return -ERANGE;
 	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
-	if (!owner || owner_of(token) != owner || !swap(slot(host, lcore), &token, 0))
+	if (!owner || owner_of(token) != owner ||
+	    !give_back(slot(host, lcore), &token, lease_of(tenancy_parent(host, owner))))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	return segment_lost(host) ? -EBADMSG : 0;
+}
+
+/* A process that the daemon keeps draws from its parent, and the daemon may hand it what the parent uses itself. Of other
+ * owners only the pool and legacy processes give up lcores in this way. */
+static bool may_take_from(const struct mtlshm_instance *me, uint64_t from)
+{
+	uint32_t kind;
+
+	if (!segment_knows(me->host, from))
+		return false;
+	if (me->proxied && lease_of(owner_of(from)) == me->lease)
+		return true;
+	kind = __atomic_load_n(&segment_record(me->host, from)->kind, __ATOMIC_RELAXED);
+	return segment_proxied(me->host, from) && (kind == MTLSHM_KIND_POOL || kind == MTLSHM_KIND_LEGACY);
 }
 
 int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint32_t type)
@@ -315,7 +393,7 @@ int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint3
 	if (type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
 	token = __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_RELAXED);
-	if (!segment_proxied(me->host, from) || owner_of(token) != owner_of(from) ||
+	if (!may_take_from(me, from) || owner_of(token) != owner_of(from) ||
 	    !swap(slot(me->host, lcore), &token, owner | type))
 		return segment_lost(me->host) ? -EBADMSG : -ESRCH;
 	stamp(slot(me->host, lcore), now());

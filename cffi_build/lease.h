@@ -2,10 +2,13 @@
 #ifndef MTLSHM_LEASE_H
 #define MTLSHM_LEASE_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
+#include "instance.h"
+#include "life.h"
 #include "segment.h"
 
 /* The words of an lcore, and how they change. */
@@ -33,10 +36,43 @@ static inline void stamp(struct mtlshm_lcore *lcore, uint32_t when)
 	__atomic_store_n(&lcore->note, when, __ATOMIC_RELAXED);
 }
 
-/* Free every lcore of `owner`, which is dead or is ourselves. Returns how many. */
-uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner);
+/* An lcore goes back where it came from: `lease` is 0, or that of a parent. */
+static inline bool give_back(struct mtlshm_lcore *lcore, uint64_t *token, uint64_t lease)
+{
+	if (!swap(lcore, token, lease))
+		return false;
+	if (lease)
+		stamp(lcore, now());
+	return true;
+}
 
-/* Clear and free the record of an owner whose read lock the caller holds. Returns how many lcores. */
-uint32_t lease_collect(struct mtlshm_host *host, uint64_t owner);
+/* May a claim that expects `lease` take an lcore with this word? An owner that the table does not know stands for 0. */
+static inline bool is_free(const struct mtlshm_host *host, uint64_t word, uint64_t lease)
+{
+	return word == lease || (!lease && !segment_knows(host, owner_of(word)));
+}
+
+/* After a claim. Another thread may have unregistered the instance meanwhile, and have looked at this lcore before we had
+ * it. Our token would then be nobody's, and the parent, which may live, would lose the lcore to any stranger. So a tenant
+ * looks again, and gives back: 0, or -EBADF. Sequentially consistent with the exchange of `owner` in mtlshm_unregister():
+ * either it sees our token, or we see its zero. The swap before this is a full barrier on x86-64 and, as an
+ * acquire-release instruction followed by an acquire load, on arm64. */
+static inline int keep(struct mtlshm_instance *me, uint32_t lcore, uint64_t token)
+{
+	if (!me->lease || __atomic_load_n(&me->owner, __ATOMIC_SEQ_CST) == owner_of(token))
+		return 0;
+	give_back(slot(me->host, lcore), &token, me->lease);
+	return -EBADF;
+}
+
+/* Give back every lcore of `owner`, which is dead or is ourselves: its words become `lease`. Returns how many. */
+uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease);
+
+/* Clear the words of an owner whose read lock the caller holds, and free its record. False: that is not LIVE, or is kept for
+ * its tenants. *cleared: how many lcores. */
+bool lease_collect(struct mtlshm_host *host, uint64_t owner, uint32_t *cleared);
+
+/* A tenant of `parent` (or 0) has ended: collect the parent if it was kept for it, then the one above. */
+void lease_collect_up(struct mtlshm_host *host, const struct life *life, uint64_t parent);
 
 #endif

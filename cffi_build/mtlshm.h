@@ -75,11 +75,23 @@ extern "C" {
  * pidfd that the process is dead, may collect it; everybody else takes its word. So a daemon's death takes
  * nothing from those it speaks for, and the next one finds them here.
  *
+ * LEASES. A record may name a PARENT, the owner that it draws its lcores from; the instance is then a TENANT. What
+ * the parent holds for its tenants has the type LEASE. A tenant claims by exchanging the word parent|LEASE for its own
+ * token, and what it gives back, or leaves behind when it dies, becomes parent|LEASE again. So nothing is free in
+ * between: a process that is restarted finds the lcores that were claimed for it, however greedy its neighbours are.
+ *   A parent is an instance that registered itself, or a RESERVATION: a proxied record with no process, which stays until
+ * somebody ends it. A chain of parents has at most MTLSHM_DEPTH members.
+ *   When a parent ends that is itself a tenant, its words go to its own parent, but its record is KEPT: it says
+ * LIVE, its life lock is free, and it becomes FREE with the last of its tenants. So what those give back still finds its
+ * way up. When a parent without a parent ends, its record is FREE at once; what its tenants give back later
+ * names an owner that the table does not know, which means free.
+ *
  * Who writes what:
  *   lcore.owner       0 -> token by any instance; token -> 0 by its owner, by whoever has proven the owner
  *                     dead, or by an operator; dead token -> own token by whoever has proven it; token of one
- *                     proxied instance -> that of another by a daemon. All by compare-and-swap, so that each
- *                     change happens once.
+ *                     proxied instance -> that of another by a daemon. Of a tenant, parent|LEASE stands for 0 in all
+ *                     this; a daemon also exchanges any token of the parent for that of a proxied tenant. All by
+ *                     compare-and-swap, so that each change happens once.
  *   lcore.note        by the owner just after it claimed: may be one claim behind. Its tag later by the daemon.
  *   record.control    FREE -> LIVE by the newcomer that holds the write lock;
  *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock;
@@ -93,10 +105,12 @@ extern "C" {
  * Every size and offset here goes into the fingerprint; a segment with another one is refused.
  */
 enum {
-	MTLSHM_LAYOUT_VERSION = 1,
+	MTLSHM_LAYOUT_VERSION = 2,
 	MTLSHM_INSTANCES = 256,   /* records: how many instances can live at once */
 	MTLSHM_LCORES_MIN = 128,  /* a segment has at least so many slots in use, */
 	MTLSHM_LCORES = 1024,     /* and at most so many */
+
+	MTLSHM_DEPTH = 8,         /* members of a chain of parents, the instance itself included */
 
 	MTLSHM_TYPE_BITS = 8,
 	MTLSHM_INDEX_BITS = 12,
@@ -106,14 +120,15 @@ enum {
 	MTLSHM_BURIAL_BYTE = 1073741822, /* write-locked while somebody removes the retired file */
 };
 
-/* What an lcore is for; the values are libmtl's. */
+/* What an lcore is for; the values up to SCH_USER are libmtl's. */
 enum mtlshm_lcore_type {
 	MTLSHM_LCORE_SCH = 0,      /* a libmtl scheduler */
 	MTLSHM_LCORE_TAP = 1,      /* a libmtl TAP thread */
 	MTLSHM_LCORE_RXV_RING = 2, /* a libmtl video receive ring */
 	MTLSHM_LCORE_APP = 3,      /* the application's own */
 	MTLSHM_LCORE_SCH_USER = 4, /* a scheduler the application runs itself */
-	MTLSHM_LCORE_TYPES = 5,
+	MTLSHM_LCORE_LEASE = 5,    /* held for tenants, which claim it from the owner */
+	MTLSHM_LCORE_TYPES = 6,
 };
 
 /* How an instance came into the table. */
@@ -123,7 +138,8 @@ enum mtlshm_kind {
 	MTLSHM_KIND_SOCKET = 2, /* proxied: a client of the daemon's socket */
 	MTLSHM_KIND_LEGACY = 3, /* proxied: a process on libmtl's System V table */
 	MTLSHM_KIND_POOL = 4,   /* proxied: no process, the lcores lent to that table */
-	MTLSHM_KINDS = 5,
+	MTLSHM_KIND_RESERVATION = 5, /* proxied: no process, lcores held for tenants; see mtlshm_reserve() */
+	MTLSHM_KINDS = 6,
 };
 
 enum mtlshm_record_state { MTLSHM_FREE = 0, MTLSHM_LIVE = 1, MTLSHM_PROXIED = 2 };
@@ -165,12 +181,14 @@ struct mtlshm_process { /* 184 bytes */
 	char label[64];         /* what the process calls itself */
 };
 
-struct mtlshm_record { /* 256 bytes */
+struct mtlshm_record { /* 320 bytes */
 	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
+	uint64_t parent;        /* the owner it draws from, or 0 */
 	uint64_t registered_ns; /* CLOCK_MONOTONIC of the host, whatever the process's time namespace */
 	uint32_t kind;          /* enum mtlshm_kind */
-	uint32_t reserved0[3];
+	uint32_t reserved0;
 	struct mtlshm_process process;
+	char key[64];           /* of a reservation, NUL-terminated; else empty */
 	uint8_t reserved1[40];
 };
 
@@ -281,14 +299,22 @@ struct mtlshm_identity {
 	 * cost ten times the claim. So register from a thread that is not pinned, or give the set here; it is
 	 * then taken at its word, except that mtlshm_claim_many() never takes CPUs that are offline. */
 	const struct mtlshm_cpuset *cpus;
+	/* The owner to draw lcores from, as mtlshm_owner() of that instance says. 0: the one that $MTLSHM_LEASE names,
+	 * if it is set (and the process is not setuid or the like: secure_getenv(3)); it is set by `mtlshm-ctl run`
+	 * and inherited. MTLSHM_NO_PARENT: none, whatever the environment says. A daemon never has a parent. */
+	uint64_t parent;
 };
+
+enum { MTLSHM_NO_PARENT = 1 }; /* no owner has this value */
 
 /* Become an instance: take a record and its life lock, and ring the doorbell. `identity` may be NULL.
  * Needs no daemon. Cost: about six system calls.
  *
  * Errors: -EUSERS all 256 records are held by living instances; -EEXIST kind is DAEMON and one lives;
- * -ESTALE the segment was retired or its path is another file now; -EBADMSG truncated; -EROFS; -EINVAL kind;
- * -EMFILE, -ENOMEM, -EACCES from opening the file once more.
+ * -ESTALE the segment was retired or its path is another file now; -EBADMSG truncated; -EROFS; -EINVAL kind, or
+ * $MTLSHM_LEASE is no lease; -ESRCH the parent is dead, unknown or of another segment, or is a proxied instance and no
+ * reservation; -ELOOP the chain of parents is longer than MTLSHM_DEPTH; -EMFILE, -ENOMEM, -EACCES from opening the file
+ * once more.
  *
  * Killed inside: the record is free, or it is that of a dead instance and is collected as such. */
 int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
@@ -296,7 +322,8 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
 
 /* Release all lcores of the instance, give back its record and life lock. The handle stays valid, to be
  * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way
- * may still return 0; it is released as well.
+ * may still return 0; it is released as well. If the process is killed right then, while that thread of a tenant has
+ * an lcore in hand, the lcore becomes free and does not go back to the parent.
  *
  * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Of a truncated segment there is nothing to
  * release, and this returns 0. Killed inside: what is left is that of
@@ -310,12 +337,14 @@ void mtlshm_instance_free(struct mtlshm_instance *instance);
 /* For the daemon: make a proxied instance of a process that is not the caller, or find again the one that
  * an earlier daemon made. Its lcores are claimed and released like any (it may claim all there are);
  * mtlshm_unregister() collects it, which is for a caller that has proven the process dead or that its claims
- * are no longer wanted; mtlshm_instance_free() leaves it as it is.
+ * are no longer wanted; mtlshm_instance_free() leaves it as it is. `parent` is the owner it draws from, or 0; the
+ * environment is not asked.
  *
- * Errors: of mtlshm_register(), -EBADMSG among them; -EINVAL kind is none of a proxied one; -ESRCH (adopt) `owner`
- * is no proxied instance. Killed inside: there is no such instance, or one that the next daemon finds. */
+ * Errors: of mtlshm_register(), -EBADMSG among them; -EINVAL kind is none of a proxied process; -ESRCH (adopt) `owner`
+ * is no proxied instance, or is a reservation. Killed inside: there is no such instance, or one that the next daemon
+ * finds. */
 int mtlshm_register_proxy(struct mtlshm_instance **instance, struct mtlshm_host *host, uint32_t kind,
-			  const struct mtlshm_process *process);
+			  const struct mtlshm_process *process, uint64_t parent);
 int mtlshm_adopt(struct mtlshm_instance **instance, struct mtlshm_host *host, uint64_t owner);
 
 /* The owner (token without type) of an instance, by which snapshots name it; 0 once it is unregistered. */
@@ -332,7 +361,17 @@ int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 /* The same for those that say PROXIED. Errors: -EBADMSG. */
 int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
 
-/* Collect one dead instance: free its lcores, then its record. Returns how many lcores became free.
+/* The parent of an instance, or 0: it has none, or is not known (any more). No system call. */
+uint64_t mtlshm_parent(struct mtlshm_host *host, uint64_t owner);
+
+/* The value of $MTLSHM_LEASE that makes whoever registers with it a tenant of `owner`, into text[MTLSHM_LEASE_SIZE]; and
+ * the owner that such a text names. Errors (parse): -EINVAL it is no lease; -ESRCH it is one of another segment. */
+enum { MTLSHM_LEASE_SIZE = 40 };
+int mtlshm_lease_format(struct mtlshm_host *host, uint64_t owner, char *text);
+int mtlshm_lease_parse(struct mtlshm_host *host, const char *text, uint64_t *owner);
+
+/* Collect one dead instance: free its lcores, or give them to its parent, then free its record, unless that is kept for
+ * its tenants. Then the same for its parent, if that was kept for it. Returns how many lcores it gave up.
  *
  * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance (any more); -EROFS; -EBADMSG, -ESTALE,
  * -EACCES, -EMFILE. Killed inside: the next collector does it again from the start; it is idempotent. */
@@ -348,11 +387,12 @@ int mtlshm_sweep(struct mtlshm_host *host);
 
 /* Claim one lcore. If it is free this is one compare-and-swap: no lock, no system call, no allocation.
  * If it is held, the owner's life lock is asked, and an lcore of a dead owner is taken: a dead process never
- * costs anyone a failure.
+ * costs anyone a failure. A tenant claims from its parent: for it an lcore is free if the parent holds it with type LEASE.
  *
  * Errors: -EBUSY held by somebody who lives; -EALREADY held by this instance; -ERANGE no such lcore in
- * the table; -ENODEV that CPU is absent or offline; -EDOM outside the CPUs the instance may claim; -EINVAL
- * type; -EBADF, -ECHILD as above; -EBADMSG; -ESTALE, -EACCES, -EMFILE the life lock could not be asked.
+ * the table; -ENODEV that CPU is absent or offline; -EDOM outside the CPUs the instance may claim, or its parent does
+ * not hold it; -EINVAL type; -EBADF, -ECHILD as above; -EBADMSG; -ESTALE, -EACCES, -EMFILE the life lock could not be
+ * asked.
  *
  * Killed inside: the lcore is not claimed, or it is and belongs to a dead instance. */
 int mtlshm_claim(struct mtlshm_instance *instance, uint32_t lcore, uint32_t type);
@@ -400,12 +440,13 @@ struct mtlshm_want {
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
 
 /* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
- * it). A living owner is not told: this is for operators. Killed inside: taken, or not. Errors: -ESRCH it
- * is held by somebody else, or nobody; -ERANGE; -EROFS; -EBADMSG. */
+ * it). It goes to the owner's parent, or is free. A living owner is not told: this is for operators. Killed inside:
+ * taken, or not. Errors: -ESRCH it is held by somebody else, or nobody; -ERANGE; -EROFS; -EBADMSG. */
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 
-/* For the daemon: make an lcore of `from`, a proxied instance, one of `instance` without its being free for a moment.
- * Errors: -ESRCH it is held by somebody else, or nobody, or `from` is no proxied instance; -ERANGE; -EINVAL type;
+/* For the daemon: make an lcore of `from` one of `instance` without its being free for a moment. `from` is the pool, a
+ * legacy process, or the parent of `instance`, if that is proxied: what a process claimed goes so to its own libmtl.
+ * Errors: -ESRCH it is held by somebody else, or nobody, or `from` is none of those; -ERANGE; -EINVAL type;
  * -EBADMSG, -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
 int mtlshm_take(struct mtlshm_instance *instance, uint32_t lcore, uint64_t from, uint32_t type);
 
@@ -416,6 +457,34 @@ int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_
 
 /* Who holds an lcore, into *owner (0: nobody). Errors: -ERANGE, -EBADMSG. No system call. */
 int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Reservations
+ *
+ * A parent without a process: lcores that are held for tenants until somebody ends it, or to the next boot.
+ */
+struct mtlshm_reserved {
+	uint64_t owner;
+	uint32_t count;        /* how many of lcores[] are set */
+	uint16_t lcores[1024]; /* ascending */
+};
+
+/* Reserve `want->count` lcores under `key`, or find what is reserved under it. want->type is not used: the type is
+ * LEASE. `label` is what people read (NULL: the key). Lcores come from `cpus` (NULL: the caller's affinity mask). Returns 0, or 1 if
+ * `key` was there already; then `want` is not looked at, and lcores[] tells what is reserved and not in use by tenants
+ * as well as what they use.
+ *
+ * Errors: -EINVAL key empty or longer than 63 bytes; of mtlshm_claim_many() and mtlshm_register().
+ * Killed inside: the whole reservation is there, or nothing of it. */
+int mtlshm_reserve(struct mtlshm_host *host, const char *key, const char *label, const struct mtlshm_want *want,
+		   const struct mtlshm_cpuset *cpus, struct mtlshm_reserved *reserved);
+
+/* Find a reservation by its key. Errors: -ESRCH there is none; -EINVAL as above. */
+int mtlshm_reservation(struct mtlshm_host *host, const char *key, struct mtlshm_reserved *reserved);
+
+/* End a reservation: its lcores are free, those that tenants use when they give them back. Errors: -ESRCH `owner` is no
+ * reservation (any more); -EROFS. Killed inside: it is there, or it is ended. */
+int mtlshm_end(struct mtlshm_host *host, uint64_t owner);
 
 /* ---------------------------------------------------------------------------------------------------
  * The robust semaphore
@@ -439,12 +508,14 @@ int mtlshm_unlock(struct mtlshm_instance *instance);
  */
 struct mtlshm_instance_info {
 	uint64_t owner;
+	uint64_t parent;   /* or 0 */
 	uint64_t registered_ns; /* CLOCK_MONOTONIC of the caller, modulo 2^64: it may be from before that clock's 0 */
 	uint32_t kind;
 	int32_t alive;     /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
 	uint32_t lcores;   /* how many it holds */
 	uint32_t reserved;
 	struct mtlshm_process process;
+	char key[64];      /* of a reservation */
 };
 
 struct mtlshm_lcore_info {

@@ -56,7 +56,7 @@ const char segment_magic[8] = "MTLSHM\r\n";
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "mtlshm needs a little-endian machine");
 _Static_assert(__GCC_ATOMIC_LLONG_LOCK_FREE == 2, "mtlshm needs lock-free 64-bit atomics");
 _Static_assert(sizeof(struct mtlshm_header) == 256, "whole cache lines");
-_Static_assert(sizeof(struct mtlshm_record) == 256, "whole cache lines");
+_Static_assert(sizeof(struct mtlshm_record) == 320, "whole cache lines");
 _Static_assert(sizeof(struct mtlshm_lcore) == 16, "four to a cache line");
 _Static_assert(offsetof(struct mtlshm_header, semaphore) % 64 == 0, "on a line of its own");
 _Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a token");
@@ -67,7 +67,7 @@ uint64_t segment_fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
 	const uint64_t layout[] = {
-		MTLSHM_LAYOUT_VERSION, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
+		MTLSHM_LAYOUT_VERSION, MTLSHM_DEPTH, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
 		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
 		AT(mtlshm_segment, header), AT(mtlshm_segment, instances), AT(mtlshm_segment, lcores),
 		sizeof(struct mtlshm_header), AT(mtlshm_header, magic), AT(mtlshm_header, version),
@@ -76,7 +76,7 @@ uint64_t segment_fingerprint(void)
 		AT(mtlshm_header, doorbell), AT(mtlshm_header, semaphore), AT(mtlshm_header, registered),
 		AT(mtlshm_header, collected), AT(mtlshm_header, recovered), AT(mtlshm_header, takeovers),
 		sizeof(struct mtlshm_record), AT(mtlshm_record, control), AT(mtlshm_record, registered_ns),
-		AT(mtlshm_record, kind), AT(mtlshm_record, process),
+		AT(mtlshm_record, parent), AT(mtlshm_record, kind), AT(mtlshm_record, process), AT(mtlshm_record, key),
 		sizeof(struct mtlshm_process), AT(mtlshm_process, start_ticks),
 		AT(mtlshm_process, pid_namespace), AT(mtlshm_process, pidfd_inode), AT(mtlshm_process, pid),
 		AT(mtlshm_process, uid), AT(mtlshm_process, comm), AT(mtlshm_process, hostname),

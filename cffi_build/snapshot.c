@@ -18,6 +18,7 @@
 #include "failure.h"
 #include "life.h"
 #include "segment.h"
+#include "tenancy.h"
 
 /* An instance or lcore that changes hands this often while we look is left out. */
 #define TRIES 16
@@ -48,8 +49,10 @@ static int read_record(const struct mtlshm_host *host, const struct life *life, 
 			.owner = owner_make(index, control_generation(control)),
 			.registered_ns = copy.registered_ns,
 			.kind = copy.kind,
+			.parent = tenancy_parent(host, owner_make(index, control_generation(control))),
 			.process = copy.process,
 		};
+		memcpy(info->key, copy.key, sizeof(info->key) - 1);
 		info->process.comm[sizeof(info->process.comm) - 1] = '\0';
 		info->process.hostname[sizeof(info->process.hostname) - 1] = '\0';
 		info->process.label[sizeof(info->process.label) - 1] = '\0';

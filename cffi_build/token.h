@@ -55,6 +55,12 @@ static inline bool control_proxied(uint64_t control)
 	return (control & CONTROL_STATE_MASK) == MTLSHM_PROXIED;
 }
 
+/* What a tenant of `parent` expects in a word it claims, and leaves in one it gives back; 0 without a parent. */
+static inline uint64_t lease_of(uint64_t parent)
+{
+	return parent ? parent | MTLSHM_LCORE_LEASE : 0;
+}
+
 /* Is this what the record of a valid owner says? */
 static inline bool control_of(uint64_t control, uint64_t owner)
 {

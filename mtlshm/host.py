@@ -16,7 +16,7 @@ from mtlshm import config, segment
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check
-from mtlshm.instance import Instance
+from mtlshm.instance import Instance, want
 from mtlshm.snapshot import InstanceInfo, Kind, Process, Snapshot
 from mtlshm.topology import Topology
 
@@ -77,22 +77,33 @@ class Host:
         return SegmentFile(c.device, c.inode, c.uid, c.gid, c.mode)
 
     def register(
-        self, label: str | None = None, *, kind: Kind = Kind.SHM, cpus: Iterable[int] | None = None
+        self,
+        label: str | None = None,
+        *,
+        kind: Kind = Kind.SHM,
+        cpus: Iterable[int] | None = None,
+        parent: int | None = None,
     ) -> Instance:
         """Become an instance, shown in the table as `label` (the command's name if None).
 
         `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every
-        claim_many(). errno EUSERS if all 256 records are held by living instances.
+        claim_many(). `parent` is the owner to draw lcores from; None: the one that $MTLSHM_LEASE names, if it is set;
+        0: none. errno EUSERS if all 256 records are held by living instances, ESRCH if the parent is dead or unknown,
+        ELOOP if the chain of parents would be too long.
         """
         c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode(errors="surrogateescape"))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
-        identity = ffi.new("struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus})
+        c_parent = 0 if parent is None else parent or lib.MTLSHM_NO_PARENT
+        identity = ffi.new(
+            "struct mtlshm_identity *", {"label": c_label, "kind": kind, "cpus": c_cpus, "parent": c_parent}
+        )
         result = ffi.new("struct mtlshm_instance **")
         check(lib.mtlshm_register(result, self._opened().c, identity), f"register in {self.path}")
         return self._instance(result[0])
 
-    def register_proxy(self, kind: Kind, process: Process) -> Instance:
-        """For the daemon: an instance that stands for a process which does not map the table.
+    def register_proxy(self, kind: Kind, process: Process, parent: int = 0) -> Instance:
+        """For the daemon: an instance that stands for a process which does not map the table, a tenant of `parent` if
+        that is not 0.
 
         Closing it leaves it in the table, where the next daemon finds it; Instance.unregister() ends it.
         """
@@ -103,7 +114,8 @@ class Host:
                 c, name, value.encode(errors="surrogateescape")[: ffi.sizeof(getattr(c, name)) - 1] if text else value
             )
         result = ffi.new("struct mtlshm_instance **")
-        check(lib.mtlshm_register_proxy(result, self._opened().c, kind, c), f"register {process.label} in {self.path}")
+        code = lib.mtlshm_register_proxy(result, self._opened().c, kind, c, parent)
+        check(code, f"register {process.label} in {self.path}")
         return self._instance(result[0], proxied=True)
 
     def adopt(self, owner: int) -> Instance:
@@ -129,6 +141,46 @@ class Host:
     def tag(self, lcore: int, owner: int, tag: int) -> None:
         """For the daemon: note something with an lcore of `owner`; its next claim clears it."""
         check(self._call(lib.mtlshm_tag, lcore, owner, tag), f"lcore {lcore}")
+
+    def lease(self, owner: int) -> str:
+        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from `owner`."""
+        text = ffi.new("char[]", lib.MTLSHM_LEASE_SIZE)
+        check(self._call(lib.mtlshm_lease_format, owner, text), f"owner {owner:#x}")
+        return os.fsdecode(ffi.string(text))
+
+    def parse_lease(self, text: str) -> int:
+        """The owner that a $MTLSHM_LEASE names. errno EINVAL: it is none; ESRCH: it is one of another segment."""
+        owner = ffi.new("uint64_t *")
+        check(self._call(lib.mtlshm_lease_parse, ffi.new("char[]", os.fsencode(text)), owner), f"lease {text}")
+        return int(owner[0])
+
+    def reserve(
+        self, key: str, count: int, *, label: str | None = None, cpus: Iterable[int] | None = None, **policy: Any
+    ) -> Reservation:
+        """Reserve lcores under a key, for tenants, or find what is reserved under it already.
+
+        The policy is that of Instance.claim_many(). A reservation outlasts its maker and every daemon; end() ends it.
+        Killed inside: the whole reservation is there, or nothing of it.
+        """
+        result = ffi.new("struct mtlshm_reserved *")
+        c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode(errors="surrogateescape"))
+        c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
+        c_want = want(count, **policy)
+        code = self._call(lib.mtlshm_reserve, _key(key), c_label, c_want, c_cpus, result)
+        return Reservation.from_c(result, bool(check(code, f"reservation {key}: {count} lcores")))
+
+    def reservation(self, key: str) -> Reservation | None:
+        """What is reserved under a key; None: nothing."""
+        result = ffi.new("struct mtlshm_reserved *")
+        code = self._call(lib.mtlshm_reservation, _key(key), result)
+        if code == -errno.ESRCH:
+            return None
+        check(code, f"reservation {key}")
+        return Reservation.from_c(result, True)
+
+    def end(self, owner: int) -> None:
+        """End a reservation. What its tenants use stays theirs until they give it back. errno ESRCH: it is none."""
+        check(self._call(lib.mtlshm_end, owner), f"reservation {owner:#x}")
 
     def snapshot(self) -> Snapshot:
         """Everything at a moment, without stopping anyone."""
@@ -198,6 +250,24 @@ class Host:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Lcores that are held for tenants by nobody who could die."""
+
+    owner: int
+    lcores: CpuSet  # those that tenants use included
+    found: bool  # it was there already
+
+    @classmethod
+    def from_c(cls, c: Any, found: bool) -> Reservation:
+        """From a `struct mtlshm_reserved`."""
+        return cls(c.owner, CpuSet(ffi.unpack(c.lcores, c.count)), found)
+
+
+def _key(key: str) -> Any:
+    return ffi.new("char[]", key.encode(errors="surrogateescape"))
 
 
 class _Mapping:

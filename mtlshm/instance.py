@@ -26,6 +26,7 @@ class LcoreType(IntEnum):
     RXV_RING = lib.MTLSHM_LCORE_RXV_RING
     APP = lib.MTLSHM_LCORE_APP
     SCH_USER = lib.MTLSHM_LCORE_SCH_USER
+    LEASE = lib.MTLSHM_LCORE_LEASE  # held for tenants, not libmtl's
 
 
 class Smt(IntEnum):
@@ -90,19 +91,10 @@ class Instance:
         Busy if not enough are free; errno ERANGE if there could never be so many. `timeout` in seconds is for
         waiting for other claims of this kind, which take a microsecond.
         """
-        where = "" if node is None else f" on NUMA node {node}"
-        if not 0 <= count <= lib.MTLSHM_LCORES:
-            raise error(-errno.ERANGE, f"{count} lcores")
-        if node is not None and not 0 <= node < lib.MTLSHM_LCORES:
-            raise error(-errno.ENXIO, f"{count} lcores{where}")
-        want = ffi.new("struct mtlshm_want *")
-        want.count = count
-        want.numa_node = lib.MTLSHM_ANY_NODE if node is None else node
-        want.smt = smt
-        want.type = type
-        want.timeout_ms = max(1, _milliseconds(timeout))
+        c_want = want(count, node=node, smt=smt, type=type, timeout=timeout)
         lcores = ffi.new("uint16_t[]", count)
-        check(lib.mtlshm_claim_many(self._c, want, lcores), f"{count} lcores{where}")
+        where = "" if node is None else f" on NUMA node {node}"
+        check(lib.mtlshm_claim_many(self._c, c_want, lcores), f"{count} lcores{where}")
         return CpuSet(ffi.unpack(lcores, count))
 
     def release_all(self) -> int:
@@ -113,6 +105,11 @@ class Instance:
     def owner(self) -> int:
         """What snapshots name this instance by; 0 once it is closed."""
         return int(lib.mtlshm_owner(self._c))
+
+    @property
+    def lease(self) -> str:
+        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from this instance."""
+        return self._host.lease(self.owner)
 
     @property
     def lcores(self) -> CpuSet:
@@ -152,6 +149,28 @@ class Instance:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def want(
+    count: int,
+    *,
+    node: int | None = None,
+    smt: Smt = Smt.ANY,
+    type: LcoreType = LcoreType.APP,
+    timeout: float = 1.0,
+) -> Any:
+    """A `struct mtlshm_want`."""
+    if not 0 <= count <= lib.MTLSHM_LCORES:
+        raise error(-errno.ERANGE, f"{count} lcores")
+    if node is not None and not 0 <= node < lib.MTLSHM_LCORES:
+        raise error(-errno.ENXIO, f"{count} lcores on NUMA node {node}")
+    c = ffi.new("struct mtlshm_want *")
+    c.count = count
+    c.numa_node = lib.MTLSHM_ANY_NODE if node is None else node
+    c.smt = smt
+    c.type = type
+    c.timeout_ms = max(1, _milliseconds(timeout))
+    return c
 
 
 def _milliseconds(seconds: float) -> int:

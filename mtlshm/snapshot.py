@@ -20,6 +20,7 @@ class Kind(IntEnum):
     SOCKET = lib.MTLSHM_KIND_SOCKET  # a client of the daemon's socket, which keeps it for the client
     LEGACY = lib.MTLSHM_KIND_LEGACY  # a process on libmtl's System V table, likewise
     POOL = lib.MTLSHM_KIND_POOL  # the lcores lent to that table
+    RESERVATION = lib.MTLSHM_KIND_RESERVATION  # no process: lcores held for tenants until somebody ends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class InstanceInfo:
     """One registered instance; what it says of itself is for people and decides nothing."""
 
     owner: int  # names it in the table: record index and generation in one number
+    parent: int  # the owner that it draws lcores from; 0: none
     kind: Kind | int
     alive: bool | None  # False: dead and not yet collected; None: could not be asked
     pid: int  # as the process sees itself, in pid_namespace
@@ -51,6 +53,7 @@ class InstanceInfo:
     comm: str
     hostname: str
     label: str
+    key: str  # of a reservation; else empty
     age: float  # seconds since it registered
     lcores: CpuSet
 
@@ -59,6 +62,7 @@ class InstanceInfo:
         """From a `struct mtlshm_instance_info`."""
         return cls(
             owner=c.owner,
+            parent=c.parent,
             kind=_member(Kind, c.kind),
             alive=None if c.alive < 0 else bool(c.alive),
             pid=c.process.pid,
@@ -69,6 +73,7 @@ class InstanceInfo:
             comm=_text(c.process.comm),
             hostname=_text(c.process.hostname),
             label=_text(c.process.label),
+            key=_text(c.key),
             age=_age(now_ns, c.registered_ns),
             lcores=lcores,
         )

@@ -182,4 +182,4 @@ def test_the_doorbell_rings_for_every_newcomer(segment: str) -> None:
 def test_a_label_is_cut_to_what_fits(segment: str) -> None:
     with Host(segment) as host, host.register("x" * 200):
         assert host.snapshot().instances[0].label == "x" * 63
-    assert ffi.sizeof("struct mtlshm_record") == 256
+    assert ffi.sizeof("struct mtlshm_record") % 64 == 0

@@ -213,7 +213,7 @@ except mtlshm.NotPermitted as error:
         pytest.param(b"hello\n", "not a mtlshm segment", id="text"),
         pytest.param(b"", "not a mtlshm segment", id="empty"),
         pytest.param(b"MTLSHM\r\n\x07" + bytes(100000), "layout version 7", id="another version"),
-        pytest.param(b"MTLSHM\r\n\x01" + bytes(100000), "another build", id="another layout"),
+        pytest.param(b"MTLSHM\r\n\x02" + bytes(100000), "another build", id="another layout"),
     ],
 )
 def test_what_is_no_segment_of_ours_is_described(segment: str, content: bytes, said: str) -> None:

@@ -173,7 +173,7 @@ static void use(struct mtlshm_host *host, const uint8_t *input)
 	mtlshm_claim_many(me, &want, lcores);
 	mtlshm_lock(me, 1);
 	MUST(mtlshm_lock(me, 1) < 0);
-	if (!mtlshm_register_proxy(&proxy, host, MTLSHM_KIND_SOCKET, &process)) {
+	if (!mtlshm_register_proxy(&proxy, host, MTLSHM_KIND_SOCKET, &process, 0)) {
 		mtlshm_take(proxy, 3, mtlshm_owner(me), MTLSHM_LCORE_SCH);
 		mtlshm_lock(proxy, 1);
 		if (input[1] & 1)

@@ -23,14 +23,23 @@ static long do_retire(char **words)
 	return mtlshm_retire(puppet.host);
 }
 
-int become_instance(const char *label, uint32_t kind, const struct mtlshm_cpuset *cpus)
+static const struct mtlshm_cpuset every_cpu = {
+	{~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull}};
+
+static int become(const struct mtlshm_identity *identity)
 {
-	const struct mtlshm_identity identity = {.label = label, .kind = kind, .cpus = cpus};
-	int rc = mtlshm_register(&puppet.me, puppet.host, &identity);
+	int rc = mtlshm_register(&puppet.me, puppet.host, identity);
 
 	if (!rc)
 		puppet.instances[puppet.count++] = puppet.me;
 	return rc;
+}
+
+int become_instance(const char *label, uint32_t kind, const struct mtlshm_cpuset *cpus)
+{
+	const struct mtlshm_identity identity = {.label = label, .kind = kind, .cpus = cpus};
+
+	return become(&identity);
 }
 
 /* [KIND]: as an instance that may claim any lcore. */
@@ -47,6 +56,62 @@ static long do_register_masked(char **words)
 {
 	(void)words;
 	return become_instance(NULL, MTLSHM_KIND_SHM, NULL);
+}
+
+/* PARENT: as a tenant. */
+static long do_register_under(char **words)
+{
+	const struct mtlshm_identity identity = {.cpus = &every_cpu, .parent = (uint64_t)number(words[1])};
+
+	return become(&identity);
+}
+
+/* As a tenant of whom the environment says. */
+static long do_register_inheriting(char **words)
+{
+	const struct mtlshm_identity identity = {.cpus = &every_cpu};
+	(void)words;
+
+	return become(&identity);
+}
+
+static long do_parent(char **words)
+{
+	return (long)mtlshm_parent(puppet.host, (uint64_t)number(words[1]));
+}
+
+/* KEY COUNT: the owner of the reservation, negative if it was there already, or 0 if there is none to be had. */
+static long do_reserve(char **words)
+{
+	const struct mtlshm_want want = {.count = (uint32_t)number(words[2]), .numa_node = MTLSHM_ANY_NODE};
+	struct mtlshm_reserved reserved;
+	int rc = mtlshm_reserve(puppet.host, words[1], NULL, &want, &every_cpu, &reserved);
+
+	return rc < 0 ? 0 : rc ? -(long)reserved.owner : (long)reserved.owner;
+}
+
+/* OWNER */
+static long do_end(char **words)
+{
+	return mtlshm_end(puppet.host, (uint64_t)number(words[1]));
+}
+
+/* KIND PARENT: keeps a proxied instance of itself, the one in hand from now on. */
+static long do_register_proxy(char **words)
+{
+	const struct mtlshm_process process = {.pid = 1, .label = "proxied"};
+	int rc = mtlshm_register_proxy(&puppet.me, puppet.host, (uint32_t)number(words[1]), &process,
+				       (uint64_t)number(words[2]));
+
+	if (!rc)
+		puppet.instances[puppet.count++] = puppet.me;
+	return rc;
+}
+
+/* LCORE FROM */
+static long do_take(char **words)
+{
+	return mtlshm_take(puppet.me, (uint32_t)number(words[1]), (uint64_t)number(words[2]), MTLSHM_LCORE_APP);
 }
 
 /* N: that often; returns how often it worked. */
@@ -150,6 +215,13 @@ const struct command library_commands[] = {
 	{"retire", do_retire},
 	{"register", do_register},
 	{"register_masked", do_register_masked},
+	{"register_under", do_register_under},
+	{"register_inheriting", do_register_inheriting},
+	{"register_proxy", do_register_proxy},
+	{"parent", do_parent},
+	{"reserve", do_reserve},
+	{"end", do_end},
+	{"take", do_take},
 	{"register_many", do_register_many},
 	{"unregister", do_unregister},
 	{"owner", do_owner},

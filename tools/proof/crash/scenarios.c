@@ -148,7 +148,7 @@ static void make_proxy(struct mind *me)
 {
 	const struct mtlshm_process nobody = {.pid = 1};
 
-	me->rc = mtlshm_register_proxy(&me->instance, world.host, MTLSHM_KIND_SOCKET, &nobody);
+	me->rc = mtlshm_register_proxy(&me->instance, world.host, MTLSHM_KIND_SOCKET, &nobody, 0);
 }
 
 static void hand_over(struct mind *me)

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The two halves of a claim by policy: what is slow, and what needs the semaphore.
+ */
+#ifndef MTLSHM_CLAIM_MANY_H
+#define MTLSHM_CLAIM_MANY_H
+
+#include "mtlshm.h"
+
+/* What the host looks like, and which CPUs the instance may claim. */
+int claim_look(const struct mtlshm_instance *instance, const struct mtlshm_topology **topology,
+	       struct mtlshm_cpuset *allowed);
+
+/* Under the semaphore, whoever holds it. Errors: as mtlshm_claim_many(). */
+int claim_choice(struct mtlshm_instance *instance, const struct mtlshm_topology *topology,
+		 const struct mtlshm_cpuset *allowed, const struct mtlshm_want *want, uint16_t *lcores);
+
+#endif
