@@ -20,19 +20,22 @@
 
 #define DEFAULT_TIMEOUT_MS 1000
 
-/* What cannot be had now, and which of the CPUs in `family` are the tenant's to have at all: what its parent holds for
- * tenants, and what those have. */
-static void survey(const struct mtlshm_host *host, uint64_t lease, struct mtlshm_cpuset *busy,
-		   struct mtlshm_cpuset *family)
+/* What cannot be had now, what of it is not the owner's own, and which of the CPUs in `family` are the tenant's to have at
+ * all: what its parent holds for tenants, and what those have. */
+static void survey(const struct mtlshm_host *host, uint64_t owner, uint64_t lease, struct mtlshm_cpuset *busy,
+		   struct mtlshm_cpuset *others, struct mtlshm_cpuset *family)
 {
-	*busy = (struct mtlshm_cpuset){0};
+	*busy = *others = (struct mtlshm_cpuset){0};
 	for (uint32_t i = 0; i < host->lcores; i++) {
 		uint64_t word = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
 
 		if (lease && word != lease && tenancy_parent(host, owner_of(word)) != owner_of(lease))
 			cpuset_remove(family, i);
-		if (!is_free(host, word, lease) && segment_knows(host, owner_of(word)))
-			cpuset_add(busy, i);
+		if (is_free(host, word, lease) || !segment_knows(host, owner_of(word)))
+			continue;
+		cpuset_add(busy, i);
+		if (owner_of(word) != owner)
+			cpuset_add(others, i);
 	}
 }
 
@@ -59,14 +62,14 @@ static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topolog
 			   const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed, uint64_t token,
 			   uint64_t lease, uint16_t *lcores)
 {
-	struct mtlshm_cpuset busy, family;
+	struct mtlshm_cpuset busy, others, family;
 	bool swept = false;
 	int rc;
 
 	for (int i = 0; i < CHOICE_TRIES; i++) {
 		family = *allowed;
-		survey(host, lease, &busy, &family);
-		rc = place(topology, want, &family, &busy, lcores);
+		survey(host, owner_of(token), lease, &busy, &others, &family);
+		rc = place(topology, want, &family, &busy, &others, lcores);
 		if (!rc) {
 			if (take_all(host, lcores, want->count, token, lease))
 				return 0;
@@ -106,6 +109,25 @@ int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topol
 		if (keep(me, lcores[i], owner | want->type))
 			rc = -EBADF;
 	return segment_lost(me->host) ? -EBADMSG : rc;
+}
+
+int mtlshm_choose(struct mtlshm_host *host, const struct mtlshm_want *want, const struct mtlshm_cpuset *cpus,
+		  uint64_t parent, uint16_t *lcores)
+{
+	struct mtlshm_instance nobody = {.host = host, .cpus_given = cpus};
+	struct mtlshm_cpuset busy, others, family;
+	const struct mtlshm_topology *topology;
+	int rc;
+
+	failure_forget();
+	if (cpus)
+		nobody.cpus = *cpus;
+	rc = claim_look(&nobody, &topology, &family);
+	if (rc)
+		return rc;
+	survey(host, 0, lease_of(owner_of(parent)), &busy, &others, &family);
+	rc = place(topology, want, &family, &busy, &others, lcores);
+	return segment_lost(host) ? -EBADMSG : rc;
 }
 
 int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)

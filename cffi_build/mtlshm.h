@@ -414,12 +414,15 @@ enum mtlshm_smt {
 
 enum { MTLSHM_ANY_NODE = -1 };
 
-/* What mtlshm_claim_many() shall find. Beyond what is asked for here, lcores come from isolated CPUs if
- * enough are free, from one last-level cache if one has room, else from one NUMA node, else from as few as
- * possible; from the domain that they fill best. */
+/* What mtlshm_claim_many() shall find. Beyond what is asked for here, lcores come from one last-level cache if one has
+ * room, else from one NUMA node, else from as few as possible; from the domain that they fill best. Some are taken
+ * only if there are not enough others: those whose SMT sibling is in use by somebody else; those that are not isolated, on a
+ * host that isolates some; those of another node than `near` says; and CPU 0. (libmtl hands out every lcore but the one
+ * with id 0, its main lcore: a claim that includes CPU 0 has one worker less.) */
 struct mtlshm_want {
 	uint32_t count;      /* lcores; with MTLSHM_SMT_WHOLE all siblings count */
-	int32_t numa_node;   /* only from this node, or MTLSHM_ANY_NODE */
+	int32_t numa_node;   /* this node, or MTLSHM_ANY_NODE */
+	uint32_t near;       /* 0: only from that node; 1: from others too, if it has not enough */
 	uint32_t smt;        /* enum mtlshm_smt */
 	uint32_t type;       /* enum mtlshm_lcore_type */
 	uint32_t timeout_ms; /* how long to wait for other claims of this kind; 0: 1,000 ms */
@@ -438,6 +441,15 @@ struct mtlshm_want {
  *
  * Killed inside: what was taken so far belongs to a dead instance; the semaphore is taken over. */
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
+
+/* What mtlshm_claim_many() would choose now, for an instance with these CPUs (NULL: the caller's affinity mask) and this
+ * parent (0: none). Nothing is claimed and nobody collected. Errors: as mtlshm_claim_many(). */
+int mtlshm_choose(struct mtlshm_host *host, const struct mtlshm_want *want, const struct mtlshm_cpuset *cpus,
+		  uint64_t parent, uint16_t *lcores);
+
+/* The NUMA node of a network interface (by its name in sysfs), for want.numa_node; MTLSHM_ANY_NODE if the kernel knows none,
+ * as of virtual ones. Errors: -ENODEV no such interface in this network namespace; -EBADMSG, -EACCES, -EMFILE. */
+int mtlshm_interface_node(struct mtlshm_host *host, const char *interface, int32_t *node);
 
 /* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
  * it). It goes to the owner's parent, or is free. A living owner is not told: this is for operators. Killed inside:

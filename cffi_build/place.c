@@ -17,6 +17,14 @@
  *   A cache can be wider than a node (Intel's sub-NUMA clustering divides the L3 of a socket into nodes, and
  * sysfs shows one cache), so a cache here means the CPUs that share both cache and node.
  *
+ * WHAT COMES LAST. Some CPUs are taken only if the claim cannot do without them. From the least to the most unwelcome:
+ *   siblings       the SMT sibling is in use by somebody else, who would lose half of a core
+ *   housekeeping   not isolated, on a host that isolates some
+ *   other nodes    than the one that was wished for
+ *   CPU 0          where the kernel does what it can do nowhere else, and which libmtl, whose main lcore has id 0, gives to
+ *                  nobody
+ * The choice is made among the best CPUs; if those are not enough, again with the next kind added.
+ *
  * REFUSALS. Every step leaves units that can make up what is still needed. So once that holds at the start a
  * choice will be found; and asking it of an idle machine tells -ERANGE from -EBUSY.
  *
@@ -387,25 +395,67 @@ static void keep_node(const struct mtlshm_topology *topology, uint32_t node, str
 			cpuset_remove(set, cpu);
 }
 
-int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want,
-	  const struct mtlshm_cpuset *allowed, const struct mtlshm_cpuset *busy, uint16_t *lcores)
+/* Those of `free` that share a core with one of `others`. */
+static void find_siblings(const struct mtlshm_topology *topology, const struct mtlshm_cpuset *free,
+			  const struct mtlshm_cpuset *others, struct mtlshm_cpuset *siblings)
 {
-	struct mtlshm_cpuset usable, free, isolated;
+	struct mtlshm_cpuset held, cores = none;
+	uint32_t cpu;
+
+	*siblings = none;
+	cpuset_and(&held, others, &topology->online);
+	for_each_cpu(cpu, &held, topology->cpus)
+		cpuset_add(&cores, topology->core[cpu]);
+	for_each_cpu(cpu, free, topology->cpus)
+		if (cpuset_has(&cores, topology->core[cpu]))
+			cpuset_add(siblings, cpu);
+}
+
+/* What comes last, from the least to the most unwelcome. */
+enum { SIBLINGS, HOUSEKEEPING, OTHER_NODES, FIRST, UNWELCOME };
+
+static void find_unwelcome(const struct mtlshm_topology *topology, const struct mtlshm_want *want,
+			   const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *others,
+			   struct mtlshm_cpuset unwelcome[UNWELCOME])
+{
+	struct mtlshm_cpuset here = *free;
+
+	find_siblings(topology, free, others, &unwelcome[SIBLINGS]);
+	unwelcome[HOUSEKEEPING] = none;
+	if (!cpuset_empty(&topology->isolated))
+		cpuset_andnot(&unwelcome[HOUSEKEEPING], free, &topology->isolated);
+	unwelcome[OTHER_NODES] = none;
+	if (want->numa_node != MTLSHM_ANY_NODE) {
+		keep_node(topology, (uint32_t)want->numa_node, &here);
+		cpuset_andnot(&unwelcome[OTHER_NODES], free, &here);
+	}
+	unwelcome[FIRST] = none;
+	cpuset_add(&unwelcome[FIRST], 0);
+}
+
+int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed,
+	  const struct mtlshm_cpuset *busy, const struct mtlshm_cpuset *others, uint16_t *lcores)
+{
+	struct mtlshm_cpuset usable, free, best, unwelcome[UNWELCOME];
 	struct choice choice;
 
-	if (!want->count || want->smt >= MTLSHM_SMT_POLICIES)
+	if (!want->count || want->smt >= MTLSHM_SMT_POLICIES || want->near > 1)
 		return -EINVAL;
 	cpuset_and(&usable, allowed, &topology->online);
 	if (want->numa_node != MTLSHM_ANY_NODE) {
 		if (want->numa_node < 0 || !cpuset_has(&topology->nodes, (uint32_t)want->numa_node))
 			return -ENXIO;
-		keep_node(topology, (uint32_t)want->numa_node, &usable);
+		if (!want->near)
+			keep_node(topology, (uint32_t)want->numa_node, &usable);
 	}
 	cpuset_andnot(&free, &usable, busy);
-	cpuset_and(&isolated, &free, &topology->isolated);
-	if (!cpuset_empty(&isolated) && choose(&choice, topology, want, &isolated, busy, lcores))
-		return 0;
-	if (choose(&choice, topology, want, &free, busy, lcores))
-		return 0;
+	find_unwelcome(topology, want, &free, others, unwelcome);
+	for (int accepted = 0; accepted <= UNWELCOME; accepted++) {
+		best = free;
+		for (int kind = accepted; kind < UNWELCOME; kind++)
+			cpuset_andnot(&best, &best, &unwelcome[kind]);
+		if (choose(&choice, topology, want, &best, busy, lcores))
+			return 0;
+	}
 	return begin(&choice, topology, want, &usable, &none) ? -EBUSY : -ERANGE;
 }

@@ -182,6 +182,19 @@ class Host:
         """End a reservation. What its tenants use stays theirs until they give it back. errno ESRCH: it is none."""
         check(self._call(lib.mtlshm_end, owner), f"reservation {owner:#x}")
 
+    def choose(self, count: int, *, parent: int = 0, cpus: Iterable[int] | None = None, **policy: Any) -> CpuSet:
+        """What Instance.claim_many() would choose now. Nothing is claimed."""
+        lcores = ffi.new("uint16_t[]", max(count, 1))
+        c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
+        check(self._call(lib.mtlshm_choose, want(count, **policy), c_cpus, parent, lcores), f"{count} lcores")
+        return CpuSet(ffi.unpack(lcores, count))
+
+    def interface_node(self, interface: str) -> int | None:
+        """The NUMA node of a network interface, by its name in sysfs; None if the kernel knows none. errno ENODEV."""
+        node = ffi.new("int32_t *")
+        check(self._call(lib.mtlshm_interface_node, os.fsencode(interface), node), f"interface {interface}")
+        return None if node[0] == lib.MTLSHM_ANY_NODE else int(node[0])
+
     def snapshot(self) -> Snapshot:
         """Everything at a moment, without stopping anyone."""
         c = ffi.new("struct mtlshm_snapshot *")

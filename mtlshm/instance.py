@@ -82,16 +82,19 @@ class Instance:
         count: int,
         *,
         node: int | None = None,
+        near: bool = False,
         smt: Smt = Smt.ANY,
         type: LcoreType = LcoreType.APP,
         timeout: float = 1.0,
     ) -> CpuSet:
         """Claim `count` lcores or none: on one NUMA node if asked, isolated and sharing a cache if possible.
 
-        Busy if not enough are free; errno ERANGE if there could never be so many. `timeout` in seconds is for
-        waiting for other claims of this kind, which take a microsecond.
+        With `near` the node is a wish: lcores of other nodes are taken if it has not enough. CPU 0, and lcores whose
+        SMT sibling somebody else uses, are taken only if there are no others. Busy if not enough are free; errno ERANGE
+        if there could never be so many. `timeout` in seconds is for waiting for other claims of this kind, which take a
+        microsecond.
         """
-        c_want = want(count, node=node, smt=smt, type=type, timeout=timeout)
+        c_want = want(count, node=node, near=near, smt=smt, type=type, timeout=timeout)
         lcores = ffi.new("uint16_t[]", count)
         where = "" if node is None else f" on NUMA node {node}"
         check(lib.mtlshm_claim_many(self._c, c_want, lcores), f"{count} lcores{where}")
@@ -155,6 +158,7 @@ def want(
     count: int,
     *,
     node: int | None = None,
+    near: bool = False,
     smt: Smt = Smt.ANY,
     type: LcoreType = LcoreType.APP,
     timeout: float = 1.0,
@@ -167,6 +171,7 @@ def want(
     c = ffi.new("struct mtlshm_want *")
     c.count = count
     c.numa_node = lib.MTLSHM_ANY_NODE if node is None else node
+    c.near = near
     c.smt = smt
     c.type = type
     c.timeout_ms = max(1, _milliseconds(timeout))

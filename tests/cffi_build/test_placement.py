@@ -81,6 +81,13 @@ def refusal(instance: Instance, want: int, **policy: object) -> int:
     return caught.value.errno
 
 
+def refusal_of_many(instance: Instance, want: int, **policy: object) -> int | None:
+    """The errno of a claim that is refused."""
+    with pytest.raises(MtlshmError) as caught:
+        instance.claim_many(want, **policy)
+    return caught.value.errno
+
+
 # What the host looks like
 
 
@@ -361,7 +368,7 @@ def test_all_of_1024_cpus_can_be_seen_and_had(host: Callable[[Machine], Host]) -
         for smt in Smt.ANY, Smt.WHOLE:
             assert me.claim_many(1024, smt=smt) == ALL
             assert me.release_all() == 1024
-        assert me.claim_many(512, smt=Smt.AVOID) == CpuSet(range(512))
+        assert me.claim_many(512, smt=Smt.AVOID) == CpuSet(range(1, 513))  # 512 is the sibling of CPU 0
         me.release_all()
         assert refusal(me, 513, smt=Smt.AVOID) == errno.ERANGE
         me.claim(1023)
@@ -407,12 +414,12 @@ def test_what_one_has_already_is_not_given_again(claimant: Callable[..., Instanc
 
 def test_avoided_siblings_are_those_of_anybody_and_ones_own(claimant: Callable[..., Instance]) -> None:
     me = claimant(Machine(cores=4, threads=2, split=True), busy={5}, allowed=range(7))
-    assert me.claim_many(2, smt=Smt.AVOID) == {0, 2}
-    assert me.claim_many(1, smt=Smt.AVOID) == {3}
+    assert me.claim_many(2, smt=Smt.AVOID) == {2, 3}
+    assert me.claim_many(1, smt=Smt.AVOID) == {4}
     with pytest.raises(MtlshmError) as caught:
         me.claim_many(1, smt=Smt.AVOID)
     assert caught.value.errno == errno.EBUSY
-    assert me.claim_many(3) == {1, 4, 6}
+    assert me.claim_many(3) == {0, 1, 6}
 
 
 def test_an_offline_sibling_is_none(claimant: Callable[..., Instance]) -> None:
@@ -435,7 +442,7 @@ def test_whole_cores_are_shared_with_nobody(claimant: Callable[..., Instance]) -
 
 def test_whole_cores_of_several_sizes_add_up_larger_first(claimant: Callable[..., Instance]) -> None:
     me = claimant(MACHINES["hybrid"])  # 0-7 are four cores of two, 8-15 eight of one
-    for want, lcores in (4, range(4)), (5, {0, 1, 2, 3, 8}), (1, {8}), (16, range(16)), (13, range(13)):
+    for want, lcores in (4, range(2, 6)), (5, {2, 3, 4, 5, 8}), (1, {8}), (16, range(16)), (13, {*range(2, 15)}):
         assert me.claim_many(want, smt=Smt.WHOLE) == set(lcores)
         me.release_all()
 
@@ -452,9 +459,59 @@ def test_whole_cores_that_cannot_add_up_are_refused(claimant: Callable[..., Inst
 
 
 def test_the_fullest_cache_is_not_emptied_if_the_rest_cannot_add_up_then(claimant: Callable[..., Instance]) -> None:
-    machine = Machine(cores=6, threads=(2, 2, 1, 2, 2, 2), caches=2, offline=frozenset({9, 10}))
-    me = claimant(machine)  # 0,1 2,3 4 share a cache, 5,6 7,8 another
-    assert me.claim_many(6, smt=Smt.WHOLE) == {0, 1, 5, 6, 7, 8}
+    machine = Machine(cores=7, threads=(1, 2, 2, 1, 2, 2, 2), caches=2, skip=frozenset({0}))
+    me = claimant(machine, allowed={*range(2, 11)} - {0})
+    shared = [CpuSet(domain) for domain in domains(machine, "cache")]
+    lcores = me.claim_many(6, smt=Smt.WHOLE)
+    assert len(lcores) == 6
+    assert [len(lcores & cache) % 2 for cache in shared] == [0, 0]
+
+
+def test_siblings_of_somebody_else_s_lcores_come_last(claimant: Callable[..., Instance]) -> None:
+    me = claimant(Machine(cores=4, threads=2), busy={2, 6})
+    assert me.claim_many(3) == {1, 4, 5}
+    assert me.claim_many(1) in ({3}, {7})
+    assert me.claim_many(1) <= {3, 7}
+    assert me.claim_many(1) == {0}
+
+
+# What was not claimed
+
+
+def test_a_choice_claims_nothing(host: Callable[[Machine], Host]) -> None:
+    opened = host(TWO_SOCKETS)
+    chosen = opened.choose(4, cpus=ALL, smt=Smt.WHOLE)
+    assert opened.snapshot().lcores == ()
+    with opened.register("claimant", cpus=ALL, parent=0) as me:
+        assert me.claim_many(4, smt=Smt.WHOLE) == chosen
+        assert not opened.choose(4, cpus=ALL, smt=Smt.WHOLE) & chosen
+    with pytest.raises(MtlshmError) as caught:
+        opened.choose(33, cpus=ALL)
+    assert caught.value.errno == errno.ERANGE
+
+
+def test_an_interface_has_the_node_of_its_device(host: Callable[[Machine], Host], tmp_path: Path) -> None:
+    opened = host(TWO_SOCKETS)
+    for name, node in ("eth0", "1\n"), ("eth1", "-1\n"), ("eth2", None), ("eth3", "x\n"):
+        device = tmp_path / f"sys/class/net/{name}/device"
+        device.mkdir(parents=True)
+        if node:
+            (device / "numa_node").write_text(node)
+    assert opened.interface_node("eth0") == 1
+    assert opened.interface_node("eth1") is None
+    assert opened.interface_node("eth2") is None
+    for name, refused in (
+        ("eth9", errno.ENODEV),
+        ("", errno.ENODEV),
+        ("../net/eth0", errno.ENODEV),
+        ("x" * 16, errno.ENODEV),
+    ):
+        with pytest.raises(MtlshmError) as caught:
+            opened.interface_node(name)
+        assert caught.value.errno == refused
+    with pytest.raises(MtlshmError) as caught:
+        opened.interface_node("eth3")
+    assert caught.value.errno == errno.EBADMSG
 
 
 # NUMA nodes and caches
@@ -462,9 +519,13 @@ def test_the_fullest_cache_is_not_emptied_if_the_rest_cannot_add_up_then(claiman
 
 def test_a_claim_can_be_for_one_node(claimant: Callable[..., Instance]) -> None:
     me = claimant(TWO_SOCKETS, busy={16})
-    assert me.claim_many(3, node=1) == {17, 18, 19}
-    assert me.claim_many(2, node=1, smt=Smt.AVOID) == {20, 22}
-    assert me.claim_many(4, node=1, smt=Smt.WHOLE) == {24, 25, 26, 27}
+    assert me.claim_many(3, node=1) == {18, 19, 20}
+    assert me.claim_many(2, node=1, smt=Smt.AVOID) == {22, 24}
+    assert me.claim_many(4, node=1, smt=Smt.WHOLE) == {26, 27, 28, 29}
+    assert me.claim_many(2, node=1) == {21, 23}  # siblings of one's own
+    assert me.claim_many(4, node=1) == {17, 25, 30, 31}
+    assert refusal_of_many(me, 1, node=1) == errno.EBUSY
+    assert len(me.claim_many(1, node=1, near=True)) == 1
 
 
 def test_a_node_without_cpus_is_none(claimant: Callable[..., Instance]) -> None:
@@ -515,7 +576,8 @@ def test_a_cache_of_several_nodes_does_not_make_them_one(claimant: Callable[...,
     machine = Machine(cores=8, nodes=2, split=True, threads=2)  # 0-3,8-11 and 4-7,12-15
     me = claimant(machine, busy={0, 1, 8})
     assert me.claim_many(6) == {4, 5, 6, 7, 12, 13}
-    assert me.claim_many(6) == {2, 3, 9, 10, 11, 14}
+    assert me.claim_many(6) == {2, 3, 10, 11, 14, 15}
+    assert me.claim_many(1) == {9}  # its sibling is somebody else's
 
 
 # Isolated CPUs
@@ -527,7 +589,9 @@ def test_isolated_cpus_are_taken_if_there_are_enough(claimant: Callable[..., Ins
     assert me.claim_many(2) == {6, 7}
     me.release_all()
     assert me.claim_many(3) == {3, 6, 7}
-    assert me.claim_many(1) == {4}
+    assert me.claim_many(1) == {1}
+    assert me.claim_many(3) == {2, 4, 5}
+    assert me.claim_many(1) == {0}  # CPU 0 is the last
 
 
 def test_too_few_isolated_cpus_do_not_scatter_a_claim(claimant: Callable[..., Instance]) -> None:
@@ -538,15 +602,15 @@ def test_too_few_isolated_cpus_do_not_scatter_a_claim(claimant: Callable[..., In
 def test_isolated_cpus_come_first_within_a_domain(claimant: Callable[..., Instance]) -> None:
     machine = Machine(cores=8, threads=2, isolated=frozenset({6, 13}))
     me = claimant(machine)
-    assert me.claim_many(4, smt=Smt.AVOID) == {0, 2, 6, 13}
+    assert me.claim_many(4, smt=Smt.AVOID) == {1, 2, 6, 13}
     me.release_all()
-    assert me.claim_many(3) == {0, 6, 13}
+    assert me.claim_many(3) == {1, 6, 13}
 
 
 def test_a_core_isolated_in_part_is_no_isolated_core(claimant: Callable[..., Instance]) -> None:
     me = claimant(Machine(cores=4, threads=2, isolated=frozenset({1, 3, 6, 7})))
     assert me.claim_many(2, smt=Smt.WHOLE) == {6, 7}
-    assert me.claim_many(2, smt=Smt.WHOLE) == {0, 1}
+    assert me.claim_many(2, smt=Smt.WHOLE) == {2, 3}
 
 
 # All of it, against a plain reckoning
@@ -655,27 +719,47 @@ def test_claims_agree_with_a_plain_reckoning(seed: int, segment: str, tmp_path: 
             busy = set(rng.sample(numbers, rng.choice([0, len(numbers) // 8, len(numbers) // 2])))
             allowed = set(rng.sample(numbers, len(numbers) - rng.choice([0, 0, len(numbers) // 4])))
             want, smt = rng.randint(1, rng.choice([4, len(numbers) + 1])), rng.choice(list(Smt))
-            node = rng.choice([None, None, 0, 1])
+            node, near = rng.choice([None, None, 0, 1]), rng.random() < 0.5
             with host.register(cpus=ALL) as somebody, host.register(cpus=allowed) as me:
                 occupy(somebody, busy)
-                check_claim(machine, me, want, smt, node, allowed, busy)
+                check_claim(machine, me, want, smt, node, near, allowed, busy)
+
+
+def unwelcome(machine: Machine, node: int | None, busy: set[int]) -> list[CpuSet]:
+    """What comes last, from the least unwelcome on."""
+    online = CpuSet(cpu.number for cpu in machine.online)
+    return [
+        CpuSet().union(*(machine.alike(cpu, "core") for cpu in machine.online if cpu.number in busy)),
+        online - machine.isolated if machine.isolated & online else CpuSet(),
+        CpuSet(cpu.number for cpu in machine.online if node not in (None, cpu.node)),
+        CpuSet({0}),
+    ]
 
 
 def check_claim(
-    machine: Machine, me: Instance, want: int, smt: Smt, node: int | None, allowed: set[int], busy: set[int]
+    machine: Machine,
+    me: Instance,
+    want: int,
+    smt: Smt,
+    node: int | None,
+    near: bool,
+    allowed: set[int],
+    busy: set[int],
 ) -> None:
-    usable = {cpu.number for cpu in machine.online if cpu.number in allowed and node in (None, cpu.node)}
+    anywhere = node is None or near
+    usable = {cpu.number for cpu in machine.online if cpu.number in allowed and (anywhere or node == cpu.node)}
     now, ever = Reckoning(machine, usable, busy, smt), Reckoning(machine, usable, (), smt)
     if node is not None and node not in {cpu.node for cpu in machine.online}:
-        assert refusal(me, want, smt=smt, node=node) == errno.ENXIO
+        assert refusal(me, want, smt=smt, node=node, near=near) == errno.ENXIO
     elif not now.makes(want):
-        assert refusal(me, want, smt=smt, node=node) == (errno.EBUSY if ever.makes(want) else errno.ERANGE)
+        assert refusal(me, want, smt=smt, node=node, near=near) == (errno.EBUSY if ever.makes(want) else errno.ERANGE)
     else:
-        lcores = me.claim_many(want, smt=smt, node=node)
+        lcores = me.claim_many(want, smt=smt, node=node, near=near)
         assert len(lcores) == want
         assert lcores <= usable - busy
         assert me.lcores == lcores
-        isolated = Reckoning(machine, usable & machine.isolated, busy, smt)
-        had = isolated if isolated.makes(want) else now
+        last = unwelcome(machine, node, busy)
+        levels = [CpuSet(usable).difference(*last[accepted:]) for accepted in range(len(last) + 1)]
+        had = next(r for level in levels if (r := Reckoning(machine, level, busy, smt)).makes(want))
         assert had.is_made_of(lcores)
         check_locality(machine, had, lcores)
