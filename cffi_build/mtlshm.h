@@ -361,12 +361,15 @@ int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 /* The same for those that say PROXIED. Errors: -EBADMSG. */
 int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
 
-/* The parent of an instance, or 0: it has none, or is not known (any more). No system call. */
-uint64_t mtlshm_parent(struct mtlshm_host *host, uint64_t owner);
+/* The parent of an instance into *parent; 0 if it has none. No system call. Errors: -ESRCH there is no such instance (any
+ * more); -EBADMSG. */
+int mtlshm_parent(struct mtlshm_host *host, uint64_t owner, uint64_t *parent);
+
+enum { MTLSHM_LEASE_SIZE = 40 };
 
 /* The value of $MTLSHM_LEASE that makes whoever registers with it a tenant of `owner`, into text[MTLSHM_LEASE_SIZE]; and
- * the owner that such a text names. Errors (parse): -EINVAL it is no lease; -ESRCH it is one of another segment. */
-enum { MTLSHM_LEASE_SIZE = 40 };
+ * the owner that such a text names. Errors: -EBADMSG; of mtlshm_lease_parse() -EINVAL it is no lease, -ESRCH it is one of
+ * another segment. */
 int mtlshm_lease_format(struct mtlshm_host *host, uint64_t owner, char *text);
 int mtlshm_lease_parse(struct mtlshm_host *host, const char *text, uint64_t *owner);
 
@@ -443,7 +446,7 @@ struct mtlshm_want {
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
 
 /* What mtlshm_claim_many() would choose now, for an instance with these CPUs (NULL: the caller's affinity mask) and this
- * parent (0: none). Nothing is claimed and nobody collected. Errors: as mtlshm_claim_many(). */
+ * parent (0: none). Nothing is claimed and nobody collected. Errors: as mtlshm_claim_many(), -EBADMSG among them. */
 int mtlshm_choose(struct mtlshm_host *host, const struct mtlshm_want *want, const struct mtlshm_cpuset *cpus,
 		  uint64_t parent, uint16_t *lcores);
 
@@ -486,16 +489,16 @@ struct mtlshm_reserved {
  * `key` was there already; then `want` is not looked at, and lcores[] tells what is reserved and not in use by tenants
  * as well as what they use.
  *
- * Errors: -EINVAL key empty or longer than 63 bytes; of mtlshm_claim_many() and mtlshm_register().
+ * Errors: -EINVAL key empty or longer than 63 bytes; of mtlshm_claim_many() and mtlshm_register(), -EBADMSG among them.
  * Killed inside: the whole reservation is there, or nothing of it. */
 int mtlshm_reserve(struct mtlshm_host *host, const char *key, const char *label, const struct mtlshm_want *want,
 		   const struct mtlshm_cpuset *cpus, struct mtlshm_reserved *reserved);
 
-/* Find a reservation by its key. Errors: -ESRCH there is none; -EINVAL as above. */
+/* Find a reservation by its key. Errors: -ESRCH there is none; -EINVAL as above; -EBADMSG. */
 int mtlshm_reservation(struct mtlshm_host *host, const char *key, struct mtlshm_reserved *reserved);
 
 /* End a reservation: its lcores are free, those that tenants use when they give them back. Errors: -ESRCH `owner` is no
- * reservation (any more); -EROFS. Killed inside: it is there, or it is ended. */
+ * reservation (any more); -EROFS; -EBADMSG. Killed inside: it is there, or it is ended. */
 int mtlshm_end(struct mtlshm_host *host, uint64_t owner);
 
 /* ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "failure.h"
 #include "segment.h"
 
 /* Read once, checked: an owner other than this one, or 0. */
@@ -91,6 +92,7 @@ int tenancy_admits(const struct mtlshm_host *host, const struct life *life, uint
 
 int mtlshm_lease_format(struct mtlshm_host *host, uint64_t owner, char *text)
 {
+	failure_forget();
 	snprintf(text, MTLSHM_LEASE_SIZE, "%llx@%llx", (unsigned long long)owner,
 		 (unsigned long long)host->segment->header.created_ns);
 	return segment_lost(host) ? -EBADMSG : 0;
@@ -112,6 +114,7 @@ int mtlshm_lease_parse(struct mtlshm_host *host, const char *text, uint64_t *own
 {
 	uint64_t named, created;
 
+	failure_forget();
 	if (!read_number(&text, &named) || *text++ != '@' || !read_number(&text, &created) || *text ||
 	    owner_of(named) != named || !owner_generation(named))
 		return -EINVAL;
@@ -129,7 +132,12 @@ int tenancy_inherit(struct mtlshm_host *host, uint64_t *parent)
 	return text && *text ? mtlshm_lease_parse(host, text, parent) : 0;
 }
 
-uint64_t mtlshm_parent(struct mtlshm_host *host, uint64_t owner)
+int mtlshm_parent(struct mtlshm_host *host, uint64_t owner, uint64_t *parent)
 {
-	return tenancy_parent(host, owner);
+	bool known;
+
+	failure_forget();
+	*parent = tenancy_parent(host, owner);
+	known = *parent || segment_knows(host, owner);
+	return segment_lost(host) ? -EBADMSG : known ? 0 : -ESRCH;
 }

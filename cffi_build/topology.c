@@ -25,7 +25,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <net/if.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -36,7 +35,6 @@
 #include "cpuset.h"
 #include "failure.h"
 #include "mtlshm.h"
-#include "segment.h"
 #include "sysfs.h"
 
 #define SYSFS "/sys"
@@ -409,32 +407,6 @@ int topology_online(const char *sysfs, struct mtlshm_cpuset *online)
 		return rc;
 	*online = (struct mtlshm_cpuset){0};
 	return 0;
-}
-
-int mtlshm_interface_node(struct mtlshm_host *host, const char *interface, int32_t *node)
-{
-	char path[64 + IFNAMSIZ];
-	int cancel_state, root, rc, directory;
-
-	failure_forget();
-	if (!*interface || strlen(interface) >= IFNAMSIZ || strchr(interface, '/') || interface[0] == '.')
-		return -ENODEV;
-	root = root_enter(host->sysfs, &cancel_state);
-	if (root < 0)
-		return root;
-	snprintf(path, sizeof(path), "class/net/%s", interface);
-	directory = open_directory(root, path);
-	if (directory < 0)
-		return root_leave(root, cancel_state, directory == -ENOENT ? -ENODEV : directory);
-	rc = sysfs_number(directory, "device/numa_node", node);
-	close(directory);
-	if (is_missing(rc)) { /* no device behind it, or a kernel without NUMA */
-		*node = MTLSHM_ANY_NODE;
-		rc = 0;
-	}
-	if (!rc && *node < 0)
-		*node = MTLSHM_ANY_NODE;
-	return root_leave(root, cancel_state, rc);
 }
 
 /* The kernel keeps a thread's mask inside its cpuset (cpuset(7)) and shows of it only CPUs that are up

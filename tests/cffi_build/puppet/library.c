@@ -77,7 +77,10 @@ static long do_register_inheriting(char **words)
 
 static long do_parent(char **words)
 {
-	return (long)mtlshm_parent(puppet.host, (uint64_t)number(words[1]));
+	uint64_t parent;
+	int rc = mtlshm_parent(puppet.host, (uint64_t)number(words[1]), &parent);
+
+	return rc ? rc : (long)parent;
 }
 
 /* KEY COUNT: the owner of the reservation, negative if it was there already, or 0 if there is none to be had. */
