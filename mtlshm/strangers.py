@@ -249,18 +249,6 @@ class _Looking:
         return tasks[0], 0
 
 
-def owner_among(attached: Iterable[Attached], hostname: str, inner_pid: int) -> Attached | None:
-    """The one that calls itself that; if several are possible, one of them: all have to be dead for it to be."""
-    possible: list[Attached] = []
-    for one in attached:
-        if one.inner_pid == inner_pid:
-            if one.hostname == hostname:
-                return one
-            if one.same_host or one.hostname is None:
-                possible.append(one)
-    return possible[0] if possible else None
-
-
 def _compare_memory(one: int, other: int) -> int:
     """-1, 0 or 1: an order of address spaces, by which only equal ones are equal, if the kernel tells it."""
     number = _KCMP.get(platform.machine())

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Model of mtlshm/lending.py and mtlshm/daemon/legacy.py: lcores move between our table and libmtl's legacy one, while
- * processes claim and release in either, and all of them, the daemon and mtlshm-ctl included, die at any step. Steps have the
- * names of the functions there; each changes one table.
+ * Model of mtlshm/legacy/lending.py and mtlshm/daemon/legacy.py: lcores move between our table and libmtl's legacy one,
+ * while processes claim and release in either, and all of them, the daemon and mtlshm-ctl included, die at any step.
+ * Steps have the names of the functions there; each changes one table.
  *
  * Shown, with two legacy processes, one that claims in our table, a daemon that lends one of two lcores and is started again
  * when it died, and somebody with mtlshm-ctl:
@@ -182,7 +182,7 @@ died:
 	}
 }
 
-/* --- mtlshm/lending.py ------------------------------------------------------------------------------- */
+/* --- mtlshm/legacy/lending.py ------------------------------------------------------------------------------- */
 
 inline reserve(lcore)
 {

@@ -26,8 +26,8 @@ from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.damage import Damage, User, What, examine, mend, users
 from mtlshm.errors import reason
 from mtlshm.host import default_path
-from mtlshm.legacy_table import LegacyError
-from mtlshm.lending import bring_home
+from mtlshm.legacy import LegacyError
+from mtlshm.legacy.lending import bring_home
 from mtlshm.segment import GROUP, change
 
 _SHM = "/dev/shm/"

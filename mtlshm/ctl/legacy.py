@@ -22,9 +22,11 @@ from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.wording import describe
-from mtlshm.legacy_table import Entry, LegacyLock, LegacyTable
-from mtlshm.lending import LENT_BY_HAND, bring_home, end_lost_pools, is_pool_of, lend, open_pool, parse
-from mtlshm.strangers import owner_among
+from mtlshm.legacy.attached import census, owners
+from mtlshm.legacy.entry import Entry
+from mtlshm.legacy.lending import LENT_BY_HAND, bring_home, end_lost_pools, is_pool_of, lend, open_pool, parse
+from mtlshm.legacy.lock import LegacyLock
+from mtlshm.legacy.table import LegacyTable
 
 _PATIENCE = 5.0  # seconds to wait for the lock, which libmtl holds for microseconds
 
@@ -44,7 +46,7 @@ class _Lcore:
 
     @property
     def state(self) -> str:
-        """In the words of mtlshm/lending.py; and what should not be."""
+        """In the words of mtlshm/legacy/lending.py; and what should not be."""
         if self.entry is None:
             return "lent" if self.lent else "unprotected"
         if self.entry.reserved:
@@ -232,11 +234,11 @@ def clean(place: Place) -> None:
     with place.table() as table:
         lcores = both(place, table)
         bridged = any(lcore.entry and lcore.entry.reserved for lcore in lcores)
-        attached, complete = table.census()
-        unsure = 0
+        attached, complete = census(table)
+        owner_of, unsure = owners(attached), 0
         for lcore in lcores:
             entry = lcore.entry
-            if entry is None or entry.reserved or owner_among(attached, entry.hostname, entry.pid):
+            if entry is None or entry.reserved or owner_of(entry.hostname, entry.pid):
                 continue
             if not complete:
                 unsure += 1

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from mtlshm import config
-from mtlshm.legacy_table import DEFAULT_LOCK, default_key
+from mtlshm.legacy.lock import DEFAULT_LOCK
+from mtlshm.legacy.table import default_key, parse_key
 from mtlshm.net import places
 
 
@@ -21,9 +22,9 @@ def _path(name: str, default: Path) -> Callable[[], Path]:
 def _key(_: click.Context, __: click.Parameter, text: str | None) -> int:
     text = text or config.configured("legacy_key")
     try:
-        return int(text, 0) if text else default_key()
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a key such as 0x15000004") from None
+        return parse_key(text) if text else default_key()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def key_option(name: str, help: str) -> Callable[..., Any]:

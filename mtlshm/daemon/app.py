@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, access, config, lending
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, access, config
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
@@ -26,7 +26,9 @@ from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
 from mtlshm.errors import about, reason
-from mtlshm.legacy_table import DEFAULT_LOCK, default_key
+from mtlshm.legacy import lending
+from mtlshm.legacy.lock import DEFAULT_LOCK
+from mtlshm.legacy.table import default_key, parse_key
 from mtlshm.manager_client import served_socket
 from mtlshm.net import places
 
@@ -79,12 +81,9 @@ class _Key(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            key = value if isinstance(value, int) else int(value, 0)
-        except ValueError:
-            key = 0
-        if not key or not -(1 << 31) <= key < 1 << 32:  # 0: IPC_PRIVATE, of which there are many
-            self.fail(f"{value!r} is not a key such as 0x15000004", param, ctx)
-        return key
+            return parse_key(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

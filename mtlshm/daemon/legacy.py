@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The legacy bridge: processes on libmtl's System V table draw their lcores from ours.
 
-mtlshm/lending.py says how an lcore gets from one table into the other, and why nothing is lost whenever we are
-killed; mtlshm/legacy_table.py what that table is, and how its owners' lives are known. Here is what makes both agree.
+mtlshm/legacy/lending.py says how an lcore gets from one table into the other, and why nothing is lost whenever we are
+killed; mtlshm/legacy what that table is, and how its owners' lives are known. Here is what makes both agree.
 
 ONE LOOK does everything: it goes through both tables under the legacy lock, and puts right whatever it finds, be it
 from a moment ago or from before our start. It needs no memory but the tables. What it finds of an lcore, and does:
@@ -55,8 +55,11 @@ from mtlshm.daemon import process
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.legacy_sight import Sight, look
 from mtlshm.daemon.observer import Observer
-from mtlshm.legacy_table import RESERVATION, Entry, LegacyError, LegacyLock, LegacyTable
-from mtlshm.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
+from mtlshm.legacy import LegacyError
+from mtlshm.legacy.entry import RESERVATION, Entry
+from mtlshm.legacy.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
+from mtlshm.legacy.lock import LegacyLock
+from mtlshm.legacy.table import LegacyTable
 from mtlshm.strangers import Attached
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from mtlshm.daemon.observer import Observer
-from mtlshm.legacy_table import Entry, LegacyTable
+from mtlshm.legacy.attached import owners
+from mtlshm.legacy.entry import Entry
+from mtlshm.legacy.table import LegacyTable
 from mtlshm.strangers import Attached
 
 
@@ -35,14 +37,8 @@ class Sight:
 
     @cached_property
     def find(self) -> Callable[[str, int], Attached | None]:
-        """owner_among(), for very many entries and very many processes."""
-        exact: dict[tuple[str | None, int], Attached] = {}
-        possible: dict[int, Attached] = {}
-        for one in self.attached:
-            exact.setdefault((one.hostname, one.inner_pid), one)
-            if one.same_host or one.hostname is None:
-                possible.setdefault(one.inner_pid, one)
-        return lambda hostname, pid: exact.get((hostname, pid)) or possible.get(pid)
+        """Finds an entry's owner by host name and PID."""
+        return owners(self.attached)
 
     @property
     def answered(self) -> bool:

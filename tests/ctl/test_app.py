@@ -61,6 +61,13 @@ def test_the_ledger_and_the_legacy_table_are_those_of_the_settings_file(ctl, set
     assert f"{tmp_path}/lock" in ctl("legacy", "--key", "0x7b0000", "info").stderr
 
 
+@pytest.mark.parametrize("key", ["nonsense", "0", "0x100000000"])
+def test_a_key_that_no_table_can_have_is_wrong_usage(ctl, key):
+    done = ctl("legacy", "--key", key, "info")
+    assert done.returncode == 2
+    assert f"{key!r} is not a key such as 0x15000004" in done.stderr
+
+
 @pytest.mark.parametrize(("verb", "code"), [(("hold", 0), 1), (("status",), 1), (("run", "--lcores", 1, "true"), 125)])
 def test_a_settings_file_that_cannot_be_used_is_named_in_one_line(ctl, settings, verb, code):
     settings.write_text("segment = nonsense\n")

@@ -481,7 +481,7 @@ def test_a_legacy_table_out_of_step(
     keeper = legacy()  # so that the table stays
     server.kill()
     assert doctor("--repair").get("dead") == "repaired"  # the daemon
-    from mtlshm.legacy_table import LegacyTable
+    from mtlshm.legacy.table import LegacyTable
 
     with LegacyTable(int(legacy_place["MTLSHM_LEGACY_KEY"], 0), create=False) as table:
         table.clear(100)

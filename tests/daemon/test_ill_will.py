@@ -24,7 +24,9 @@ import sysv_ipc
 from mtlshm import Host, Kind, wire
 from mtlshm._core import ffi
 from mtlshm.daemon import process
-from mtlshm.legacy_table import LegacyError, LegacyLock, LegacyTable
+from mtlshm.legacy import LegacyError
+from mtlshm.legacy.lock import LegacyLock
+from mtlshm.legacy.table import LegacyTable
 from mtlshm.manager_client import Manager
 from processes import (
     DEADLINE,

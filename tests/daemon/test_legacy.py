@@ -21,7 +21,7 @@ import pytest
 import sysv_ipc
 
 from mtlshm import CpuSet, Host, Kind, Process
-from mtlshm.legacy_table import LegacyTable
+from mtlshm.legacy.table import LegacyTable
 from mtlshm.manager_client import Manager
 from processes import (
     DEADLINE,
@@ -640,7 +640,7 @@ def test_a_list_that_became_shorter_is_brought_home_as_it_is_given_back(
 KILLED_AT = """
 import os, signal, sys
 from mtlshm import Host, Instance
-from mtlshm.legacy_table import LegacyTable
+from mtlshm.legacy.table import LegacyTable
 import mtlshm.daemon.app
 left = int(sys.argv.pop(1))
 def killed(function):
@@ -660,8 +660,8 @@ for owner, name in (
     (LegacyTable, "reserve"), (LegacyTable, "clear"),
 ):
     setattr(owner, name, killed(getattr(owner, name)))
-import sysv_ipc, mtlshm.legacy_table
-mtlshm.legacy_table._ENTRIES = 128  # fewer steps
+import sysv_ipc, mtlshm.legacy.table
+mtlshm.legacy.table._ENTRIES = 128  # fewer steps
 mtlshm.daemon.app.main()
 """
 

@@ -66,7 +66,7 @@ def _rules(_: Path, text: bytes) -> None:
 
 
 def _lcores(_: Path, text: bytes) -> None:
-    from mtlshm import lending
+    from mtlshm.legacy import lending
 
     with suppress(ValueError):
         lending.parse(text.decode(errors="replace"))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * libmtl's legacy table, and what libmtl does to it; for programs that stand in for processes with libmtl. Written from
- * what libmtl was seen to do, and not from our own mtlshm/legacy_table.py, which is tried against it.
+ * what libmtl was seen to do, and not from our own mtlshm/legacy/, which is tried against it.
  *
  * All but locking is done with the lock held.
  */

@@ -44,7 +44,8 @@ from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, MtlshmError
 from mtlshm.host import Host
 from mtlshm.instance import Instance
-from mtlshm.legacy_table import LegacyError, LegacyTable
+from mtlshm.legacy import LegacyError
+from mtlshm.legacy.table import LegacyTable
 from mtlshm.snapshot import InstanceInfo, Kind, Process
 
 _KEY = 0xFFFFFFFF
