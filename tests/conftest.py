@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from networks import Veth, sandbox, veth
-from processes import BIN, Daemon, Puppet, compile_program, start_puppet
-from stand_in import StandIn
-from sysfs import Machine
+from lab.networks import Veth, sandbox, veth
+from lab.processes import BIN, Daemon, Puppet, compile_program, start_puppet
+from lab.stand_in import StandIn
+from lab.sysfs import Machine
 
 ROOT = Path(__file__).parent.parent
 
@@ -191,7 +191,7 @@ def server(link: Veth, daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Puts the stand-in on PATH, for processes that the test starts as well."""
-    source = ROOT / "tests/net/ethtool_stand_in.py"
+    source = ROOT / "tools/lab/ethtool_stand_in.py"
     program = tmp_path / "bin/ethtool"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable} -SE\n{source.read_text()}")  # without site-packages: it starts faster

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
+from lab.processes import BIN, DEADLINE, held, look
 from mtlshm._core import lib
-from processes import BIN, DEADLINE, held, look
 
 ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "cffi_build/mtlshm.h"

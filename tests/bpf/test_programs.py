@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mtlshm.net import bpf
-from mtlshm.net.xdp import find_object
-from networks import sandbox, veth
-from packets import (
+from lab.networks import sandbox, veth
+from lab.packets import (
     AH,
     ARP,
     DESTINATION,
@@ -38,7 +36,9 @@ from packets import (
     tag,
     udp,
 )
-from xsk import Xsk
+from lab.xsk import Xsk
+from mtlshm.net import bpf
+from mtlshm.net.xdp import find_object
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: the XDP programs")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import Puppet, run_python
+from lab.processes import Puppet, run_python
 
 Start = Callable[..., Puppet]
 

@@ -10,9 +10,9 @@ from errno import EBADF, EBUSY, EEXIST, EINVAL, ESRCH, ESTALE, EUSERS
 
 import pytest
 
+from lab.processes import DEADLINE, Puppet, held, look
 from mtlshm import Host, Kind
 from mtlshm._core import ffi, lib
-from processes import DEADLINE, Puppet, held, look
 
 Start = Callable[..., Puppet]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import Puppet, held, look, namespaces
 from mtlshm._core import lib
-from processes import Puppet, held, look, namespaces
 
 Start = Callable[..., Puppet]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import Puppet, held, look
 from mtlshm import CpuSet, LcoreType, Topology
-from processes import Puppet, held, look
 
 Start = Callable[..., Puppet]
 

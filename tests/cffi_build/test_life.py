@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import Puppet, eventually, held, look, namespaces, pid_inside, same_namespaces, waiting_room
+from lab.processes import Puppet, eventually, held, look, namespaces, pid_inside, same_namespaces, waiting_room
 
 Start = Callable[..., Puppet]
 

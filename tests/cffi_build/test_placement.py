@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import Puppet, held, look, namespaces
+from lab.sysfs import Machine
 from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt, Topology
-from processes import Puppet, held, look, namespaces
-from sysfs import Machine
 
 Start = Callable[..., Puppet]
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 
-from damages import on_disk
-from mtlshm import Host
-from mtlshm._core import ffi, lib
-from processes import (
+from lab.damages import on_disk
+from lab.processes import (
     UNPRIVILEGED,
     Puppet,
     attached_inodes,
@@ -27,6 +25,8 @@ from processes import (
     needs_root,
     waiting_room,
 )
+from mtlshm import Host
+from mtlshm._core import ffi, lib
 
 CREATE, READ_ONLY = lib.MTLSHM_CREATE, lib.MTLSHM_READ_ONLY
 

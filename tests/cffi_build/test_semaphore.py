@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import DEADLINE, Puppet, eventually, look, namespaces
+from lab.processes import DEADLINE, Puppet, eventually, look, namespaces
 
 Start = Callable[..., Puppet]
 

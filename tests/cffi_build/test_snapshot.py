@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.processes import Puppet, look
 from mtlshm import Host
-from processes import Puppet, look
 
 Start = Callable[..., Puppet]
 

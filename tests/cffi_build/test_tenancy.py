@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from damages import poke
+from lab.damages import poke
+from lab.processes import Puppet, held, look
 from mtlshm import Host, Kind, LcoreType
-from processes import Puppet, held, look
 
 Start = Callable[..., Puppet]
 

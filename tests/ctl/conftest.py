@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import Veth
+from lab.processes import BIN, DEADLINE
 from mtlshm.manager_client import Manager
-from networks import Veth
-from processes import BIN, DEADLINE
 
 CTL = str(BIN / "mtlshm-ctl")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, DEADLINE, namespaces
 from mtlshm.config import DEFAULT_FILE
-from processes import BIN, DEADLINE, namespaces
 
 CTL = str(BIN / "mtlshm-ctl")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lab.processes import BIN, DEADLINE, eventually, held, look, namespaces
 from mtlshm import CpuSet, Host
-from processes import BIN, DEADLINE, eventually, held, look, namespaces
 
 CTL = str(BIN / "mtlshm-ctl")
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from lab.processes import held, look
 from mtlshm import Host, MtlshmError
-from processes import held, look
 
 
 def test_release_says_whose_it_is_and_asks(ctl, segment, own_cpus):

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from inotify_simple import INotify, flags
 
-from damages import SIZE, on_disk, peek, poke, token
+from lab.damages import SIZE, on_disk, peek, poke, token
+from lab.processes import UNPRIVILEGED, Daemon, Puppet, eventually, held, look, needs_root, run_python
 from mtlshm import Host, Kind, Process
-from processes import UNPRIVILEGED, Daemon, Puppet, eventually, held, look, needs_root, run_python
 
 Start = Callable[..., Puppet]
 Ctl = Callable[..., subprocess.CompletedProcess[str]]

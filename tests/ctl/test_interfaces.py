@@ -16,10 +16,10 @@ import jsonschema
 import pytest
 
 import mtlshm.ctl
+from lab.networks import NEAR4, QUEUES, sandbox
+from lab.processes import DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root, run_python
 from mtlshm import Host, Process, wire
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, sandbox
-from processes import DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root, run_python
 
 SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
 VERBS = ("interfaces", "queues", "flows", "ports")

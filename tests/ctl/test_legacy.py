@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, eventually, held, look, namespaces, needs_root
 from mtlshm import Kind
-from processes import BIN, eventually, held, look, namespaces, needs_root
 
 
 @pytest.fixture(autouse=True)

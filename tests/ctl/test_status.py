@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 import mtlshm.ctl
+from lab.processes import UNPRIVILEGED, as_user, look, namespaces, needs_root, run_python
 from mtlshm import Host, LcoreType
-from processes import UNPRIVILEGED, as_user, look, namespaces, needs_root, run_python
 
 SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
 

@@ -12,8 +12,8 @@ import termios
 
 import pytest
 
+from lab.processes import BIN, DEADLINE
 from mtlshm import Host
-from processes import BIN, DEADLINE
 
 CTL = str(BIN / "mtlshm-ctl")
 LABEL = "a label as long as the table has room for, with ünusual lett"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import Veth
+from lab.processes import DEADLINE, eventually, needs_root
 from mtlshm.net import attached, xdp
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.tool import Tools
-from networks import Veth
-from processes import DEADLINE, eventually, needs_root
 
 PINS = Path("/sys/fs/bpf/mtlshm")  # in the sandbox
 PORT = 20000

@@ -6,7 +6,7 @@
  *     legacy_process KEY LOCKFILE
  *
  * Commands come on standard input, one a line; each is answered with a number, a negative errno if it failed. See class
- * Puppet in tests/processes.py.
+ * Puppet in tools/lab/processes.py.
  */
 #include <errno.h>
 #include <pthread.h>

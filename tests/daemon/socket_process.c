@@ -5,7 +5,7 @@
  *     socket_process PATH
  *
  * Commands come on standard input, one a line: register, claim LCORE, release LCORE. Each is answered with a number: what
- * the daemon replied, or -EPIPE if the connection is gone. See class Puppet in tests/processes.py.
+ * the daemon replied, or -EPIPE if the connection is gone. See class Puppet in tools/lab/processes.py.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, eventually, held, look, namespaces, needs_root
 from mtlshm import CpuSet, Kind
 from mtlshm.daemon.app import command
-from processes import BIN, UNPRIVILEGED, Daemon, Puppet, as_user, eventually, held, look, namespaces, needs_root
 
 StartPuppet = Callable[..., Puppet]
 StartDaemon = Callable[..., Daemon]

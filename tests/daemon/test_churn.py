@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, Daemon, Puppet, compile_program, eventually, look, start_puppet
 from mtlshm import Kind
-from processes import BIN, Daemon, Puppet, compile_program, eventually, look, start_puppet
 
 REFUSED = {-errno.EBUSY, -errno.ENOSPC, -errno.EALREADY}
 KINDS = (Kind.SHM, Kind.SOCKET, Kind.LEGACY)

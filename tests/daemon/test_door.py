@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, DEADLINE, Daemon, eventually, held
 from mtlshm.manager_client import Manager
-from processes import BIN, DEADLINE, Daemon, eventually, held
 
 StartDaemon = Callable[..., Daemon]
 Steal = Callable[[Daemon], "subprocess.Popen[str]"]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from damages import SIZE, poke, token
+from lab.damages import SIZE, poke, token
+from lab.processes import DEADLINE, Daemon, Puppet, eventually, look
 from mtlshm import Host
 from mtlshm.manager_client import Manager
-from processes import DEADLINE, Daemon, Puppet, eventually, look
 
 Start = Callable[..., Puppet]
 StartDaemon = Callable[..., Daemon]

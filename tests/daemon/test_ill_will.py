@@ -21,14 +21,7 @@ from pathlib import Path
 import pytest
 import sysv_ipc
 
-from mtlshm import Host, Kind, wire
-from mtlshm._core import ffi
-from mtlshm.daemon import process
-from mtlshm.legacy import LegacyError
-from mtlshm.legacy.lock import LegacyLock
-from mtlshm.legacy.table import LegacyTable
-from mtlshm.manager_client import Manager
-from processes import (
+from lab.processes import (
     DEADLINE,
     UNPRIVILEGED,
     Daemon,
@@ -40,6 +33,13 @@ from processes import (
     needs_root,
     pid_inside,
 )
+from mtlshm import Host, Kind, wire
+from mtlshm._core import ffi
+from mtlshm.daemon import process
+from mtlshm.legacy import LegacyError
+from mtlshm.legacy.lock import LegacyLock
+from mtlshm.legacy.table import LegacyTable
+from mtlshm.manager_client import Manager
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]

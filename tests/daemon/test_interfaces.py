@@ -30,16 +30,16 @@ from threading import Thread
 import pytest
 from pyroute2 import IPRoute
 
+from lab.networks import NEAR4, QUEUES, Veth, inside, veth
+from lab.processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, run_python
+from lab.processes import look as look_at_segment
+from lab.xsk import Xsk
 from mtlshm import Kind, wire
 from mtlshm._core import ffi
 from mtlshm.manager_client import Manager
 from mtlshm.net import xdp
 from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
-from networks import NEAR4, QUEUES, Veth, inside, veth
-from processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, run_python
-from processes import look as look_at_segment
-from xsk import Xsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients")
 

@@ -20,10 +20,7 @@ import psutil
 import pytest
 import sysv_ipc
 
-from mtlshm import CpuSet, Host, Kind, Process
-from mtlshm.legacy.table import LegacyTable
-from mtlshm.manager_client import Manager
-from processes import (
+from lab.processes import (
     DEADLINE,
     UNPRIVILEGED,
     Daemon,
@@ -38,6 +35,9 @@ from processes import (
     pid_inside,
     same_namespaces,
 )
+from mtlshm import CpuSet, Host, Kind, Process
+from mtlshm.legacy.table import LegacyTable
+from mtlshm.manager_client import Manager
 
 StartPuppet = Callable[..., Puppet]
 StartDaemon = Callable[..., Daemon]

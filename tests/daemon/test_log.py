@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import BIN, DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root
 from mtlshm.daemon.bounded_log import SELDOM, Bounded
 from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.manager_client import Manager
-from processes import BIN, DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 

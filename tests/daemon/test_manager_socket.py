@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import DEADLINE, UNPRIVILEGED, eventually, held, look, namespaces, needs_root, run_python
 from mtlshm import Host, Kind, MtlshmError, Process, wire
 from mtlshm.daemon.process import namespace
 from mtlshm.manager_client import Manager
 from mtlshm.wire import Dialect, Filter, Heartbeat, Interface, Lcore, Register, Response, TooManyInterfaces, Type
-from processes import DEADLINE, UNPRIVILEGED, eventually, held, look, namespaces, needs_root, run_python
 
 VM = b"vm".ljust(64, b"\0").hex()
 REGISTER = bytes.fromhex(f"494d544c000000656a00000000005dfa00000000{VM}0000").ljust(wire.SIZE, b"\0")
@@ -868,7 +868,7 @@ PEERPIDFD = f"{55 if os.uname().machine == 'x86_64' else 209}:1={socket.SOL_SOCK
 
 
 def test_where_no_end_can_be_seen_clients_are_refused_and_it_is_said_once(daemon, manager_socket):
-    prefix = (sys.executable, str(Path(__file__).parents[1] / "seccomp.py"), f"{PIDFD_OPEN} {PEERPIDFD}")
+    prefix = (sys.executable, "-m", "lab.seccomp", f"{PIDFD_OPEN} {PEERPIDFD}")
     running = daemon(prefix=prefix)
     for _ in range(3):
         with Manager(manager_socket, timeout=DEADLINE) as manager:
@@ -882,7 +882,7 @@ def test_where_no_end_can_be_seen_clients_are_refused_and_it_is_said_once(daemon
 
 @pytest.mark.parametrize("forbidden", [PIDFD_OPEN, PEERPIDFD])
 def test_one_way_to_see_an_end_is_enough(daemon, manager_socket, segment, forbidden):
-    daemon(prefix=(sys.executable, str(Path(__file__).parents[1] / "seccomp.py"), forbidden))
+    daemon(prefix=(sys.executable, "-m", "lab.seccomp", forbidden))
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register()
         manager.get_lcore(1)

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import sysv_ipc
 
+from lab.processes import eventually
 from mtlshm.daemon import observer
 from mtlshm.daemon.observer import Observer
 from mtlshm.strangers import Segment
-from processes import eventually
 
 
 @pytest.fixture

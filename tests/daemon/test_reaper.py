@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import (
+from lab.processes import (
     UNPRIVILEGED,
     Daemon,
     Puppet,

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import sandbox, veth
+from lab.processes import BIN, DEADLINE, eventually, held, look
 from mtlshm import Host, wire
 from mtlshm.manager_client import Manager
 from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
-from networks import sandbox, veth
-from processes import BIN, DEADLINE, eventually, held, look
 
 
 class ServiceManager:

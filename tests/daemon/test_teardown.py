@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import QUEUES, Veth
+from lab.processes import DEADLINE, Daemon, needs_root
 from mtlshm import Host, wire
 from mtlshm.manager_client import Manager
 from mtlshm.net import attached, xdp
 from mtlshm.net.ledger import Ledger
-from networks import QUEUES, Veth
-from processes import DEADLINE, Daemon, needs_root
 
 PINS = Path("/sys/fs/bpf/mtlshm")  # in the sandbox
 PORT = 20000

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import UNPRIVILEGED
 from mtlshm.net.ledger import Ledger
-from processes import UNPRIVILEGED
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import sandbox
+from lab.processes import eventually
 from mtlshm.net import bpf
 from mtlshm.net.xdp import find_object
-from networks import sandbox
-from processes import eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: BPF by libbpf")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from lab.processes import needs_root
+from lab.stand_in import StandIn
 from mtlshm.net.ethtool import Ethtool, Rule, channels, rules
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.tool import Change, Tools
-from processes import needs_root
-from stand_in import StandIn
 
 RECORDED = Path(__file__).parent / "recorded"
 DERIVED = (RECORDED / "derived.txt").read_text()

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from ledgers import IF, SPEC, process, refused
+from lab.ledgers import IF, SPEC, process, refused
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.ledger import Flow, Ledger, PortReference, Queue, State, Use
 

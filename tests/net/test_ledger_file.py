@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from damages import on_disk
-from ledgers import IF, SPEC, process, refused
+from lab.damages import on_disk
+from lab.ledgers import IF, SPEC, process, refused
+from lab.networks import sandbox
+from lab.processes import DEADLINE, UNPRIVILEGED, namespaces, needs_root
 from mtlshm.net.ledger import Ledger, State
-from networks import sandbox
-from processes import DEADLINE, UNPRIVILEGED, namespaces, needs_root
 
 
 def test_what_was_entered_is_there_after_it_was_closed(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ledgers import IF, process, refused
-from mtlshm.net.ledger import Ledger, State
-from processes import DEADLINE, needs_root
+from lab.ledgers import IF, check_whole, process, refused
+from lab.processes import DEADLINE, needs_root
+from mtlshm.net.ledger import Ledger
 
 
 def test_a_second_server_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
@@ -103,16 +103,6 @@ def writing(directory: Path, seed: int) -> Iterator[subprocess.Popen[bytes]]:
             writer.kill()
 
 
-def check_whole(state: State) -> int:
-    """None of the transactions of writing() is half there; returns how many there were."""
-    pair = [each.count for each in state.ports if each.ifindex == 8]
-    number = sum(each.count - 1 for each in state.ports if each.ifindex == 9)
-    assert len(pair) in (0, 2)
-    assert len(set(pair)) <= 1
-    assert number == sum(each.ifindex == 7 for each in state.ports)
-    return pair[0] if pair else 0
-
-
 def test_it_is_whole_after_a_kill_at_any_moment(tmp_path: Path) -> None:
     dice = random.Random(4)
     transactions = 0
@@ -132,9 +122,8 @@ def test_it_is_whole_after_a_kill_at_any_moment(tmp_path: Path) -> None:
 READS = """
 import os, sys
 from pathlib import Path
-sys.path[:0] = sys.argv[4:]
+from lab.ledgers import check_whole
 from mtlshm.net.ledger import Ledger
-from test_ledger_processes import check_whole
 
 os.setgroups([])
 os.setgid(65534)
@@ -156,8 +145,7 @@ print(len(numbers))
 
 def read_as_another(state: Path, times: int, states: int = 1) -> subprocess.CompletedProcess[str]:
     """So many times at least, and until it has seen so many states."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", READS, *map(str, (state, times, states)), here, str(Path(here).parent)]
+    command = [sys.executable, "-c", READS, *map(str, (state, times, states))]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.networks import QUEUES, Veth, sandbox, veth
+from lab.processes import needs_root
 from mtlshm.net import links
 from mtlshm.net.ethtool import Ethtool
 from mtlshm.net.tool import Tools
-from networks import QUEUES, Veth, sandbox, veth
-from processes import needs_root
 
 LONG = "enp195s0f4u1u4u4u3np0"
 LONGEST = "x" * 127

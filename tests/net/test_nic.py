@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import DEADLINE
+from lab.stand_in import StandIn
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.ledger import CHOSEN_BY_DRIVER, Ledger, Queue
 from mtlshm.net.nic import Nics
 from mtlshm.net.tool import Tools
-from processes import DEADLINE
-from stand_in import StandIn
 
 LO = 1  # ifindex of lo, in any network namespace
 GONE = 2**31 - 1  # of no interface

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import sandbox
+from lab.processes import UNPRIVILEGED, needs_root
 from mtlshm.net import bpf
 from mtlshm.net.pins import Pins, check_libxdps
 from mtlshm.net.xdp import find_object
-from networks import sandbox
-from processes import UNPRIVILEGED, needs_root
 
 pytestmark = needs_root("pins in a BPF file system")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import DEADLINE, eventually
 from mtlshm.net.tool import Result, Tools
-from processes import DEADLINE, eventually
 
 Script = Callable[[str], None]
 

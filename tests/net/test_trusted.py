@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import UNPRIVILEGED, needs_root
 from mtlshm.net.trusted import open_directory
-from processes import UNPRIVILEGED, needs_root
 
 pytestmark = needs_root("directories of others")
 

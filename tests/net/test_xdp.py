@@ -25,6 +25,9 @@ from types import FrameType
 
 import pytest
 
+from lab.networks import NEAR4, NEAR6, QUEUES, Veth, inside
+from lab.processes import DEADLINE, eventually
+from lab.xsk import Xsk
 from mtlshm.net import bpf, xdp
 from mtlshm.net import gate as gate_module
 from mtlshm.net import pins as pins_module
@@ -32,9 +35,6 @@ from mtlshm.net.attached import Attached, Mode, Way, look
 from mtlshm.net.gate import Gate
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader
-from networks import NEAR4, NEAR6, QUEUES, Veth, inside
-from processes import DEADLINE, eventually
-from xsk import Xsk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: XDP on interfaces")
 

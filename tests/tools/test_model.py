@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from proof.models import SEARCHES
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tools/proof"))
-from models import SEARCHES  # noqa: E402 - lies beside the tools
 
 MODELS = ROOT / "cffi_build/model"
 

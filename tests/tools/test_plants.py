@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
+from proof.models import MUTANTS
+from proof.plants import CORE, FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, PROCESSES, Plant, planted
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tools/proof"))
-from models import MUTANTS  # noqa: E402 - lies beside the tools
-from plants import CORE, FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, PROCESSES, Plant, planted  # noqa: E402
 
 SOURCES = {
     "cffi_build": CORE | PROCESSES | FUZZ_SEGMENT,

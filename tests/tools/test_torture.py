@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import eventually, namespaces_work
+from lab.processes import eventually, namespaces_work
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,4 +81,4 @@ def child_of(pid: int) -> int:
     """The one that runs the tool's Python program."""
     command = ["ps", "-o", "pid=,args=", "--ppid", str(pid)]
     listing = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
-    return next(int(line.split()[0]) for line in listing.splitlines() if "torture.py" in line)
+    return next(int(line.split()[0]) for line in listing.splitlines() if "proof.torture" in line)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import eventually
+from lab.processes import eventually
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "mtlshm/vm/kernel")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import sandbox
+from lab.processes import DEADLINE
+from lab.vm_nic import Nic
+from lab.vm_nic import nic as made_nic
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader
-from networks import sandbox
-from processes import DEADLINE
-from vm_nic import Nic
-from vm_nic import nic as made_nic
 
 HERE = Path(__file__).parent
 

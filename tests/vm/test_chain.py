@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import QUEUES
+from lab.processes import DEADLINE
+from lab.vm_nic import Nic, arrived, received, run
 from mtlshm.net.attached import Attached, Mode, Way, look
 from mtlshm.net.places import BPFFS
 from mtlshm.net.tool import Tools
 from mtlshm.net.xdp import Loader, find_object
-from networks import QUEUES
-from processes import DEADLINE
-from vm_nic import Nic, arrived, received, run
 
 FOREIGN = "xdpfilt_alw_all"  # of xdp-tools: lets all packets pass
 OURS = {"mtl_dp_filter", "xsk_def_prog"}

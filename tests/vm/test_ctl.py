@@ -7,10 +7,10 @@ import asyncio
 import json
 from pathlib import Path
 
+from lab.processes import BIN
+from lab.vm_nic import Nic, run
 from mtlshm.net.attached import look
 from mtlshm.net.xdp import find_object
-from processes import BIN
-from vm_nic import Nic, run
 
 FOREIGN = "xdpfilt_alw_all"  # of xdp-tools: lets all packets pass
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import NEAR4, QUEUES
+from lab.processes import DEADLINE, Daemon, eventually
+from lab.vm_nic import Nic, run
 from mtlshm.manager_client import Manager
 from mtlshm.net.attached import look
 from mtlshm.wire import Dialect
-from networks import NEAR4, QUEUES
-from processes import DEADLINE, Daemon, eventually
-from vm_nic import Nic, run
 
 PORT = 30000
 

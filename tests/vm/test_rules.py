@@ -9,10 +9,10 @@ import socket
 
 import pytest
 
+from lab.networks import QUEUES, inside
+from lab.vm_nic import Nic, arrived, run
 from mtlshm.net.attached import Mode, Way
 from mtlshm.net.xdp import Loader
-from networks import QUEUES, inside
-from vm_nic import Nic, arrived, run
 
 FLOW = {socket.AF_INET: "udp4", socket.AF_INET6: "udp6"}
 

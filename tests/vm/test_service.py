@@ -18,16 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from lab.networks import QUEUES, veth
+from lab.processes import BIN, DEADLINE, eventually, held
+from lab.vm_nic import nic as made_nic
+from lab.vm_nic import run
 from mtlshm import wire
 from mtlshm.manager_client import Manager
 from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
 from mtlshm.net.places import STATE
 from mtlshm.wire import Heartbeat, Response, Type
-from networks import QUEUES, veth
-from processes import BIN, DEADLINE, eventually, held
-from vm_nic import nic as made_nic
-from vm_nic import run
 
 ROOT = Path(__file__).parents[2]
 SEGMENT = "/dev/shm/mtlshm"

@@ -16,18 +16,9 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-import core
-import daemon
-import interfaces
-import manager
-import report
-import vm
-import xdp
-from measure import ROOT, Bench, Figure
-
-# What the tests share. Last, as tests/mtlshm is not mtlshm.
-sys.path.append(str(ROOT / "tests"))
-from sysfs import Machine
+from benchmarks import core, daemon, interfaces, manager, report, vm, xdp
+from benchmarks.measure import Bench, Figure
+from lab.sysfs import Machine
 
 FIGURES = core.FIGURES | daemon.FIGURES | manager.FIGURES | interfaces.FIGURES | xdp.FIGURES | vm.FIGURES
 

@@ -8,7 +8,7 @@ from typing import Any
 import posix_ipc
 from cffi import FFI
 
-from measure import ROOT, Bench, Figure, Measure, Run, figure, pinned, take_turns
+from benchmarks.measure import ROOT, Bench, Figure, Measure, Run, figure, pinned, take_turns
 from mtlshm import CpuSet, Host, Instance
 
 ROUNDS = 21

@@ -15,7 +15,7 @@ from time import perf_counter_ns, sleep
 
 import sysv_ipc
 
-from measure import ROOT, Bench, Figure, Measure, figure, pinned
+from benchmarks.measure import ROOT, Bench, Figure, Measure, figure, pinned
 
 KILLS = 500
 STARTS = 15

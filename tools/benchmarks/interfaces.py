@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns, sleep
 
-from daemon import mtlshmd, running
-from measure import Bench, Figure, figure
+from benchmarks.daemon import mtlshmd, running
+from benchmarks.measure import Bench, Figure, figure
+from lab import networks
 from mtlshm.manager_client import Manager
 from mtlshm.net.xdp import find_object
 
@@ -19,8 +20,6 @@ UNLOADED_MS = 300  # after the last client has ended
 @contextmanager
 def veth(bench: Bench) -> Iterator[tuple[int, str]]:
     """With a daemon that serves it."""
-    import networks
-
     if os.geteuid() != 0:
         raise RuntimeError("needs root")
     with networks.sandbox(), networks.veth() as link, running(mtlshmd(bench, "--legacy", "off", "--xdp", "fused")):

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from daemon import death, mtlshmd, on_made_up_cpus, running
-from measure import Bench, Figure, Measure, figure, pinned
+from benchmarks.daemon import death, mtlshmd, on_made_up_cpus, running
+from benchmarks.measure import Bench, Figure, Measure, figure, pinned
 
 TURNS = 9
 CONNECTS = 500

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from measure import Figure
+from benchmarks.measure import Figure
 
 
 @dataclass(frozen=True)

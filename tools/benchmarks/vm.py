@@ -10,10 +10,9 @@ program that does nothing takes.
 import json
 import struct
 import subprocess
-import sys
 from functools import cache
 
-from measure import ROOT, Bench, Figure
+from benchmarks.measure import ROOT, Bench, Figure
 
 PORTS = range(20000, 20256)
 CHAIN = "hash map gate and xsk_def_prog, dispatched"
@@ -25,7 +24,7 @@ REPEAT = 10_000
 @cache
 def counts() -> dict[str, list[int]]:
     """Of each figure: the fused program's, the chain's."""
-    command = [ROOT / "tools/vm", "--count", "python", __file__]
+    command = [ROOT / "tools/vm", "--count", "python", "-P", "-m", "benchmarks.vm"]
     said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, list[int]] = json.loads(said)
     return found
@@ -41,17 +40,16 @@ FIGURES = {"vm_hit": in_vm, "vm_miss": in_vm}
 
 def count() -> dict[str, list[int]]:
     """In the guest: both ways on one interface, each with a socket on its queue."""
-    sys.path += [str(ROOT), str(ROOT / "tests")]
     import asyncio
 
     from pyroute2 import IPRoute
 
-    import packets
+    from lab import packets
+    from lab.networks import sandbox, veth
+    from lab.xsk import Xsk
     from mtlshm.net import bpf
     from mtlshm.net.attached import look
     from mtlshm.net.xdp import find_object
-    from networks import sandbox, veth
-    from xsk import Xsk
 
     def load(*arguments: object) -> None:
         subprocess.run(["xdp-loader", "load", *map(str, arguments)], check=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import mean
 
-from measure import ROOT, Bench, Figure, Measure, figure, pinned
+from benchmarks.measure import ROOT, Bench, Figure, Measure, figure, pinned
 from mtlshm.net import bpf
 from mtlshm.net.xdp import find_object
 
@@ -22,7 +22,7 @@ RUNS, REPEAT = 10, 100_000  # a run takes 1 or 2 ms, less than a process may kee
 
 
 def packets() -> dict[str, bytes]:
-    from packets import IP4, IP6, TCP, UDP, ethernet, ip4, ip6, udp
+    from lab.packets import IP4, IP6, TCP, UDP, ethernet, ip4, ip6, udp
 
     hit = udp(PORTS[100])
     return {
@@ -36,7 +36,7 @@ def packets() -> dict[str, bytes]:
 @contextmanager
 def programs() -> Iterator[dict[str, bpf.Program]]:
     """All of them, with the same ports, and a socket for those that redirect to."""
-    from xsk import Xsk
+    from lab.xsk import Xsk
 
     if os.geteuid() != 0:
         raise RuntimeError("needs root")

@@ -2,7 +2,7 @@
 """Where the torture happens: keepers with their clients, and a daemon that is killed and started again.
 
 A program of its own: PID 1 of a PID namespace, with System V memory of its own as well, so nothing outlives it. It ends
-when its standard input does. arena.py ORDER, as torture.py writes it; what came of it goes to result.json.
+when its standard input does. python -m proof.arena ORDER, as torture.py writes it; what came of it goes to result.json.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import sysv_ipc
 
-from keeper import Setting, keeper_command
 from mtlshm import Host
-from witness import KINDS, Witness
+from proof.keeper import Setting, keeper_command
+from proof.witness import KINDS, Witness
 
 # Far more than anything takes. Only a hang takes so long, and that is what they are for.
 _PATIENCE = 600.0  # seconds

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from plants import CORE
-from proof import HERE, arguments, build, check_names, verdict
+from proof.plants import CORE
+from proof.proof import HERE, arguments, build, check_names, verdict
 
 NAME = "crashtest"
 

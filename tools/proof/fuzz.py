@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from plants import FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, Plant, planted
-from proof import HERE, ROOT, arguments, check_names, verdict
+from proof.plants import FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, Plant, planted
+from proof.proof import HERE, ROOT, arguments, check_names, verdict
 
 NAME = "fuzz"
 
@@ -103,8 +103,8 @@ def _fuzz_python(name: str, directory: Path, seconds: float, seed: int, plant: P
     """In a process of its own, which imports the package with the bug."""
     planted(ROOT / "mtlshm", plant, directory / "package/mtlshm")
     package = directory / "package"
-    program = str(HERE / f"fuzz_{name}.py")
-    command = [sys.executable, program, str(package), str(directory / "files"), str(seconds), str(seed)]
+    arguments = [str(package), str(directory / "files"), str(seconds), str(seed)]
+    command = [sys.executable, "-P", "-m", f"proof.fuzz_{name}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(package)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GRACE)
     try:

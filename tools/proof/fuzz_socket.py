@@ -27,10 +27,8 @@ from typing import Any
 
 import psutil
 
-from proof import ROOT
-
-sys.path.append(str(ROOT / "tests"))
-import networks
+from lab import networks
+from proof.proof import ROOT
 
 _SIZE = 118
 _MAGIC = bytes.fromhex("494d544c")

@@ -99,7 +99,7 @@ def _recorded(option: str) -> list[bytes]:
 
 
 def _records() -> list[bytes]:
-    from fuzz_socket import real_requests
+    from proof.fuzz_socket import real_requests
 
     return [record.ljust(118, b"\0") for record in real_requests(3)]
 

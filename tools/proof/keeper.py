@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Starts clients, stops them, kills them, and starts others in their places, until all is over.
 
-A program of its own, since some of it runs in namespaces of its own: keeper.py SETTING, as torture.py writes it.
+A program of its own, since some of it runs in namespaces of its own: python -m proof.keeper SETTING, as the arena
+writes it.
 
 Each client is in a process group with its children, and its number is not free for others before the group is gone:
 so no signal meets anyone else.
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mtlshm import Busy, Host, Instance, LcoreType, MtlshmError
-from witness import KINDS, NICENESS, PATIENCE, Witness
+from proof.witness import KINDS, NICENESS, PATIENCE, Witness
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PACE = 0.03  # seconds between two disturbances, if one kept a single client
@@ -273,7 +274,7 @@ def main() -> None:
 def keeper_command(setting: Setting, kinds: list[str], first_slot: int, seed: str) -> list[str]:
     """What main() reads."""
     words = {"setting": asdict(setting), "kinds": kinds, "first_slot": first_slot, "seed": seed}
-    return [sys.executable, str(Path(__file__)), json.dumps(words)]
+    return [sys.executable, "-P", "-m", "proof.keeper", json.dumps(words)]
 
 
 if __name__ == "__main__":

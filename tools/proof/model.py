@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models import MUTANTS, SEARCHES, Search
-from plants import Plant, planted
-from proof import ROOT, arguments, check_names, verdict
+from proof.models import MUTANTS, SEARCHES, Search
+from proof.plants import Plant, planted
+from proof.proof import ROOT, arguments, check_names, verdict
 
 NAME = "model"
 MODELS = ROOT / "cffi_build/model"

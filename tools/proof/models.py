@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plants import Plant
+from proof.plants import Plant
 
 
 @dataclass(frozen=True, slots=True)

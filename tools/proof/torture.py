@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arena import NAMESPACES, Order
-from plants import CORE, PROCESSES
-from proof import HERE, arguments, build, check_names, verdict
+from proof.arena import NAMESPACES, Order
+from proof.plants import CORE, PROCESSES
+from proof.proof import HERE, arguments, build, check_names, verdict
 
 NAME = "torture"
 KILLS = 10_000
@@ -55,7 +55,7 @@ class Torture:
         plant = BUGS[bug] if bug else None
         program = build(directory / "torture", HERE / "torture", plant, str(HERE / "witness.c"), "-static")
         order = Order(str(directory), str(program), str(self._library), kills, str(self._seed), bool(bug))
-        command = [*NAMESPACES, sys.executable, str(HERE / "arena.py"), json.dumps(asdict(order))]
+        command = [*NAMESPACES, sys.executable, "-P", "-m", "proof.arena", json.dumps(asdict(order))]
         log = directory / "log"
         with (
             log.open("wb") as output,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cffi import FFI
 
-from proof import HERE
+from proof.proof import HERE
 
 _HEADER = re.sub(r"^#.*$|_Noreturn ", "", (HERE / "witness.h").read_text(), flags=re.MULTILINE)
 

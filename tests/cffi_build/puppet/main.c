@@ -6,7 +6,7 @@
  *
  * It reads commands from standard input, one a line, and answers each on standard output with a number: what the library's
  * function of that name returned, unless its comment here says otherwise. It has one segment open and any number of
- * instances, the last of which is the one that acts. See class Puppet in tests/processes.py.
+ * instances, the last of which is the one that acts. See class Puppet in tools/lab/processes.py.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -131,7 +131,7 @@ class Puppet:
 
 def start_puppet(program: Path, segment: str, sysfs: Path | None = None, prefix: tuple[str, ...] = ()) -> Puppet:
     """`prefix` is a command that runs another, such as namespaces() gives."""
-    command = [*prefix, program, segment, *([sysfs] if sysfs else [])]
+    command = [*prefix, str(program), segment, *([str(sysfs)] if sysfs else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdin
     assert process.stdout
@@ -143,13 +143,14 @@ def _innermost(process: subprocess.Popen[bytes], name: str) -> int:
     """The pid of the program that a chain of others, such as unshare, has started."""
 
     def find() -> int | None:
-        assert process.poll() is None, f"{process.args} failed"
+        assert process.poll() is None, f"{process.args!r} failed"
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         with suppress(psutil.NoSuchProcess):  # what the chain ran before
             return next((p.pid for p in family if p.name() == name), None)
         return None
 
-    return eventually(find)
+    found: int = eventually(find)
+    return found
 
 
 class Daemon:
@@ -188,7 +189,7 @@ class Daemon:
     def cpu_seconds(self) -> float:
         """What it has used so far."""
         times = psutil.Process(self._pid).cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def end(self, number: int) -> int:
         """Send it the signal and return its exit status."""

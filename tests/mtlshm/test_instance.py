@@ -12,8 +12,8 @@ from threading import Barrier, Thread
 
 import pytest
 
+from lab.processes import Puppet, eventually, held, look, run_python
 from mtlshm import Busy, CpuSet, Host, Instance, InstanceGone, LcoreType, MtlshmError, Smt, TimedOut
-from processes import Puppet, eventually, held, look, run_python
 
 Start = Callable[..., Puppet]
 

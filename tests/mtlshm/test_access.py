@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import UNPRIVILEGED, Daemon, Puppet, look, needs_root
 from mtlshm import Host, MtlshmError, access
-from processes import UNPRIVILEGED, Daemon, Puppet, look, needs_root
 
 StartDaemon = Callable[..., Daemon]
 StartPuppet = Callable[..., Puppet]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A seccomp filter under which some system calls are not permitted, as in a container. As a program it runs another.
 
-python seccomp.py 'NUMBER[:ARGUMENT=VALUE]...' command...
+python -m lab.seccomp 'NUMBER[:ARGUMENT=VALUE]...' command...
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def forbid(rules: list[str]) -> None:
         number, *conditions = rule.split(":")
         tests = [(0, int(number))]
         for condition in conditions:
-            argument, value = condition.split("=")
-            tests.append((16 + 8 * int(argument), int(value)))  # its lower half
+            argument, wanted = condition.split("=")
+            tests.append((16 + 8 * int(argument), int(wanted)))  # its lower half
         for position, (offset, value) in enumerate(tests):
             left = 2 * (len(tests) - position - 1)
             program += _instruction(_LOAD, offset) + _instruction(_JUMP_IF_EQUAL, value, 0, left + 1)

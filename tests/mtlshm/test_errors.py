@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import needs_root, run_python
 from mtlshm import Busy, Host, InstanceGone, MtlshmError, NoSegment, NotPermitted, TimedOut
 from mtlshm._core import ffi, lib
 from mtlshm.damage import examine
 from mtlshm.errors import check, error, failure
-from processes import needs_root, run_python
 
 HEADER = (Path(__file__).parents[2] / "cffi_build/mtlshm.h").read_text()
 

@@ -42,7 +42,7 @@ def token(index: int, generation: int, kind: int = 3) -> int:
 
 def on_disk(directory: Path) -> str:
     """The path for a segment that would outlive a boot."""
-    command = ["stat", "-f", "-c", "%T", directory]
+    command = ["stat", "-f", "-c", "%T", str(directory)]
     kind = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     if kind in ("tmpfs", "ramfs"):
         pytest.skip(f"{directory} is on a {kind}; not tested: a segment that outlived a boot")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import UNPRIVILEGED, as_user, needs_root, run_python
 from mtlshm import config
 from mtlshm._core import ffi, lib
 from mtlshm.host import default_path
 from mtlshm.manager_client import SYSTEM_SOCKET, default_socket
-from processes import UNPRIVILEGED, as_user, needs_root, run_python
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from lab.networks import NEAR4, NEAR6, QUEUES, Veth, veth
+from lab.xsk import Xsk
 from mtlshm import wire
 from mtlshm.manager_client import Manager
 from mtlshm.net.gate import Gate
-from networks import NEAR4, NEAR6, QUEUES, Veth, veth
-from xsk import Xsk
 
-MODULE = Path(__file__).parents[1] / "build/vm/veth_ntuple.ko"
+MODULE = Path(__file__).parents[2] / "build/vm/veth_ntuple.ko"
 MESSAGE = b"port %5d number %5d"
 
 

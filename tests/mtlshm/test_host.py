@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.processes import UNPRIVILEGED, Puppet, held, look, needs_root, run_python
 from mtlshm import Busy, CpuSet, Host, Kind, LcoreType, MtlshmError, NoSegment, NotPermitted
-from processes import UNPRIVILEGED, Puppet, held, look, needs_root, run_python
 
 Start = Callable[..., Puppet]
 

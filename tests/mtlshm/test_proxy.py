@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
+from lab.processes import held, look
 from mtlshm import Busy, Host, Instance, Kind, LcoreType, MtlshmError, Process
-from processes import held, look
 
 
 @pytest.fixture

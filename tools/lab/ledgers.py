@@ -11,6 +11,7 @@ import pytest
 
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
+from mtlshm.net.ledger import State
 
 IF = 7  # an interface; the ledger does not look at it
 SPEC = FlowSpec(FlowType.UDP4, None, IPv4Address("239.1.1.1"), 0, 30002)
@@ -25,3 +26,13 @@ def refused(number: int) -> Iterator[None]:
     with pytest.raises(OSError, match=r".") as caught:
         yield
     assert caught.value.errno == number, caught.value
+
+
+def check_whole(state: State) -> int:
+    """None of the transactions of writing() is half there; returns how many there were."""
+    pair = [each.count for each in state.ports if each.ifindex == 8]
+    number = sum(each.count - 1 for each in state.ports if each.ifindex == 9)
+    assert len(pair) in (0, 2)
+    assert len(set(pair)) <= 1
+    assert number == sum(each.ifindex == 7 for each in state.ports)
+    return pair[0] if pair else 0

@@ -8,16 +8,20 @@ refuses as ethtool 6.1 does: a rule that the driver refuses is a line on standar
 A device has what its file says, which the test writes; a device with no file can do nothing, as `lo`.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
-DRIVER = {
+DRIVER: dict[str, Any] = {
     "driver": "stand-in",
     "combined": 4,
     "rx": None,  # not available
@@ -48,16 +52,16 @@ TITLES = {
 }
 
 
-def path(device):
+def path(device: str) -> Path:
     return Path(os.environ["MTLSHM_ETHTOOL_STAND_IN"], f"{os.stat('/proc/self/ns/net').st_ino}-{device}")
 
 
-def say(*lines):
+def say(*lines: str) -> None:
     print(*lines, sep="\n", file=sys.stderr)
 
 
 class Device:
-    def __init__(self, name, changes):
+    def __init__(self, name: str, changes: bool) -> None:
         self.name = name
         self.path = path(name)
         if changes and self.path.exists():
@@ -65,12 +69,13 @@ class Device:
             time.sleep(self.read()["delay"])
         self.lock = os.open(self.path.parent / f"{self.path.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
-        self.state = self.read() if self.path.exists() else None
+        self.state: Any = self.read() if self.path.exists() else None
 
-    def read(self):
-        return DRIVER | json.loads(self.path.read_text())
+    def read(self) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(self.path.read_text())
+        return DRIVER | said
 
-    def error(self):
+    def error(self) -> str | None:
         """Why the kernel does nothing for it, if so."""
         try:
             socket.if_nametoindex(self.name)
@@ -80,14 +85,14 @@ class Device:
             return "Operation not supported"
         return None
 
-    def rules_error(self):
+    def rules_error(self) -> str | None:
         if self.error():
             return self.error()
         if self.state["ntuple"] != "on":
             return "Operation not supported"
         return None
 
-    def change(self, rules):
+    def change(self, rules: dict[str, dict[str, str]]) -> None:
         new = self.path.with_name(f"{self.path.name}.new")
         new.write_text(json.dumps(self.state | {"rules": rules}))
         new.rename(self.path)
@@ -95,7 +100,7 @@ class Device:
         time.sleep(self.state["delay"])
 
 
-def show_channels(device):
+def show_channels(device: Device) -> int:
     if error := device.error():
         if error == "No such device":
             say("netlink error: no device matches name (offset 24)")
@@ -108,18 +113,18 @@ def show_channels(device):
     return 0
 
 
-def show_features(device):
+def show_features(device: Device) -> int:
     state = device.state["ntuple"] if device.state else "off [fixed]"
     print(f"Features for {device.name}:\nrx-checksumming: on\nntuple-filters: {state}\nreceive-hashing: off [fixed]")
     return 0
 
 
-def show_driver(device):
+def show_driver(device: Device) -> int:
     print(f"driver: {device.state['driver'] if device.state else 'veth'}\nversion: 1.0\nfirmware-version: ")
     return 0
 
 
-def show_rules(device, *which):
+def show_rules(device: Device, *which: str) -> int:
     error = device.rules_error()
     if which:
         number = which[1]
@@ -141,7 +146,7 @@ def show_rules(device, *which):
     return 0
 
 
-def print_rule(number, rule):
+def print_rule(number: str, rule: dict[str, str]) -> None:
     kind = rule["flow-type"]
     zero, ones = ("0.0.0.0", "255.255.255.255") if kind[-1] == "4" else ("::", str(ip_address(2**128 - 1)))
     print(f"Filter: {number}")
@@ -160,7 +165,7 @@ def print_rule(number, rule):
     print("\tAction: Drop\n" if action < 0 else f"\tAction: Direct to queue {action}\n")
 
 
-def change_rules(device, *words):
+def change_rules(device: Device, *words: str) -> int:
     if words[0] == "delete":
         error = device.rules_error() or (None if words[1] in device.state["rules"] else "Invalid argument")
         if device.state and device.state["stuck"]:
@@ -204,11 +209,11 @@ def change_rules(device, *words):
     return 0
 
 
-def main(option, name="", *words):
+def main(option: str, name: str = "", *words: str) -> int:
     if option == "--version":
         print("ethtool version 6.1 (a stand-in)")
         return 0
-    commands = {
+    commands: dict[str, Callable[..., int]] = {
         "-l": show_channels,
         "-k": show_features,
         "-i": show_driver,
