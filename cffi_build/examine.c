@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "failure.h"
+#include "layout.h"
 #include "life.h"
 #include "segment.h"
 
@@ -273,7 +274,10 @@ static int remove_unused(const char *path, const struct life *life, const struct
 		rc = life_locked(life);
 	if (rc)
 		return rc < 0 ? rc : IN_USE;
-	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
+	rc = table->header.fingerprint == segment_fingerprint() ? 0 : layout_proxied(life, &table->header);
+	if (rc)
+		return rc < 0 ? rc : IN_USE;
+	for (uint32_t i = 0; table->header.fingerprint == segment_fingerprint() && i < MTLSHM_INSTANCES; i++)
 		if (control_proxied(table->instances[i].control))
 			return IN_USE;
 	if (fstat(life->fd, &mine) || lstat(path, &named))

@@ -102,7 +102,9 @@ extern "C" {
  * Forty-four bits of generation: one record can be registered every 10 microseconds for five years
  * before a token could come again.
  *
- * Every size and offset here goes into the fingerprint; a segment with another one is refused.
+ * Every size and offset here goes into the fingerprint; a segment with another one is refused, or replaced if nobody lives
+ * in it. For that, all layouts have in common what the first 128 bytes of the header say, the burial byte, and the control
+ * word at the beginning of a record.
  */
 enum {
 	MTLSHM_LAYOUT_VERSION = 2,
@@ -155,7 +157,12 @@ struct mtlshm_header { /* 256 bytes */
 	char boot_id[40];      /* NUL-padded; empty if /proc could not say */
 	uint32_t state;        /* enum mtlshm_segment_state */
 	uint8_t doorbell;      /* written with pwrite() by every newcomer, to wake inotify */
-	uint8_t reserved0[43];
+	uint8_t reserved0[3];
+	uint32_t records_at;   /* for other layouts, which find these four here: where the records begin, in bytes, */
+	uint32_t record_size;
+	uint32_t records;      /* how many there are, */
+	uint32_t kind_at;      /* and where in one its kind is; its control word is at 0 */
+	uint8_t reserved2[24];
 
 	uint64_t semaphore;    /* 0, or the owner of the holder; see mtlshm_lock(). On a line of its own. */
 	uint8_t reserved1[56];
@@ -164,7 +171,7 @@ struct mtlshm_header { /* 256 bytes */
 	uint64_t collected;    /* dead instances collected */
 	uint64_t recovered;    /* lcores freed from dead instances */
 	uint64_t takeovers;    /* semaphore taken from a dead holder */
-	uint8_t reserved2[32];
+	uint8_t reserved3[32];
 };
 
 /* Who a process is. Of those that registered themselves pid, pid_namespace and uid are as they see
@@ -238,7 +245,8 @@ int mtlshm_configured_path(const char *file, char *path, size_t size);
  *
  * flags  of enum mtlshm_open_flags. With MTLSHM_CREATE the file is made if missing, mode 0660, group
  *        `mtl` if there is such a group and the caller may give files to it; fifty processes may do so at
- *        once, one file comes of it.
+ *        once, one file comes of it. A segment of another layout in which nobody lives is replaced; see
+ *        mtlshm_replaced().
  * sysfs  where to read the host's CPUs from, NULL for /sys. Another directory in sysfs format describes
  *        another machine, for planning and for tests.
  *
@@ -263,6 +271,9 @@ struct mtlshm_file {
 };
 
 void mtlshm_file(const struct mtlshm_host *host, struct mtlshm_file *file);
+
+/* The layout version of the segment that mtlshm_open() has replaced, 0 if it replaced none. */
+uint32_t mtlshm_replaced(const struct mtlshm_host *host);
 
 /* Unmap the segment and free the handle. -EBUSY while an instance registered through it has not been freed
  * with mtlshm_instance_free(). No other call may use `host` at the same time or later. Killed inside:

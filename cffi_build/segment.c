@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "failure.h"
+#include "layout.h"
 #include "life.h"
 #include "machine.h"
 #include "topology.h"
@@ -61,36 +62,6 @@ _Static_assert(sizeof(struct mtlshm_lcore) == 16, "four to a cache line");
 _Static_assert(offsetof(struct mtlshm_header, semaphore) % 64 == 0, "on a line of its own");
 _Static_assert(MTLSHM_INSTANCES <= 1 << MTLSHM_INDEX_BITS, "an index fits a token");
 _Static_assert(MTLSHM_LCORE_TYPES <= 1 << MTLSHM_TYPE_BITS, "a type fits a token");
-
-/* FNV-1a over every size and offset of the layout. */
-uint64_t segment_fingerprint(void)
-{
-#define AT(type, field) offsetof(struct type, field)
-	const uint64_t layout[] = {
-		MTLSHM_LAYOUT_VERSION, MTLSHM_DEPTH, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
-		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
-		AT(mtlshm_segment, header), AT(mtlshm_segment, instances), AT(mtlshm_segment, lcores),
-		sizeof(struct mtlshm_header), AT(mtlshm_header, magic), AT(mtlshm_header, version),
-		AT(mtlshm_header, lcores), AT(mtlshm_header, fingerprint), AT(mtlshm_header, size),
-		AT(mtlshm_header, created_ns), AT(mtlshm_header, boot_id), AT(mtlshm_header, state),
-		AT(mtlshm_header, doorbell), AT(mtlshm_header, semaphore), AT(mtlshm_header, registered),
-		AT(mtlshm_header, collected), AT(mtlshm_header, recovered), AT(mtlshm_header, takeovers),
-		sizeof(struct mtlshm_record), AT(mtlshm_record, control), AT(mtlshm_record, registered_ns),
-		AT(mtlshm_record, parent), AT(mtlshm_record, kind), AT(mtlshm_record, process), AT(mtlshm_record, key),
-		sizeof(struct mtlshm_process), AT(mtlshm_process, start_ticks),
-		AT(mtlshm_process, pid_namespace), AT(mtlshm_process, pidfd_inode), AT(mtlshm_process, pid),
-		AT(mtlshm_process, uid), AT(mtlshm_process, comm), AT(mtlshm_process, hostname),
-		AT(mtlshm_process, label),
-		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, note),
-	};
-#undef AT
-	const unsigned char *bytes = (const unsigned char *)layout;
-	uint64_t hash = UINT64_C(0xcbf29ce484222325);
-
-	for (size_t i = 0; i < sizeof(layout); i++)
-		hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
-	return hash;
-}
 
 /* boot_id[] is left empty where /proc cannot say. */
 static void read_boot_id(char boot_id[40])
@@ -141,6 +112,10 @@ static int write_header(int fd, const char *sysfs)
 		.fingerprint = segment_fingerprint(),
 		.size = sizeof(struct mtlshm_segment),
 		.state = MTLSHM_IN_USE,
+		.records_at = offsetof(struct mtlshm_segment, instances),
+		.record_size = sizeof(struct mtlshm_record),
+		.records = MTLSHM_INSTANCES,
+		.kind_at = offsetof(struct mtlshm_record, kind),
 	};
 	struct timespec now;
 	ssize_t written;
@@ -359,6 +334,16 @@ static int attach_or_create(struct mtlshm_host *host, bool may_create)
 		if (missing)
 			rc = may_create ? create(host->path, host->sysfs) : -ENOENT;
 		life_leave(&guard);
+		if (rc == -EPROTO && may_create) {
+			uint32_t version;
+
+			rc = layout_replace(host->path, &version);
+			if (rc)
+				return rc < 0 ? rc : -EPROTO;
+			if (version)
+				host->replaced = version;
+			continue;
+		}
 		if (rc < 0)
 			return rc;
 		if (missing) /* attach to it, whoever made it */
@@ -372,6 +357,11 @@ static int attach_or_create(struct mtlshm_host *host, bool may_create)
 			return rc;
 	}
 	return -ESTALE;
+}
+
+uint32_t mtlshm_replaced(const struct mtlshm_host *host)
+{
+	return host->replaced;
 }
 
 /* The process may change its directory later. */

@@ -15,6 +15,7 @@ struct mtlshm_host {
 	struct mtlshm_segment *segment;
 	struct watched *watched; /* see fault.c */
 	uint32_t lcores;  /* header.lcores, checked */
+	uint32_t replaced; /* the version of the layout that was there before, or 0 */
 	bool read_only;
 	char *path;
 	char *sysfs;      /* NULL: /sys */

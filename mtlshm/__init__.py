@@ -12,7 +12,7 @@ forked child, which registers for itself.
 """
 
 from mtlshm.cpuset import CpuSet
-from mtlshm.errors import Busy, InstanceGone, MtlshmError, NoSegment, NotPermitted, TimedOut
+from mtlshm.errors import Busy, InstanceGone, MtlshmError, NoSegment, NotPermitted, OtherLayout, TimedOut
 from mtlshm.host import Host
 from mtlshm.instance import Instance, LcoreType, Smt
 from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Process, Snapshot
@@ -32,6 +32,7 @@ __all__ = [
     "MtlshmError",
     "NoSegment",
     "NotPermitted",
+    "OtherLayout",
     "Process",
     "Smt",
     "Snapshot",

@@ -4,19 +4,13 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 from mtlshm import segment
 from mtlshm._core import ffi, lib
 from mtlshm.errors import check
-from mtlshm.snapshot import printable
-from mtlshm.strangers import Unfinished, memory_map
 
 _SETTLES = 0.1  # seconds: what is only passing, such as a registration, is over by then
 
@@ -110,28 +104,3 @@ def mend(path: str, damage: Damage) -> None:
     """Put it right. Busy if somebody who lives would lose by it; EOPNOTSUPP if it cannot be; ESRCH: it is gone."""
     c = ffi.new("struct mtlshm_damage *", {"kind": damage.what, "index": damage.index, "value": damage.value})
     check(lib.mtlshm_mend(os.fsencode(path), c), str(damage))
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A process that has a segment of that name in its memory."""
-
-    pid: int
-    comm: str
-    inode: int
-    removed: bool  # it has no name any more
-
-
-def users(path: str) -> Iterator[User]:
-    """Whoever uses it or one that was there before, as far as we may see."""
-    # From the start of the line: there can be any bytes, and such numbers, in the names of other files.
-    name = re.escape(os.fsencode(path))
-    pattern = re.compile(rb"^\S+ \S+ \S+ \S+ (\d+) +" + name + rb"( \(deleted\))?$", re.MULTILINE)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError, Unfinished):  # gone, not ours to see, or as long as a stranger likes
-                pieces = memory_map(int(entry.name))
-                found = {(int(n), bool(gone)) for maps in pieces for n, gone in pattern.findall(maps)}
-                for inode, removed in sorted(found):
-                    comm = printable((entry / "comm").read_text(errors="replace").strip())
-                    yield User(int(entry.name), comm, inode, removed)

@@ -20,6 +20,10 @@ class NotPermitted(MtlshmError, PermissionError):
     """The segment's file may not be opened."""
 
 
+class OtherLayout(MtlshmError):
+    """The segment has another layout, and somebody uses it or it may not be replaced."""
+
+
 class Busy(MtlshmError):
     """Held by an instance that lives, or not enough is free."""
 
@@ -35,6 +39,7 @@ class TimedOut(MtlshmError, TimeoutError):
 _CLASSES: dict[int, type[MtlshmError]] = {
     errno.ENOENT: NoSegment,
     errno.EACCES: NotPermitted,
+    errno.EPROTO: OtherLayout,
     errno.EBUSY: Busy,
     errno.EALREADY: Busy,
     errno.EBADF: InstanceGone,

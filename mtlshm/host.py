@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -30,6 +31,9 @@ class SegmentFile:
     uid: int
     gid: int
     mode: int
+
+
+log = logging.getLogger(__name__)
 
 
 class Host:
@@ -60,6 +64,9 @@ class Host:
         if code:
             raise segment.refused(self.path, code)
         self._mapping = _Mapping(result[0])
+        if replaced := lib.mtlshm_replaced(result[0]):
+            text = "segment %s: one of layout version %d, which nobody used, was replaced by one of version %d"
+            log.warning(text, self.path, replaced, lib.MTLSHM_LAYOUT_VERSION)
 
     def _opened(self) -> _Mapping:
         if self._mapping is None:

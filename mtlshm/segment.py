@@ -151,10 +151,24 @@ def _what_it_is(path: str) -> str:
     finally:
         os.close(fd)
     advice = "stop all its users, then remove the file"
+    replaced = f"{_users(path)}. Stop them, then start anew: what nobody uses is replaced"
     if not bytes(ffi.buffer(header.magic)).startswith(b"MTLSHM"):
         return f"not a mtlshm segment ({size} bytes): name another path, or remove the file"
     if header.version != lib.MTLSHM_LAYOUT_VERSION:
-        return f"layout version {header.version}, and this library knows {lib.MTLSHM_LAYOUT_VERSION}: {advice}"
+        return f"layout version {header.version}, and this library knows {lib.MTLSHM_LAYOUT_VERSION}; {replaced}"
     if size < header.size:
         return f"truncated to {size} of {header.size} bytes: {advice}"
-    return f"the layout of another build of version {header.version}, or damaged: {advice}"
+    return f"the layout of another build of version {header.version}, or damaged; {replaced}"
+
+
+def _users(path: str) -> str:
+    from mtlshm.users import users  # it needs much that is needed only here
+
+    try:
+        inode = os.stat(path).st_ino
+        seen = [str(user) for user in users(path) if user.inode == inode and not user.removed]
+    except OSError:
+        seen = []
+    if seen:
+        return f"used by {', '.join(seen)}"
+    return "somebody uses it who is not seen from here: in a container, ask mtlshm-ctl doctor on the host, as root"

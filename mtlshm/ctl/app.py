@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted
+from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted, OtherLayout
 from mtlshm.ctl import (
     claims,
     collection,
@@ -26,7 +26,7 @@ from mtlshm.ctl import (
 )
 from mtlshm.errors import reason
 
-_STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5}
+_STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5, OtherLayout: 6}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,8 +42,8 @@ def command(context: click.Context, segment: str | None) -> None:
     Works with or without a daemon.
 
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment or no ledger there, 4 held by somebody or not enough
-    free, 5 not permitted. Of `run`: that of the command, 128 + n if signal n ended it, 125 if it was not started,
-    126 if it cannot be executed, 127 if it does not exist.
+    free, 5 not permitted, 6 a segment of another version is in use. Of `run`: that of the command, 128 + n if signal n
+    ended it, 125 if it was not started, 126 if it cannot be executed, 127 if it does not exist.
     """
     context.obj = segment
 

@@ -23,12 +23,13 @@ import click
 from mtlshm import Busy, Host, MtlshmError, NoSegment
 from mtlshm.ctl import legacy, listening, logind
 from mtlshm.ctl.options import key_option, lock_option
-from mtlshm.damage import Damage, User, What, examine, mend, users
+from mtlshm.damage import Damage, What, examine, mend
 from mtlshm.errors import reason
 from mtlshm.host import default_path
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.lending import bring_home
 from mtlshm.segment import GROUP, change
+from mtlshm.users import User, users
 
 _SHM = "/dev/shm/"
 _ROUNDS = 5  # what is put right can bring to light what it had hidden
@@ -148,7 +149,7 @@ def _refuse() -> None:
 
 
 def _names(those: list[User]) -> str:
-    return ", ".join(f"{user.comm} (pid {user.pid})" for user in those)
+    return ", ".join(map(str, those))
 
 
 def _elsewhere(path: str, those: list[User], inode: int) -> Iterator[_Finding]:

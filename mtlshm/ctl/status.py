@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlshm import CpuSet, Host, InstanceInfo, Snapshot
+from mtlshm import CpuSet, Host, InstanceInfo, OtherLayout, Snapshot
 from mtlshm.ctl import listening, survey, wording
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import can_redraw, console
+from mtlshm.errors import reason
+from mtlshm.host import default_path
+from mtlshm.previous_layout import PreviousHost
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -46,7 +49,7 @@ def status(context: click.Context, as_json: bool, watch: float | None, state: Pa
     """
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")
-    with Host(context.obj, create=False, read_only=True) as host:
+    with _open(context.obj) as host:
         view = _View(host, _CpuUse(host), state, pins)
         if watch is None:
             time.sleep(_SAMPLE)
@@ -57,6 +60,18 @@ def status(context: click.Context, as_json: bool, watch: float | None, state: Pa
             return
         with suppress(KeyboardInterrupt):
             _watch(view, watch, as_json)
+
+
+def _open(path: str | None) -> Host | PreviousHost:
+    """Also a segment of the version before this one, which goes on until its last user ends."""
+    try:
+        return Host(path, create=False, read_only=True)
+    except OtherLayout as error:
+        with suppress(LookupError):
+            found = PreviousHost(path or default_path())
+            click.echo(f"mtlshm-ctl: {reason(error)}", err=True)
+            return found
+        raise
 
 
 def _watch(view: _View, interval: float, as_json: bool) -> None:
@@ -83,7 +98,7 @@ def _watch(view: _View, interval: float, as_json: bool) -> None:
 class _View:
     """What is shown, as it is at each call."""
 
-    host: Host
+    host: Host | PreviousHost
     usage: _CpuUse
     state: Path
     pins: Path
@@ -104,7 +119,7 @@ _CPU_TIMES = re.compile(r"^cpu(\d+) (\d+(?: \d+)*)$", re.MULTILINE)
 class _CpuUse:
     """Per cent of each online CPU since it was last asked. CPUs come and go, and each has its own number."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host | PreviousHost) -> None:
         self._host = host
         self._before = _cpu_times()
 
@@ -135,7 +150,7 @@ def _cpu_times() -> dict[int, tuple[int, int]]:
     return found
 
 
-def _as_data(host: Host, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
+def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
     use = usage.take()
     return {
         "segment": host.path,
@@ -186,7 +201,7 @@ def _name(value: Any) -> str:
     return value.name.lower() if hasattr(value, "name") else str(value)
 
 
-def _as_tables(host: Host, snapshot: Snapshot, usage: _CpuUse, found: survey.Survey) -> Group:
+def _as_tables(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse, found: survey.Survey) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, access, config
+from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayout, access, config
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
@@ -210,7 +210,7 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     permission to write the segment.
 
     Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
-    options or configuration.
+    options or configuration; 3 the segment is of another version and in use.
     """
     handler = LogHandler(sys.stderr.fileno())
     handler.addFilter(Bounded())
@@ -220,7 +220,7 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
         asyncio.run(_tear_down(settings) if teardown else _serve(settings))
     except OSError as error:
         log.error("%s", about(error))
-        context.exit(1)
+        context.exit(3 if isinstance(error, OtherLayout) else 1)
 
 
 async def _serve(settings: dict[str, Any]) -> None:

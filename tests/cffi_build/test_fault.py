@@ -153,6 +153,7 @@ NEED_NO_TABLE = {
     "mtlshm_failure": "",
     "mtlshm_file": "",
     "mtlshm_interface_node": "",
+    "mtlshm_replaced": "",
     "mtlshm_examine": "damages",
     "mtlshm_mend": "damages",
     "mtlshm_close": "ends",

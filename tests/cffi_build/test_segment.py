@@ -192,7 +192,6 @@ HEADER = ffi.sizeof("struct mtlshm_header")
     ("damage", "error"),
     [
         pytest.param(header_field("version", 99), EPROTO, id="another version"),
-        pytest.param(header_field("fingerprint", 1), EPROTO, id="another fingerprint"),
         pytest.param(header_field("size", SIZE + 4096), EPROTO, id="another size"),
         pytest.param(header_field("lcores", 1025), EBADMSG, id="too many lcores"),
         pytest.param(header_field("lcores", 0), EBADMSG, id="no lcores"),

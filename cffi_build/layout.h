@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Segments of other layouts, which other versions of this library have made.
+ */
+#ifndef MTLSHM_LAYOUT_H
+#define MTLSHM_LAYOUT_H
+
+#include <stdbool.h>
+
+#include "life.h"
+#include "mtlshm.h"
+
+/* Is an instance without a life lock in it, by what its records say? life->fd is the open file. 1, 0, or a negative errno. */
+int layout_proxied(const struct life *life, const struct mtlshm_header *header);
+
+/* Remove the segment of another layout at `path`, if nobody lives in it. Returns 0: it is gone, by us or by somebody else;
+ * LAYOUT_IN_USE; or a negative errno. *version: of what we have removed, else 0. */
+enum { LAYOUT_IN_USE = 1 };
+int layout_replace(const char *path, uint32_t *version);
+
+#endif
