@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from damages import poke
+from lab.damages import poke
+from lab.processes import BIN, Puppet, compile_program, start_puppet
 from mtlshm import Host, Kind, OtherLayout
 from mtlshm._core import lib
-from processes import BIN, Puppet, compile_program, start_puppet
 
 Start = Callable[..., Puppet]
 
