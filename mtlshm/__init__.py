@@ -14,8 +14,9 @@ forked child, which registers for itself.
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, InstanceGone, MtlshmError, NoSegment, NotPermitted, OtherLayout, TimedOut
 from mtlshm.host import Host
-from mtlshm.instance import Instance, LcoreType, Smt
-from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Process, Snapshot
+from mtlshm.instance import Instance
+from mtlshm.kinds import Kind, LcoreType, Smt
+from mtlshm.snapshot import InstanceInfo, Lcore, Process, Snapshot
 from mtlshm.topology import Cpu, Topology
 
 __all__ = [

@@ -18,7 +18,8 @@ from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check
 from mtlshm.instance import Instance, want
-from mtlshm.snapshot import InstanceInfo, Kind, Process, Snapshot
+from mtlshm.kinds import Kind
+from mtlshm.snapshot import InstanceInfo, Process, Snapshot
 from mtlshm.topology import Topology
 
 

@@ -6,41 +6,26 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check, error
-
-if TYPE_CHECKING:
-    from mtlshm.host import Host
-
-
-class LcoreType(IntEnum):
-    """What an lcore is for; the values are libmtl's."""
-
-    SCH = lib.MTLSHM_LCORE_SCH
-    TAP = lib.MTLSHM_LCORE_TAP
-    RXV_RING = lib.MTLSHM_LCORE_RXV_RING
-    APP = lib.MTLSHM_LCORE_APP
-    SCH_USER = lib.MTLSHM_LCORE_SCH_USER
-    LEASE = lib.MTLSHM_LCORE_LEASE  # held for tenants, not libmtl's
-
-
-class Smt(IntEnum):
-    """What a claim by policy does about SMT siblings."""
-
-    ANY = lib.MTLSHM_SMT_ANY  # they do not matter
-    AVOID = lib.MTLSHM_SMT_AVOID  # none whose sibling is held by anybody, nor two on one physical core
-    WHOLE = lib.MTLSHM_SMT_WHOLE  # whole physical cores; all their siblings count
-
+from mtlshm.kinds import LcoreType, Smt
+from mtlshm.snapshot import Snapshot
 
 # Looked up once: every claim passes here.
 _APP = int(LcoreType.APP)
 _claim = lib.mtlshm_claim
 _release = lib.mtlshm_release
+
+
+class Registry(Protocol):
+    """Where an instance is registered: a Host. It is kept open for as long as the instance is used."""
+
+    def snapshot(self) -> Snapshot: ...
+    def lease(self, owner: int) -> str: ...
 
 
 class Instance:
@@ -52,7 +37,7 @@ class Instance:
 
     __slots__ = ("__weakref__", "_c", "_host", "_proxied")
 
-    def __init__(self, host: Host, c: Any, proxied: bool) -> None:
+    def __init__(self, host: Registry, c: Any, proxied: bool) -> None:
         self._host = host
         self._proxied = proxied
         self._c = c  # NULL once closed: the core answers EBADF

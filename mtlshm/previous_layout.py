@@ -13,9 +13,9 @@ import time
 
 from mtlshm._core import lib
 from mtlshm.cpuset import CpuSet
-from mtlshm.instance import LcoreType
+from mtlshm.kinds import Kind, LcoreType
 from mtlshm.segment import open_for_reading
-from mtlshm.snapshot import InstanceInfo, Kind, Lcore, Snapshot, printable
+from mtlshm.snapshot import InstanceInfo, Lcore, Snapshot, printable
 from mtlshm.topology import Topology
 
 VERSION = 1

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from mtlshm._core import ffi, lib
+from mtlshm._core import ffi
 from mtlshm.cpuset import CpuSet
-from mtlshm.instance import LcoreType
-
-
-class Kind(IntEnum):
-    """How an instance came into the table."""
-
-    SHM = lib.MTLSHM_KIND_SHM
-    DAEMON = lib.MTLSHM_KIND_DAEMON
-    SOCKET = lib.MTLSHM_KIND_SOCKET  # a client of the daemon's socket, which keeps it for the client
-    LEGACY = lib.MTLSHM_KIND_LEGACY  # a process on libmtl's System V table, likewise
-    POOL = lib.MTLSHM_KIND_POOL  # the lcores lent to that table
-    RESERVATION = lib.MTLSHM_KIND_RESERVATION  # no process: lcores held for tenants until somebody ends it
+from mtlshm.kinds import Kind, LcoreType
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,10 @@ from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, MtlshmError
 from mtlshm.host import Host
 from mtlshm.instance import Instance
+from mtlshm.kinds import Kind
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.table import LegacyTable
-from mtlshm.snapshot import InstanceInfo, Kind, Process
+from mtlshm.snapshot import InstanceInfo, Process
 
 _KEY = 0xFFFFFFFF
 LENT_BY_HAND = 1 << 30  # in the tag of an lcore of the pool: more than the daemon would lend
