@@ -249,10 +249,11 @@ class Legacy:
         return True
 
     def _suffer(self, error: OSError, what: str) -> None:
-        """Look again for it, and say it once until it is over."""
-        trouble = error.strerror or str(error)
+        """Look again for it, and say it once until it is over; of descriptors, whichever step wanted one."""
+        text = error.strerror or str(error)
+        trouble = "descriptors" if error.errno in (errno.EMFILE, errno.ENFILE) else text
         if trouble not in self._troubles | self._said:
-            log.error("%s: %s", what, trouble)
+            log.error("%s: %s", what, text)
         self._troubles.add(trouble)
 
     def _unsettled(self) -> bool:
