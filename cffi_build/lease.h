@@ -36,13 +36,16 @@ static inline void stamp(struct mtlshm_lcore *lcore, uint32_t when)
 	__atomic_store_n(&lcore->note, when, __ATOMIC_RELAXED);
 }
 
-/* An lcore goes back where it came from: `lease` is 0, or that of a parent. */
+/* An lcore goes back where it came from: `lease` is 0, or that of a parent, which has it from now on. The time is asked
+ * before the exchange: its loads would wait for the locked instruction, if they came after it. */
 static inline bool give_back(struct mtlshm_lcore *lcore, uint64_t *token, uint64_t lease)
 {
+	uint32_t when = lease ? now() : 0;
+
 	if (!swap(lcore, token, lease))
 		return false;
 	if (lease)
-		stamp(lcore, now());
+		stamp(lcore, when);
 	return true;
 }
 

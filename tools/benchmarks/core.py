@@ -91,6 +91,7 @@ FIGURES: dict[str, Measure] = {
     "claim_c_vs_socket": pairs("two 118-byte socket round trips"),
     "claim_py": claim_py,
     "claim_py_vs_posix_ipc": claim_py_vs_posix_ipc,
+    "claim_tenant_c": pairs("the same by an instance without a parent"),
     "claim8_c": pairs("eight bare CAS pairs"),
     "register_c": pairs("bare life lock: open, lock, map, close, unmap"),
     "parallel_2": parallel(2),

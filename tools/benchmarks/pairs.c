@@ -9,9 +9,9 @@
 
 #include "bench.h"
 
-enum { LCORE = 5 };
+enum { LCORE = 5, LENT = 6 };
 
-static struct mtlshm_instance *me;
+static struct mtlshm_instance *me, *tenant;
 static struct mtlshm_host *host;
 static char segment[256], lock_path[256], socket_path[256];
 static struct mtlshm_segment *table;
@@ -23,6 +23,13 @@ static void claim(int n)
 {
 	while (n--)
 		CHECK(mtlshm_claim(me, LCORE, MTLSHM_LCORE_APP) == 0 && mtlshm_release(me, LCORE) == 0);
+}
+
+/* From a parent, and back to it. */
+static void claim_from_parent(int n)
+{
+	while (n--)
+		CHECK(mtlshm_claim(tenant, LENT, MTLSHM_LCORE_APP) == 0 && mtlshm_release(tenant, LENT) == 0);
 }
 
 static void bare(int n)
@@ -116,9 +123,21 @@ static const struct figure {
 	{"claim_c_vs_robust_mutex", claim, robust_mutex, 400000, 400000},
 	{"claim_c_vs_flock", claim, file_lock, 400000, 10000},
 	{"claim_c_vs_socket", claim, over_socket, 400000, 1000},
+	{"claim_tenant_c", claim_from_parent, claim, 400000, 400000},
 	{"claim8_c", claim8, bare8, 10000, 60000},
 	{"register_c", enroll, bare_life_lock, 1500, 3000},
 };
+
+static void become_tenant(void)
+{
+	struct mtlshm_identity identity = {.cpus = &(struct mtlshm_cpuset){{~UINT64_C(0)}}, .parent = MTLSHM_NO_PARENT};
+	struct mtlshm_instance *parent;
+
+	CHECK(mtlshm_register(&parent, host, &identity) == 0);
+	CHECK(mtlshm_claim(parent, LENT, MTLSHM_LCORE_LEASE) == 0);
+	identity.parent = mtlshm_owner(parent);
+	CHECK(mtlshm_register(&tenant, host, &identity) == 0);
+}
 
 static double measure(void (*run)(int n), int n)
 {
@@ -159,6 +178,8 @@ int main(int argc, char **argv)
 
 	me = join(segment, argv[2]);
 	CHECK(mtlshm_open(&host, segment, 0, argv[2]) == 0);
+	if (figure->subject == claim_from_parent)
+		become_tenant();
 	table = map_table(segment);
 	token = mtlshm_owner(me) | MTLSHM_LCORE_APP;
 
