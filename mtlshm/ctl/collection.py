@@ -8,7 +8,8 @@ import errno
 import click
 
 from mtlshm import Host, Kind, MtlshmError
-from mtlshm.ctl.wording import describe
+from mtlshm.ctl.families import Families
+from mtlshm.ctl.wording import describe, name
 
 
 @click.command()
@@ -36,11 +37,13 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
             raise click.ClickException(
                 f"lcore {lcore} is lent to legacy processes; take it back: mtlshm-ctl legacy reclaim {lcore}-{lcore}"
             )
-        click.echo(f"lcore {lcore} is held by {describe(held.owner)}")
+        parent = Families(snapshot).parent(held.owner)
+        then = f"goes back to {name(parent)}" if parent else "is free"
+        click.echo(f"lcore {lcore} is held by {describe(held.owner)}; released, it {then}")
         if not yes:
             click.confirm("The owner is not told and may go on using it. Release it?", abort=True)
         host.evict(lcore, held.owner.owner)
-        click.echo(f"lcore {lcore} released")
+        click.echo(f"lcore {lcore} released: it {then}")
 
 
 @click.command()
@@ -48,21 +51,23 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
 def gc(context: click.Context) -> None:
     """Collect what dead processes left.
 
-    A daemon does this by itself, and every client does where it needs an lcore.
+    A daemon does this by itself, and every client does where it needs an lcore. The record of a dead tenant that has
+    tenants of its own is kept until they end, and then collected; what it held goes to its parent at once.
     """
     with Host(context.obj, create=False) as host:
-        collected = 0
-        for info in host.snapshot().instances:
-            if info.alive is False:
-                try:
-                    host.collect(info.owner)
-                except MtlshmError as error:
-                    if error.errno == errno.ESRCH:  # somebody else did, meanwhile
-                        continue
+        dead = [info for info in host.snapshot().instances if info.alive is False]
+        for info in dead:
+            try:
+                host.collect(info.owner)
+            except MtlshmError as error:
+                if error.errno != errno.ESRCH:  # if so, it went with its last tenant, or somebody else collected it
                     raise
-                click.echo(f"collected {describe(info)}, lcores {info.lcores or 'none'}")
-                collected += 1
-        if late := host.sweep():
+        late = host.sweep()
+        left = {info.owner for info in host.snapshot().instances}
+        gone = [info for info in dead if info.owner not in left]
+        for info in gone:
+            click.echo(f"collected {describe(info)}, lcores {info.lcores or 'none'}")
+        if late:
             click.echo(f"collected {late} more that died meanwhile")
-        if not collected + late:
+        if not gone and not late:
             click.echo("nothing to collect")

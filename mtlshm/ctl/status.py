@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlshm import CpuSet, Host, InstanceInfo, OtherLayout, Snapshot
+from mtlshm import CpuSet, Host, InstanceInfo, Kind, OtherLayout, Snapshot
 from mtlshm.ctl import listening, survey, wording
+from mtlshm.ctl.families import Families
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.terminal import can_redraw, console
 from mtlshm.errors import reason
@@ -45,7 +46,8 @@ def status(context: click.Context, as_json: bool, watch: float | None, state: Pa
     """Show lcores, instances and interfaces in use.
 
     Needs read permission for the segment only, and changes nothing. What a dead process left is shown as its own until
-    it is collected. CPU % counts all processes on that CPU.
+    it is collected. An lcore of type lease is held for tenants, as by `run`; one that a tenant uses is shown as that
+    one's, with the parent it came from. CPU % counts all processes on that CPU.
     """
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")
@@ -152,6 +154,7 @@ def _cpu_times() -> dict[int, tuple[int, int]]:
 
 def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> dict[str, Any]:
     use = usage.take()
+    families = Families(snapshot)
     return {
         "segment": host.path,
         "created": datetime.fromtimestamp(snapshot.created, UTC).isoformat(),
@@ -162,12 +165,14 @@ def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> d
         "online": sorted(use),
         "instances": [
             {
-                **_identity(info),
+                **_identity(families, info),
                 "kind": _name(info.kind),
+                "key": info.key or None,
                 "pid_namespace": info.pid_namespace,
                 "uid": info.uid,
                 "age": round(info.age, 3),
                 "lcores": sorted(info.lcores),
+                "lent": sorted(families.lent(info.owner)),
             }
             for info in snapshot.instances
         ],
@@ -176,7 +181,7 @@ def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> d
                 "lcore": lcore.number,
                 "id": lcore.id,
                 "type": _name(lcore.type),
-                **_identity(lcore.owner),
+                **_identity(families, lcore.owner),
                 "age": round(lcore.age, 3),
                 "cpu_percent": use.get(lcore.number),
             }
@@ -185,11 +190,12 @@ def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> d
     }
 
 
-def _identity(info: InstanceInfo) -> dict[str, Any]:
+def _identity(families: Families, info: InstanceInfo) -> dict[str, Any]:
     return {
         "owner": f"{info.owner:#x}",
+        "parent": f"{info.parent:#x}" if info.parent else None,
         "label": info.label,
-        "state": wording.state(info),
+        "state": families.state(info),
         "pid": info.pid,
         "comm": info.comm,
         "user": wording.user(info.uid),
@@ -208,30 +214,44 @@ def _as_tables(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse, fo
 
     use = usage.take()
     owner_columns = ("label", "pid", "comm", "user", "host")
+    families = Families(snapshot)
+    parent_column = ("parent",) if families else ()  # a terminal is narrow
 
     def cells(info: InstanceInfo) -> list[Text]:  # not markup, whatever somebody calls himself
-        return [
-            Text(text) for text in (info.label, wording.process(info), info.comm, wording.user(info.uid), info.hostname)
-        ]
+        made_by = ("-", "-") if info.kind == Kind.RESERVATION else (wording.process(info), info.comm)
+        return [Text(text) for text in (info.label, *made_by, wording.user(info.uid), info.hostname)]
+
+    def parent(info: InstanceInfo) -> list[Text]:
+        above = families.parent(info)
+        return [Text(wording.short(above) if above else "gone" if info.parent else "-")] if families else []
 
     def marked(info: InstanceInfo) -> str:
-        return {"alive": "", "dead": "[red]dead[/]", "unknown": "[yellow]unknown[/]"}[wording.state(info)]
+        marks = {"alive": "", "dead": "[red]dead[/]", "kept": "kept", "unknown": "[yellow]unknown[/]"}
+        return marks[families.state(info)]
 
-    lcores = Table("lcore", "type", *owner_columns, "age", "CPU %", "", box=None, header_style="bold")
+    lcores = Table("lcore", "type", *owner_columns, *parent_column, "age", "CPU %", "", box=None, header_style="bold")
     for lcore in snapshot.lcores:
         busy = "-" if (percent := use.get(lcore.number)) is None else f"{percent:.0f}"
         lcores.add_row(
             str(lcore.number) if lcore.id == lcore.number else f"{lcore.number} (id {lcore.id})",
             _name(lcore.type),
             *cells(lcore.owner),
+            *parent(lcore.owner),
             wording.duration(lcore.age),
             busy,
             marked(lcore.owner),
         )
-    instances = Table("instance", *owner_columns[1:], "kind", "age", "lcores", "", box=None, header_style="bold")
+    columns = ("instance", *owner_columns[1:], "kind", *parent_column, "age", "lcores", *("lent",) * bool(families), "")
+    instances = Table(*columns, box=None, header_style="bold")
     for info in snapshot.instances:
         instances.add_row(
-            *cells(info), _name(info.kind), wording.duration(info.age), str(info.lcores) or "-", marked(info)
+            *cells(info),
+            _name(info.kind),
+            *parent(info),
+            wording.duration(info.age),
+            str(info.lcores) or "-",
+            *[str(families.lent(info.owner)) or "-"] * bool(families),
+            marked(info),
         )
 
     held = CpuSet(lcore.number for lcore in snapshot.lcores)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from mtlshm import InstanceInfo, Process
+from mtlshm import InstanceInfo, Kind, Process
 
 _NO_UID = 2**32 - 1  # of a process that the daemon does not see
 
@@ -42,7 +42,14 @@ def describe(info: InstanceInfo) -> str:
 
 def name(info: InstanceInfo | Process) -> str:
     """Who it says that it is."""
+    if isinstance(info, InstanceInfo) and info.kind == Kind.RESERVATION:
+        return f"reservation {info.key}"
     return f"{info.label} (pid {process(info)}, {info.comm}) of {user(info.uid)} on {info.hostname}"
+
+
+def short(info: InstanceInfo) -> str:
+    """The same, for a cell of a table."""
+    return info.label if info.kind == Kind.RESERVATION else f"{info.label} ({process(info)})"
 
 
 def duration(seconds: float) -> str:

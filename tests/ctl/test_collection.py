@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
 from lab.processes import held, look
-from mtlshm import Host, MtlshmError
+from mtlshm import Host, LcoreType, MtlshmError
 
 
 def test_release_says_whose_it_is_and_asks(ctl, segment, own_cpus):
@@ -71,3 +72,58 @@ def test_with_no_segment_none_is_made(ctl, segment, words):
 def test_release_of_what_is_not_in_the_table_is_wrong_usage(ctl, segment):
     Host(segment).close()
     assert ctl("release", "--force", "--yes", 5000).returncode == 2
+
+
+def family(puppet, *lcores):
+    """A chain of three: an instance that holds lcores for its tenant, which holds them for one of its own."""
+    chain = [puppet()]
+    for lcore in lcores:
+        assert chain[0].claim(lcore, LcoreType.LEASE) == 0
+    for _ in range(2):
+        new = puppet(ready=False)
+        assert new.open(1) == 0
+        assert new.register_under(chain[-1].owner()) == 0
+        chain.append(new)
+    for lcore in lcores:
+        assert chain[1].claim(lcore, LcoreType.LEASE) == 0
+    return chain
+
+
+def test_release_of_what_a_tenant_has_says_that_it_goes_back(ctl, segment, puppet):
+    root, middle, leaf = family(puppet, 0)
+    assert leaf.claim(0) == 0
+    done = ctl("release", "--force", "--yes", 0)
+    assert done.returncode == 0
+    for line in done.stdout.splitlines():
+        assert f"it goes back to puppet (pid {middle.pid}," in line
+    (lcore,) = look(segment).lcores
+    assert (lcore.owner.owner, lcore.type) == (middle.owner(), LcoreType.LEASE)
+    assert f"it goes back to puppet (pid {root.pid}," in ctl("release", "--force", 0, answer="n\n").stdout
+
+
+def test_gc_gives_what_a_dead_parent_had_to_its_own_and_keeps_its_record_for_its_tenants(ctl, segment, puppet):
+    root, middle, leaf = family(puppet, 0, 1)
+    assert leaf.claim(0) == 0
+    middle.kill()
+    for _ in range(2):
+        assert ctl("gc").stdout == "nothing to collect\n"
+        data = json.loads(ctl("status", "--json").stdout)
+        states = {info["pid"]: info["state"] for info in data["instances"]}
+        assert states == {root.pid: "alive", middle.pid: "kept", leaf.pid: "alive"}
+        lcores = [(lcore["pid"], lcore["type"]) for lcore in data["lcores"]]
+        assert lcores == [(leaf.pid, "sch"), (root.pid, "lease")]
+    assert [
+        line for line in ctl("status").stdout.splitlines() if str(middle.pid) in line and line.split()[-1:] == ["kept"]
+    ]
+    leaf.kill()
+    collected = ctl("gc").stdout
+    assert f"pid {leaf.pid}" in collected
+    assert f"pid {middle.pid}" in collected
+    assert [(lcore.owner.pid, lcore.type) for lcore in look(segment).lcores] == [(root.pid, LcoreType.LEASE)] * 2
+
+
+def test_a_reservation_is_not_collected(ctl, segment):
+    with Host(segment) as host:
+        host.reserve("studio", 1)
+    assert ctl("gc").stdout == "nothing to collect\n"
+    assert len(held(segment)) == 1

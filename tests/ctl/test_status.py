@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import mtlshm.ctl
-from lab.processes import UNPRIVILEGED, as_user, look, namespaces, needs_root, run_python
+from lab.processes import BIN, UNPRIVILEGED, as_user, look, namespaces, needs_root, run_python
 from mtlshm import Host, LcoreType
 
 SCHEMA = json.loads((Path(mtlshm.ctl.__file__).parent / "status.schema.json").read_text())
@@ -166,3 +166,32 @@ def test_an_age_is_the_same_in_every_time_namespace(start_ctl, segment, puppet, 
         info = host.inspect(there.owner())
         assert 0 < info.age < OFFSET / 2
         assert 0 < host.inspect(me.owner).age < OFFSET / 2
+
+
+def test_under_run_each_lcore_is_shown_with_who_uses_it_and_where_it_comes_from(ctl, segment, own_cpus):
+    code = (
+        "import subprocess, sys\nfrom mtlshm import Host\n"
+        "with Host() as host, host.register('worker') as me:\n    me.claim_many(1)\n"
+        "    subprocess.run([sys.argv[1], 'status', '--json'])\n    subprocess.run([sys.argv[1], 'status'])"
+    )
+    done = ctl("run", "--lcores", len(own_cpus), BIN / "python", "-c", code, BIN / "mtlshm-ctl")
+    data, end = json.JSONDecoder().raw_decode(done.stdout)
+    jsonschema.validate(data, SCHEMA)
+    outer, worker = data["instances"]
+    assert (outer["parent"], outer["key"], worker["parent"]) == (None, None, outer["owner"])
+    used = [lcore for lcore in data["lcores"] if lcore["owner"] == worker["owner"]]
+    assert [lcore["lcore"] for lcore in used] == worker["lcores"] == outer["lent"]
+    assert used[0]["parent"] == outer["owner"]
+    assert {lcore["type"] for lcore in data["lcores"] if lcore["owner"] == outer["owner"]} <= {"lease"}
+    assert sorted(outer["lcores"] + outer["lent"]) == own_cpus
+    (row,) = [line for line in done.stdout[end:].splitlines() if line.split()[1:3] == ["app", "worker"]]
+    assert f"({outer['pid']})" in row
+
+
+def test_without_tenants_the_table_has_no_column_for_parents(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("encoder") as me:
+        me.claim(own_cpus[0])
+        assert "parent" not in ctl("status").stdout
+        me.release(own_cpus[0])
+        me.claim(own_cpus[0], LcoreType.LEASE)
+        assert "parent" in ctl("status").stdout

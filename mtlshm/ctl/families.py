@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Parents and tenants in a snapshot: who draws lcores from whom."""
+
+from __future__ import annotations
+
+from mtlshm import CpuSet, InstanceInfo, Kind, LcoreType, Snapshot
+from mtlshm.ctl import wording
+
+_DEPTH = 8  # MTLSHM_DEPTH: a longer chain, or a circle, is damage
+
+
+class Families:
+    """Of one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._known = {info.owner: info for info in snapshot.instances}
+        self._parents = {info.parent for info in snapshot.instances}
+
+    def __bool__(self) -> bool:
+        """Is there a tenant, or are there lcores for tenants?"""
+        return (
+            self._parents > {0}
+            or any(info.kind == Kind.RESERVATION for info in self._snapshot.instances)
+            or any(lcore.type == LcoreType.LEASE for lcore in self._snapshot.lcores)
+        )
+
+    def parent(self, info: InstanceInfo) -> InstanceInfo | None:
+        """The one it draws lcores from; None: it has none, or that is gone."""
+        return self._known.get(info.parent)
+
+    def tenants(self, owner: int) -> list[InstanceInfo]:
+        """Those that draw lcores from it directly."""
+        return [info for info in self._snapshot.instances if info.parent == owner]
+
+    def lent(self, owner: int) -> CpuSet:
+        """What its tenants hold, and theirs."""
+        return CpuSet(lcore.number for lcore in self._snapshot.lcores if self._descends(lcore.owner, owner))
+
+    def _descends(self, info: InstanceInfo, owner: int) -> bool:
+        above: InstanceInfo | None = info
+        for _ in range(_DEPTH):
+            if above is None or not above.parent:
+                return False
+            if above.parent == owner:
+                return True
+            above = self.parent(above)
+        return False
+
+    def kept(self, info: InstanceInfo) -> bool:
+        """Is it dead, and its record kept so that what its tenants give back goes to its own parent?"""
+        return info.alive is False and bool(info.parent) and info.owner in self._parents
+
+    def state(self, info: InstanceInfo) -> str:
+        """As wording.state(), or kept."""
+        return "kept" if self.kept(info) else wording.state(info)
+
+    def pool(self, owner: int) -> tuple[CpuSet, CpuSet]:
+        """What tenants of this one can have at all, and what of that is free now."""
+        held = self._snapshot.lcores
+        free = CpuSet(one.number for one in held if one.owner.owner == owner and one.type == LcoreType.LEASE)
+        return free | CpuSet(one.number for one in held if one.owner.parent == owner), free
