@@ -18,6 +18,7 @@ from mtlshm.ctl import (
     interfaces,
     legacy,
     ping,
+    reservations,
     status,
     survey,
     terminal,
@@ -26,7 +27,13 @@ from mtlshm.ctl import (
 )
 from mtlshm.errors import reason
 
-_STATUS: dict[type[MtlshmError], int] = {NoSegment: 3, Busy: 4, NotPermitted: 5, OtherLayout: 6}
+_STATUS: dict[type[MtlshmError], int] = {
+    NoSegment: 3,
+    reservations.NoReservation: 3,
+    Busy: 4,
+    NotPermitted: 5,
+    OtherLayout: 6,
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,9 +48,9 @@ def command(context: click.Context, segment: str | None) -> None:
     """Show and claim the lcores that the MTL processes of this host share, and show what they use of its interfaces.
     Works with or without a daemon.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment or no ledger there, 4 held by somebody or not enough
-    free, 5 not permitted, 6 a segment of another version is in use. Of `run`: that of the command, 128 + n if signal n
-    ended it, 125 if it was not started, 126 if it cannot be executed, 127 if it does not exist.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 no segment, ledger or reservation there, 4 held by somebody or not
+    enough free, 5 not permitted, 6 a segment of another version is in use. Of `run`: that of the command, 128 + n if
+    signal n ended it, 125 if it was not started, 126 if it cannot be executed, 127 if it does not exist.
     """
     context.obj = segment
 
@@ -52,6 +59,9 @@ for verb in (
     status.status,
     claims.run,
     claims.hold,
+    claims.place,
+    reservations.reserve,
+    reservations.end,
     collection.release,
     collection.gc,
     create.create,

@@ -8,48 +8,93 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mtlshm import CpuSet, Host, InstanceInfo, MtlshmError, Smt
+from mtlshm import CpuSet, Host, InstanceInfo, MtlshmError, Snapshot
 from mtlshm.ctl import wording
+from mtlshm.ctl.families import Families
+from mtlshm.ctl.policy import Demand
 
+_LEASE = "MTLSHM_LEASE"
 _HOLDERS = 5  # named; the table has them all
 _EXPLAINED = (errno.EBUSY, errno.ERANGE)
 
 
 @contextmanager
-def explained(host: Host, count: int, node: int | None, smt: Smt) -> Iterator[None]:
-    """Of a claim by policy within."""
+def explained(host: Host, demand: Demand, parent: int) -> Iterator[None]:
+    """Of a claim by policy within; `parent` is the owner that the lcores are to come from, or 0."""
     try:
         yield
     except MtlshmError as error:
         if error.errno not in _EXPLAINED:
             raise
         try:
-            text = _numbers(host, count, node, smt, ever=error.errno == errno.EBUSY)
+            text = _numbers(host, demand, parent, ever=error.errno == errno.EBUSY)
         except OSError:  # it cannot be looked at now
             raise error from None
         raise type(error)(error.errno, text) from None
 
 
-def _numbers(host: Host, count: int, node: int | None, smt: Smt, *, ever: bool) -> str:
+def _numbers(host: Host, demand: Demand, parent: int, *, ever: bool) -> str:
     topology, snapshot = host.topology(), host.snapshot()
-    mask = os.sched_getaffinity(0)
+    families = Families(snapshot)
+    mask, node = demand.mask, None if demand.device else demand.node
     usable = CpuSet(c.cpu for c in topology.cpus if c.cpu in mask and node in (None, c.node))
+    lent = CpuSet()  # what the parent holds for its tenants is free for them
+    if parent:
+        leased, lent = families.pool(parent)
+        usable &= leased
     holders: dict[int, tuple[InstanceInfo, set[int]]] = {}
     for lcore in snapshot.lcores:
-        if lcore.number in usable:
+        if lcore.number in usable - lent:
             holders.setdefault(lcore.owner.owner, (lcore.owner, set()))[1].add(lcore.number)
     free = usable - {number for _, numbers in holders.values() for number in numbers}
     where = "" if node is None else f" on NUMA node {node}"
-    text = f"{count} lcores{where} asked for, {len(free)} free of the {len(usable)} that this process may use"
-    if len(free) >= count:
-        text += f", too few for --smt {smt.name.lower()}"
+    whose = f"that this process may use{f' of the lease of {_whose(snapshot, parent)}' if parent else ''}"
+    text = f"{demand.count} lcores{where} asked for, {len(free)} free of the {len(usable)} {whose}"
+    if len(free) >= demand.count:
+        text += f", too few for --smt {demand.smt.name.lower()}"
+    if demand.main:
+        text += "; one of them is for libmtl's main lcore"
+    if demand.listed:
+        text += "; CPU 0 is left out, as libmtl hands it to nobody"
     if not ever:
-        text += "; ask for fewer, or widen the affinity mask or cpuset"
-    held = [f"{CpuSet(numbers)} by {wording.name(info)}" for info, numbers in holders.values()]
+        text += "; ask for fewer, or " + ("lease more" if parent else "widen the affinity mask or cpuset")
+    held = [f"{CpuSet(numbers)} by {_holder(info)}" for info, numbers in holders.values()]
     if held:
         more = f", {len(held) - _HOLDERS} more (mtlshm-ctl status)" if len(held) > _HOLDERS else ""
         text += f"; held: {', '.join(held[:_HOLDERS])}{more}"
     return text
+
+
+def _whose(snapshot: Snapshot, owner: int) -> str:
+    return next((wording.name(info) for info in snapshot.instances if info.owner == owner), "one that has ended")
+
+
+def _holder(info: InstanceInfo) -> str:
+    return wording.name(info) + (", which is dead: mtlshm-ctl gc" if info.alive is False else "")
+
+
+def inherited(host: Host) -> int:
+    """The owner that a registration now would make its parent: $MTLSHM_LEASE, or 0."""
+    lease = os.environ.get(_LEASE)
+    return host.parse_lease(lease) if lease else 0
+
+
+@contextmanager
+def lease_explained() -> Iterator[None]:
+    """Of a registration within: what $MTLSHM_LEASE has to do with a refusal."""
+    try:
+        yield
+    except MtlshmError as error:
+        lease = os.environ.get(_LEASE)
+        if not lease or error.errno not in (errno.EINVAL, errno.ESRCH, errno.ELOOP):
+            raise
+        text = {
+            errno.EINVAL: "is no lease",
+            errno.ESRCH: "is a lease that has ended, or one of another segment",
+            errno.ELOOP: "is a lease too many below others",
+        }[error.errno]
+        advice = f"start this from where the lease is, or unset {_LEASE} to claim what is free"
+        raise type(error)(error.errno, f"{_LEASE}={lease} {text}: {advice}") from None
 
 
 @contextmanager

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lab.processes import BIN, DEADLINE, eventually, held, look, namespaces
-from mtlshm import CpuSet, Host
+from lab.processes import BIN, DEADLINE, held, look, namespaces
+from mtlshm import CpuSet, Host, Topology
 
 CTL = str(BIN / "mtlshm-ctl")
 
@@ -32,22 +31,8 @@ def test_the_command_runs_on_its_lcores_and_knows_them(ctl, segment, own_cpus):
     assert held(segment) == set()
 
 
-def test_its_exit_status_is_the_commands(ctl):
-    assert ctl("run", "--lcores", 1, "--", "sh", "-c", "exit 7").returncode == 7
-    assert ctl("run", "--lcores", 1, "--", "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
-
-
 def test_options_of_the_command_are_the_commands(ctl):
     assert ctl("run", "--lcores", 1, "echo", "--lcores", "9", "--help").stdout == "--lcores 9 --help\n"
-
-
-@pytest.mark.parametrize(("command", "status"), [("/no/such/command", 127), ("/etc/passwd", 126)])
-def test_a_command_that_cannot_be_run_has_the_shells_status(ctl, segment, command, status):
-    done = ctl("run", "--lcores", 1, "--", command)
-    assert done.returncode == status
-    assert done.stderr.count("\n") == 1
-    assert command in done.stderr
-    assert held(segment) == set()
 
 
 @pytest.mark.parametrize("count", [1024, 5000])
@@ -73,111 +58,6 @@ def test_a_node_that_does_not_exist_is_refused(ctl):
     assert "NUMA node" in done.stderr
 
 
-_CANNOT_BE_CAUGHT = {signal.SIGKILL, signal.SIGSTOP}
-
-
-def test_all_signals_but_sigchld_are_passed_on(start_ctl):
-    code = (
-        "import signal, sys\n"
-        "every = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, every)\n"
-        "print('up', flush=True)\n"
-        "while True:\n    print(int(signal.sigwaitinfo(every).si_signo), flush=True)"
-    )
-    process = start_ctl("run", "--lcores", 1, BIN / "python", "-c", code)
-    assert first_line(process) == "up"
-    for number in sorted(signal.valid_signals() - _CANNOT_BE_CAUGHT - {signal.SIGCHLD}):
-        process.send_signal(number)
-        assert first_line(process) == str(int(number))
-    process.send_signal(signal.SIGCHLD)
-    process.send_signal(signal.SIGTERM)
-    assert first_line(process) == str(int(signal.SIGTERM))
-    assert process.poll() is None
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM, signal.SIGRTMIN + 3])
-def test_a_command_that_dies_of_a_signal_gives_its_status(start_ctl, number):
-    process = start_ctl("run", "--lcores", 1, "sh", "-c", "echo up; exec sleep 1000")
-    assert first_line(process) == "up"
-    process.send_signal(number)
-    assert process.wait() == 128 + number
-
-
-def test_an_alarm_set_before_it_was_started_reaches_the_command(environment):
-    # Some use a small program in place of timeout(1): alarm(), then exec.
-    code = (
-        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); "
-        "signal.setitimer(signal.ITIMER_REAL, 0.001); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    inner = "import signal; print(signal.sigwait({signal.SIGALRM}).name)"
-    command = [BIN / "python", "-c", code, CTL, "run", "--lcores", "1", BIN / "python", "-c", inner]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
-    assert done.stdout == "SIGALRM\n"
-
-
-def test_it_stops_and_goes_on_with_its_command(environment):
-    # In a process group of its own, as a shell with job control does: in an orphaned one SIGTSTP stops nobody.
-    command = [CTL, "run", "--lcores", "1", "sh", "-c", "echo up; exec sleep 1000"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as process:
-        try:
-            assert first_line(process) == "up"
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-            assert len(family) == 2
-            process.send_signal(signal.SIGTSTP)
-            eventually(lambda: all(one.status() == psutil.STATUS_STOPPED for one in family))
-            process.send_signal(signal.SIGCONT)
-            eventually(lambda: all(one.status() != psutil.STATUS_STOPPED for one in family))
-            process.terminate()
-            assert process.wait(DEADLINE) == 128 + signal.SIGTERM
-        finally:
-            process.kill()  # and so its command
-
-
-def test_it_does_not_stop_with_a_command_that_catches_the_stop(environment):
-    script = "trap 'exit 9' TSTP; echo up; while :; do sleep 0.01; done"
-    command = [CTL, "run", "--lcores", "1", "sh", "-c", script]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as process:
-        assert first_line(process) == "up"
-        process.send_signal(signal.SIGTSTP)
-        assert process.wait(DEADLINE) == 9
-
-
-def test_that_pinning_is_denied_is_said(environment, segment):
-    if os.uname().machine != "x86_64":
-        pytest.skip("the filter of this test has system call numbers of x86-64; not tested: denied sched_setaffinity")
-    # A seccomp filter: sched_setaffinity (203) is EPERM. See seccomp(2), linux/filter.h.
-    code = (
-        "import ctypes, os, struct, sys\n"
-        "steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 203), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]\n"
-        "filter = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))\n"
-        "program = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(steps), ctypes.addressof(filter)))\n"
-        "libc = ctypes.CDLL(None)\n"
-        "assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0\n"
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = [BIN / "python", "-c", code, CTL, "run", "--lcores", "1", "echo", "started"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
-    assert (done.returncode, done.stdout) == (125, "")
-    assert "sched_setaffinity" in done.stderr
-    assert "not permitted" in done.stderr
-    assert held(segment) == set()
-
-
-def test_a_signal_from_the_terminal_reaches_the_command_once(environment):
-    # It goes to the whole foreground group, so passing it on would make it two. A terminal of our own, and ^C.
-    count = "n=0; trap 'n=$((n+1))' INT; echo up; sleep 1; sleep 0.3; exit $n"
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(CTL, [CTL, "run", "--lcores", "1", "sh", "-c", count], environment)
-    output = b""
-    while b"up" not in output:
-        output += os.read(terminal, 1024)
-    os.write(terminal, b"\x03")
-    _, status = os.waitpid(pid, 0)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 1
-
-
 def test_the_claim_lasts_as_long_as_the_command(start_ctl, segment):
     process = start_ctl("run", "--lcores", 1, "sh", "-c", "echo up; exec sleep 1000")
     first_line(process)
@@ -185,17 +65,6 @@ def test_the_claim_lasts_as_long_as_the_command(start_ctl, segment):
     (child,) = psutil.Process(process.pid).children()
     child.kill()
     assert process.wait() == 128 + signal.SIGKILL
-    assert held(segment) == set()
-
-
-def test_the_command_does_not_outlive_the_claim(start_ctl, segment):
-    process = start_ctl("run", "--lcores", 1, "sleep", "1000")
-    (child,) = eventually(lambda: [c for c in psutil.Process(process.pid).children() if c.name() == "sleep"])
-    process.kill()
-    process.wait()
-    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    with Host(segment) as host:
-        assert host.sweep() == 1
     assert held(segment) == set()
 
 
@@ -243,27 +112,6 @@ def test_an_lcore_that_is_no_cpu_here_is_refused(ctl):
     assert "absent or offline" in done.stderr
 
 
-def test_a_signal_from_outside_its_pid_namespace_is_passed_on(environment):
-    # Its sender has no pid there.
-    script = "trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done"
-    command = [*namespaces("pid"), CTL, "run", "--lcores", "1", "sh", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        assert first_line(process) == "up"
-        family = psutil.Process(process.pid).children(recursive=True)
-        next(p for p in family if p.name() == "mtlshm-ctl").terminate()
-        assert process.wait() == 9
-
-
-def test_it_ends_although_it_was_started_with_sigchld_ignored(environment):
-    command = ["env", "--ignore-signal=CHLD", CTL, "run", "--lcores", "1", "--", "true"]
-    assert subprocess.run(command, env=environment, timeout=DEADLINE).returncode == 0
-
-
-def test_an_argument_may_be_any_bytes(environment):
-    done = subprocess.run([CTL, "run", "--lcores", "1", "echo", b"\xff"], env=environment, stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (0, b"\xff\n")
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -307,3 +155,216 @@ def test_a_number_that_there_could_never_be_is_told_what_there_is(ctl, own_cpus)
         assert done.returncode == 125
         assert f"{count} lcores asked for, {len(own_cpus)} free of the {len(own_cpus)}" in done.stderr
         assert "ask for fewer" in done.stderr
+
+
+# --- leases -----------------------------------------------------------------------------------------
+
+PYTHON = str(BIN / "python")
+needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU; not tested: leases of two")
+CLAIM_ONE = (
+    "from mtlshm import Busy, Host\n"
+    "with Host() as host, host.register('worker') as me:\n"
+    "    print(me.claim_many(1), flush=True)\n"
+    "    input()\n"
+    "    try:\n        print(me.claim_many(1))\n"
+    "    except Busy:\n        print('no more', flush=True)\n"
+    "    input()"
+)
+
+
+def test_a_program_under_run_claims_what_run_claimed_for_it(ctl, segment, own_cpus):
+    code = (
+        "from mtlshm import Host, MtlshmError\n"
+        "with Host() as host, host.register('worker') as me:\n"
+        "    print(me.claim_many(1))\n"
+        "    print(host.inspect(host.inspect(me.owner).parent).label.split()[0])\n"
+        "    try:\n        me.claim_many(1)\n"
+        "    except MtlshmError as error:\n        print(error.strerror)"
+    )
+    done = ctl("run", "--lcores", 1, "--", PYTHON, "-c", code)
+    assert done.returncode == 0, done.stderr
+    lcore, parent, refusal = done.stdout.splitlines()
+    assert int(lcore) in own_cpus
+    assert parent == PYTHON
+    assert refusal.startswith("1 lcores:")
+    assert held(segment) == set()
+
+
+def test_lcores_come_back_to_run_when_a_program_under_it_ends(ctl, segment):
+    code = (
+        "from mtlshm import Host\nhost = Host()\nbefore = host.snapshot().lcores\n"
+        "for _ in range(3):\n    with host.register() as me:\n        me.claim_many(1)\n"
+        "print([l.owner.owner for l in before] == [l.owner.owner for l in host.snapshot().lcores])"
+    )
+    assert ctl("run", "--lcores", 1, PYTHON, "-c", code).stdout == "True\n"
+
+
+@needs_two
+def test_commands_under_one_run_share_its_lcores_and_each_is_given_once(start_ctl, segment, tmp_path):
+    fifos = tmp_path / "first", tmp_path / "second"
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    # Read-write: so neither side waits for the other to open.
+    first, second = (os.open(fifo, os.O_RDWR | os.O_CLOEXEC) for fifo in fifos)
+    script = '"$0" -c "$1" < "$2" & "$0" -c "$1" < "$3" & wait'
+    process = start_ctl("run", "--lcores", 2, "sh", "-c", script, PYTHON, CLAIM_ONE, *fifos)
+    try:
+        assert {int(first_line(process)), int(first_line(process))} == held(segment)
+        shown = look(segment)
+        (outer,) = [info.owner for info in shown.instances if info.pid == process.pid]
+        assert [(lcore.owner.label, lcore.owner.parent) for lcore in shown.lcores] == [("worker", outer)] * 2
+        assert len({lcore.owner.owner for lcore in shown.lcores}) == 2
+        os.write(first, b"\n")
+        assert first_line(process) == "no more"
+        os.write(first, b"\n")
+        os.write(second, b"\n\n")
+        assert process.wait(DEADLINE) == 0
+    finally:
+        os.close(first)
+        os.close(second)
+    assert held(segment) == set()
+
+
+@needs_two
+def test_a_run_within_a_run_draws_from_the_outer_one(ctl, segment, own_cpus):
+    code = "import os; print(os.environ['MTLSHM_LCORES']); print(sorted(os.sched_getaffinity(0)))"
+    outer = ["run", "--lcores", 2, "--", "sh", "-c", 'echo $MTLSHM_LCORES; exec "$@"', "sh"]
+    done = ctl(*outer, CTL, "run", "--lcores", 1, PYTHON, "-c", code)
+    have, inner, affinity = done.stdout.splitlines()
+    assert CpuSet.parse(inner) < CpuSet.parse(have)
+    assert affinity == str(sorted(CpuSet.parse(inner)))
+    done = ctl(*outer, CTL, "run", "--lcores", 3, "true")
+    assert done.returncode == 125
+    assert "3 lcores asked for, 2 free of the 2 that this process may use of the lease of sh -c" in done.stderr
+    assert "lease more" in done.stderr
+    assert held(segment) == set()
+
+
+@needs_two
+def test_hold_under_run_gets_what_the_lease_has_and_nothing_else(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("encoder") as me:
+        me.claim(own_cpus[-1])
+        script = f"read which < <(exec {CTL} hold $MTLSHM_LCORES); kill $!; echo $which; {CTL} hold --lcores 2"
+        done = ctl("run", "--lcores", 1, "bash", "-c", script)
+    assert int(done.stdout) in own_cpus[:-1]
+    assert done.returncode == 1
+    assert "2 lcores asked for, " in done.stderr
+    assert " of the 1 that this process may use of the lease of bash -c" in done.stderr
+
+
+def test_the_lease_is_first_in_the_environment_however_deep(ctl, environment):
+    code = (
+        "data = open('/proc/self/environ', 'rb').read().split(b'\\0'); print(data[0].partition(b'=')[0].decode());"
+        "print(sum(word.startswith(b'MTLSHM_LEASE=') for word in data))"
+    )
+    assert ctl("run", "--lcores", 1, PYTHON, "-c", code).stdout == "MTLSHM_LEASE\n1\n"
+    within = ctl("run", "--lcores", 1, CTL, "run", "--lcores", 1, PYTHON, "-c", code)
+    assert within.stdout == "MTLSHM_LEASE\n1\n", within.stderr
+
+
+@pytest.mark.parametrize(("lease", "said"), [("1ab", "is no lease"), ("100000@1", "is a lease that has ended")])
+@pytest.mark.parametrize(
+    "words", [("run", "--lcores", "1", "true"), ("hold", "--lcores", "1"), ("place", "--lcores", "1")]
+)
+def test_a_lease_that_is_none_is_named_and_nothing_is_claimed(environment, segment, lease, said, words):
+    Host(segment).close()
+    environment["MTLSHM_LEASE"] = lease
+    done = subprocess.run([CTL, *words], env=environment, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == (125 if words[0] == "run" else 1)
+    assert f"MTLSHM_LEASE={lease} {said}" in done.stderr
+    assert held(segment) == set()
+
+
+def test_the_core_list_replaces_its_placeholder(ctl):
+    script = 'test "$1 $2" = "-l $MTLSHM_LCORES $MTLSHM_LCORES,$MTLSHM_LCORES"'
+    assert ctl("run", "--lcores", 1, "sh", "-c", script, "sh", "-l {lcores}", "{lcores},{lcores}").returncode == 0
+
+
+@needs_two
+def test_workers_are_those_that_libmtl_can_hand_out(ctl, own_cpus):
+    done = ctl("run", "--workers", 1, "sh", "-c", "echo $MTLSHM_LCORES")
+    assert len(CpuSet.parse(done.stdout)) == 2
+    done = ctl("run", "--workers", 1, "echo", "{lcores}")
+    assert len(CpuSet.parse(done.stdout)) == 1
+    assert 0 not in CpuSet.parse(done.stdout)
+    done = ctl("run", "--workers", len(own_cpus), "true")
+    assert done.returncode == 125
+    assert "one of them is for libmtl's main lcore" in done.stderr
+    if 0 in own_cpus:
+        done = ctl("run", "--workers", len(own_cpus), "echo", "{lcores}")
+        assert done.returncode == 125
+        assert "CPU 0 is left out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "true"),
+        ("run", "--lcores", "1", "--workers", "1", "true"),
+        ("run", "--lcores", "1", "--reservation", "a", "true"),
+        ("run", "--reservation", "a", "--near", "lo", "true"),
+        ("run", "--reservation", "a", "--explain", "true"),
+        ("run", "--lcores", "1", "--numa", "0", "--near", "lo", "true"),
+        ("place",),
+        ("place", "--lcores", "1", "--workers", "1"),
+        ("hold", "1", "--near", "lo"),
+    ],
+)
+def test_options_that_exclude_each_other_are_wrong_usage(ctl, words):
+    assert ctl(*words).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "--lcores", "1", "--near", "lo", "true"), ("place", "--lcores", 1, "--near", "lo")]
+)
+def test_an_interface_on_no_node_is_said_and_counts_for_nothing(ctl, segment, words):
+    Host(segment).close()
+    done = ctl(*words)
+    assert done.returncode == 0
+    assert "--near lo: the kernel knows no NUMA node of it" in done.stderr
+
+
+def test_an_interface_that_there_is_not_is_refused(ctl, segment):
+    done = ctl("run", "--lcores", 1, "--near", "none0", "true")
+    assert done.returncode == 125
+    assert "none0" in done.stderr
+    assert held(segment) == set()
+
+
+@pytest.mark.parametrize("name", ["lo", "an-alternative-name-of-loopback"])
+def test_lcores_come_from_the_node_of_the_interface(start_ctl, segment, tmp_path, name):
+    """The node of a network card is made up: a file in a directory that is mounted over sysfs's of the loopback."""
+    (tmp_path / "lo/device").mkdir(parents=True)
+    node = Topology.read().cpus[0].node
+    script = (
+        f"mount --bind {tmp_path}/lo /sys/devices/virtual/net/lo && "
+        'ip link property add dev lo altname an-alternative-name-of-loopback && exec "$@"'
+    )
+    Host(segment).close()
+    for number, said in (node, f"NUMA node {node}, that of {name}"), (node + 1, "has no CPUs"), (-1, "knows no NUMA"):
+        (tmp_path / "lo/device/numa_node").write_text(f"{number}\n")
+        within = (*namespaces("net", "mount"), "sh", "-c", f"{script} 2>&1", "sh")
+        process = start_ctl("place", "--dry-run", "--lcores", 1, "--near", name, within=within)
+        assert said in process.communicate()[0]
+        assert process.returncode == 0
+
+
+@needs_two
+def test_place_says_which_and_why_and_claims_nothing(ctl, segment, own_cpus):
+    with Host(segment) as host, host.register("encoder") as other:
+        other.claim(own_cpus[-1])
+        done = ctl("place", "--lcores", len(own_cpus) - 1)
+        which, *why = done.stdout.splitlines()
+        assert CpuSet.parse(which) == CpuSet(own_cpus[:-1])
+        assert [line.split(":")[0] for line in why] == [f"lcore {cpu}" for cpu in own_cpus[:-1]]
+        assert held(segment) == {own_cpus[-1]}
+        done = ctl("place", "--lcores", len(own_cpus))
+        assert done.returncode == 4
+        assert "held:" in done.stderr
+
+
+def test_run_explains_its_choice_before_the_command_starts(ctl):
+    done = ctl("run", "--lcores", 1, "--explain", "sh", "-c", "echo $MTLSHM_LCORES; echo started >&2")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"lcore {done.stdout.strip()}: NUMA node ")
+    assert second == "started"

@@ -88,7 +88,7 @@ def test_the_command_line_has_these_verbs_with_these_options():
 def test_the_command_line_has_these_variables():
     read = settings(ctl).union(*(settings(command) for _, command in verbs(ctl)))
     told = {name for head, _ in items(section("mtlshm-ctl.1", "ENVIRONMENT")) for name in variables(head)}
-    assert told == read | {"MTL_MANAGER_SOCK_PATH", "MTLSHM_LCORES", "MTLSHMD_CONFIG"}
+    assert told == read | {"MTL_MANAGER_SOCK_PATH", "MTLSHM_LCORES", "MTLSHM_LEASE", "MTLSHMD_CONFIG"}
 
 
 def test_exit_statuses_are_those_of_the_readme_and_of_the_help():

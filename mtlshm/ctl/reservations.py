@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""reserve and end: lcores that are kept for tenants, whoever comes and goes, until somebody says that they are not."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import click
+
+from mtlshm import Busy, Host, Kind, MtlshmError
+from mtlshm.ctl import wording
+from mtlshm.ctl.families import Families
+from mtlshm.ctl.policy import Policy, demand, lcores_option, one_of, policy_options, workers_option
+from mtlshm.ctl.refusal import explained
+from mtlshm.host import Reservation
+
+_LONGEST = 63  # bytes of a key
+
+
+class NoReservation(MtlshmError):
+    """There is none of that name."""
+
+
+def _name(_: click.Context, __: click.Parameter, text: str) -> str:
+    if not 0 < len(text.encode(errors="surrogateescape")) <= _LONGEST:
+        raise click.BadParameter(f"a name has 1 to {_LONGEST} bytes")
+    return text
+
+
+@click.command()
+@lcores_option
+@workers_option
+@policy_options
+@click.option("--json", "as_json", is_flag=True, help="One object: name, lcores[], lease, owner, existed.")
+@click.argument("name", callback=_name)
+@click.pass_context
+def reserve(
+    context: click.Context, lcores: int | None, workers: int | None, policy: Policy, as_json: bool, name: str
+) -> None:
+    """Reserve lcores under a name, until `end` or the next boot.
+
+    Prints MTLSHM_LCORES=... and MTLSHM_LEASE=..., two lines for `eval` or env(1): whatever is started with them in its
+    environment claims from these lcores, and what it gives back stays reserved. `run --reservation NAME` sets them, and
+    the affinity. If NAME is reserved already, prints what it has; if that is another number of lcores, says so, with
+    exit status 4.
+    """
+    one_of(lcores=lcores, workers=workers)
+    with Host(context.obj) as host:
+        wanted = demand(host, lcores, workers, policy)
+        with explained(host, wanted, 0):
+            there = host.reserve(name, wanted.count, **wanted.terms())
+        if there.found and len(there.lcores) != wanted.count:
+            text = f"{name} has {len(there.lcores)} lcores reserved ({there.lcores}), {wanted.count} asked for"
+            raise Busy(errno.EBUSY, f"{text}; to change that: mtlshm-ctl end {name}, then reserve it anew")
+        lease = host.lease(there.owner)
+        if as_json:
+            data = {
+                "name": name,
+                "lcores": sorted(there.lcores),
+                "lease": lease,
+                "owner": f"{there.owner:#x}",
+                "existed": there.found,
+            }
+            click.echo(json.dumps(data, indent=2))
+        else:
+            click.echo(f"MTLSHM_LCORES={there.lcores}\nMTLSHM_LEASE={lease}")
+
+
+@click.command()
+@click.argument("name", callback=_name)
+@click.pass_context
+def end(context: click.Context, name: str) -> None:
+    """End a reservation.
+
+    Its lcores are free. What its tenants use stays theirs until they give it back, and is free then.
+    """
+    with Host(context.obj, create=False) as host:
+        there = found(host, name)
+        tenants = Families(host.snapshot()).tenants(there.owner)
+        try:
+            host.end(there.owner)
+        except MtlshmError as error:
+            if error.errno == errno.ESRCH:  # somebody else did, meanwhile
+                raise _none(host, name) from None
+            raise
+        click.echo(f"{name} ended: lcores {there.lcores or 'none'}")
+        for info in tenants:
+            if info.lcores:
+                click.echo(f"lcores {info.lcores} are in use until they are given back: by {wording.name(info)}")
+
+
+def found(host: Host, name: str) -> Reservation:
+    """What is reserved under that name. NoReservation if nothing is."""
+    if there := host.reservation(name):
+        return there
+    raise _none(host, name)
+
+
+def _none(host: Host, name: str) -> NoReservation:
+    keys = sorted(info.key for info in host.snapshot().instances if info.kind == Kind.RESERVATION)
+    others = f"there are {', '.join(keys)}" if keys else "nothing is reserved"
+    return NoReservation(errno.ESRCH, f"no reservation {name}; {others}: mtlshm-ctl reserve makes one")
