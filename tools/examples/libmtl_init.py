@@ -5,8 +5,13 @@
 
 Three lines get the lcores. libmtl's Python binding (pymtl, from its own source tree) is used if it is installed; else
 the list is shown, and the lcores are held until the program is interrupted.
+
+WHICH LCORES A WORKER GETS. libmtl hands out every lcore but its main one. Given a core list, it adds a main lcore to
+that, which is lcore 0: each lcore in the list is one worker, unless it is CPU 0. So that is not claimed here.
+Given none, DPDK takes the affinity mask, and the main lcore is the lowest CPU in it: N + 1 lcores make N workers.
 """
 
+import os
 import signal
 import sys
 
@@ -15,7 +20,7 @@ from mtlshm import Host, LcoreType
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 1
 
 host = Host()
-me = host.register("libmtl application")
+me = host.register("libmtl application", cpus=os.sched_getaffinity(0) - {0})
 lcores = me.claim_many(count, type=LcoreType.SCH)
 
 try:
