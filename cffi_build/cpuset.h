@@ -37,6 +37,15 @@ static inline bool cpuset_empty(const struct mtlshm_cpuset *set)
 	return true;
 }
 
+static inline uint32_t cpuset_count(const struct mtlshm_cpuset *set)
+{
+	uint32_t count = 0;
+
+	for (int i = 0; i < CPUSET_WORDS; i++)
+		count += (uint32_t)__builtin_popcountll(set->bits[i]);
+	return count;
+}
+
 /* The sets may be one and the same. */
 static inline void cpuset_and(struct mtlshm_cpuset *result, const struct mtlshm_cpuset *a,
 			      const struct mtlshm_cpuset *b)

@@ -17,19 +17,15 @@
  *   A cache can be wider than a node (Intel's sub-NUMA clustering divides the L3 of a socket into nodes, and
  * sysfs shows one cache), so a cache here means the CPUs that share both cache and node.
  *
- * WHAT COMES LAST. Some CPUs are taken only if the claim cannot do without them. From the least to the most unwelcome:
- *   siblings       the SMT sibling is in use by somebody else, who would lose half of a core
- *   housekeeping   not isolated, on a host that isolates some
- *   other nodes    than the one that was wished for
- *   CPU 0          where the kernel does what it can do nowhere else, and which libmtl, whose main lcore has id 0, gives to
- *                  nobody
- * The choice is made among the best CPUs; if those are not enough, again with the next kind added.
+ * WHAT COMES LAST. The choice is made among the CPUs that nothing speaks against; if those are not enough, again with the
+ * next kind of unwelcome.h added.
  *
  * REFUSALS. Every step leaves units that can make up what is still needed. So once that holds at the start a
  * choice will be found; and asking it of an idle machine tells -ERANGE from -EBUSY.
  *
- * COST. This runs under the semaphore: a quarter of a microsecond for 64 CPUs. Arrays are initialised only
- * as far as they are used, and bits are walked a word at a time.
+ * COST. This runs under the semaphore, which single claims do not need: some microseconds for 64 CPUs, a hundred for
+ * 1,024. Loops are plain, since programs ask for several lcores when they start. Only the subset sum clears no more than it
+ * uses.
  */
 #include "place.h"
 
@@ -39,14 +35,8 @@
 #include <string.h>
 
 #include "cpuset.h"
-
-/* For every CPU of a set, ascending; the CPU in hand may be removed. break leaves only the word. It does not
- * look beyond the CPUs the machine has, as cpuset_for_each() would: that halves the time of a claim. */
-#define for_each_cpu(cpu, set, cpus)                                                            \
-	for (uint32_t word_ = 0; word_ * 64 < (cpus); word_++)                                  \
-		for (uint64_t bits_ = (set)->bits[word_];                                       \
-		     bits_ && ((cpu) = word_ * 64 + (uint32_t)__builtin_ctzll(bits_), true);    \
-		     bits_ &= bits_ - 1)
+#include "topology.h"
+#include "unwelcome.h"
 
 struct domain {
 	uint16_t cache; /* 0 if the domain is a node */
@@ -56,7 +46,6 @@ struct domain {
 
 struct choice {
 	const struct mtlshm_topology *topology;
-	uint32_t cpus;                  /* no set goes beyond */
 	struct mtlshm_cpuset units;     /* leaders of those that may still be taken */
 	struct mtlshm_cpuset taken;     /* leaders of those that are */
 	uint32_t need;                  /* the weight that is still missing */
@@ -67,9 +56,6 @@ struct choice {
 	uint32_t domains;
 	struct domain domain[MTLSHM_LCORES]; /* those that have units, in no order */
 };
-
-/* Copied to clear a set: for memset() gcc uses "rep stos" here, which takes 20 ns to get going. */
-static const struct mtlshm_cpuset none;
 
 static uint32_t weight_of(const struct choice *choice, uint32_t leader)
 {
@@ -86,7 +72,7 @@ static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *uni
 	uint32_t leader, total = 0;
 
 	memset(have, 0, sizeof(have[0]) * (choice->heaviest + 1));
-	for_each_cpu(leader, units, choice->cpus) {
+	cpuset_for_each(leader, units) {
 		have[choice->weight[leader]]++;
 		total += choice->weight[leader];
 	}
@@ -117,13 +103,7 @@ static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *uni
 
 static bool adds_up(const struct choice *choice, const struct mtlshm_cpuset *units, uint32_t need)
 {
-	uint32_t count = 0;
-
-	if (choice->mixed)
-		return make_up(choice, units, need, NULL);
-	for (uint32_t i = 0; i * 64 < choice->cpus; i++)
-		count += (uint32_t)__builtin_popcountll(units->bits[i]);
-	return count >= need;
+	return choice->mixed ? make_up(choice, units, need, NULL) : cpuset_count(units) >= need;
 }
 
 /* Isolated siblings lead, where there are any. */
@@ -131,15 +111,15 @@ static void make_avoiding_units(struct choice *choice, const struct mtlshm_cpuse
 				const struct mtlshm_cpuset *busy)
 {
 	const struct mtlshm_topology *topology = choice->topology;
-	struct mtlshm_cpuset held, isolated, closed = none; /* cores that are busy or have their unit */
+	struct mtlshm_cpuset held, isolated, closed = {0}; /* cores that are busy or have their unit */
 	uint32_t cpu;
 
 	cpuset_and(&held, busy, &topology->online);
 	cpuset_and(&isolated, free, &topology->isolated);
-	for_each_cpu(cpu, &held, choice->cpus)
+	cpuset_for_each(cpu, &held)
 		cpuset_add(&closed, topology->core[cpu]);
 	for (int pass = 0; pass < 2; pass++) {
-		for_each_cpu(cpu, pass ? free : &isolated, choice->cpus) {
+		cpuset_for_each(cpu, pass ? free : &isolated) {
 			if (cpuset_has(&closed, topology->core[cpu]))
 				continue;
 			cpuset_add(&closed, topology->core[cpu]);
@@ -151,13 +131,13 @@ static void make_avoiding_units(struct choice *choice, const struct mtlshm_cpuse
 static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *free)
 {
 	const struct mtlshm_topology *topology = choice->topology;
-	struct mtlshm_cpuset others, broken = none;
+	struct mtlshm_cpuset others, broken = {0};
 	uint32_t cpu, leader, lightest = MTLSHM_LCORES;
 
 	cpuset_andnot(&others, &topology->online, free);
-	for_each_cpu(cpu, &others, choice->cpus)
+	cpuset_for_each(cpu, &others)
 		cpuset_add(&broken, topology->core[cpu]);
-	for_each_cpu(cpu, free, choice->cpus) {
+	cpuset_for_each(cpu, free) {
 		leader = topology->core[cpu];
 		if (cpuset_has(&broken, leader))
 			continue;
@@ -168,7 +148,7 @@ static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *
 		choice->weight[leader]++;
 	}
 	choice->heaviest = 0;
-	for_each_cpu(leader, &choice->units, choice->cpus) {
+	cpuset_for_each(leader, &choice->units) {
 		if (choice->weight[leader] < lightest)
 			lightest = choice->weight[leader];
 		if (choice->weight[leader] > choice->heaviest)
@@ -186,9 +166,8 @@ static bool begin(struct choice *choice, const struct mtlshm_topology *topology,
 		  const struct mtlshm_cpuset *busy)
 {
 	choice->topology = topology;
-	choice->cpus = topology->cpus;
-	choice->units = none;
-	choice->taken = none;
+	choice->units = (struct mtlshm_cpuset){0};
+	choice->taken = (struct mtlshm_cpuset){0};
 	choice->need = want->count;
 	choice->mixed = false;
 	if (want->smt == MTLSHM_SMT_WHOLE)
@@ -200,71 +179,51 @@ static bool begin(struct choice *choice, const struct mtlshm_topology *topology,
 	return adds_up(choice, &choice->units, choice->need);
 }
 
-/* The domain of a cache and a node, made if it is new. `slot` holds the latest domain of that cache, which is
- * the right one unless the cache is in several nodes. */
-static struct domain *find_domain(struct choice *choice, uint16_t *slot, uint16_t cache, uint16_t node)
-{
-	struct domain *domain;
-
-	if (*slot < choice->domains) {
-		domain = &choice->domain[*slot];
-		if (domain->node == node)
-			return domain;
-		for (uint32_t i = 0; i < choice->domains; i++) {
-			domain = &choice->domain[i];
-			if (domain->cache == cache && domain->node == node)
-				return domain;
-		}
-	}
-	*slot = (uint16_t)choice->domains++;
-	domain = &choice->domain[*slot];
-	*domain = (struct domain){.cache = cache, .node = node};
-	return domain;
-}
-
-/* Sort the units that are left into caches or nodes. Neighbours are mostly in the same. */
-static void group(struct choice *choice, bool by_node)
-{
-	const struct mtlshm_topology *topology = choice->topology;
-	uint16_t slot[MTLSHM_LCORES]; /* by number of the cache or node */
-	struct domain nowhere = {.node = UINT16_MAX}, *domain = &nowhere;
-	uint32_t leader, weight = 0;
-
-	memset(slot, 0xff, sizeof(slot[0]) * (by_node ? MTLSHM_LCORES : choice->cpus));
-	choice->domains = 0;
-	choice->by_node = by_node;
-	for_each_cpu(leader, &choice->units, choice->cpus) {
-		uint16_t node = topology->node[leader];
-		uint16_t cache = by_node ? 0 : topology->llc[leader];
-
-		if (domain->node != node || domain->cache != cache) {
-			domain->weight = (uint16_t)(domain->weight + weight);
-			weight = 0;
-			domain = find_domain(choice, &slot[by_node ? node : cache], cache, node);
-		}
-		weight += weight_of(choice, leader);
-	}
-	domain->weight = (uint16_t)(domain->weight + weight);
-}
-
 static bool is_in(const struct choice *choice, const struct domain *domain, uint32_t leader)
 {
 	return choice->topology->node[leader] == domain->node &&
 	       (choice->by_node || choice->topology->llc[leader] == domain->cache);
 }
 
+/* The domain of this unit, made if it is new. Neighbours are mostly in the same, so the latest is looked at first. */
+static struct domain *find_domain(struct choice *choice, uint32_t leader)
+{
+	const struct mtlshm_topology *topology = choice->topology;
+	struct domain *domain;
+
+	for (uint32_t i = choice->domains; i--;)
+		if (is_in(choice, &choice->domain[i], leader))
+			return &choice->domain[i];
+	domain = &choice->domain[choice->domains++];
+	*domain = (struct domain){
+		.cache = choice->by_node ? 0 : topology->llc[leader],
+		.node = topology->node[leader],
+	};
+	return domain;
+}
+
+/* Sort the units that are left into caches or nodes. */
+static void group(struct choice *choice, bool by_node)
+{
+	uint32_t leader;
+
+	choice->domains = 0;
+	choice->by_node = by_node;
+	cpuset_for_each(leader, &choice->units) {
+		struct domain *domain = find_domain(choice, leader);
+
+		domain->weight = (uint16_t)(domain->weight + weight_of(choice, leader));
+	}
+}
+
 static struct mtlshm_cpuset members(const struct choice *choice, const struct domain *domain)
 {
-	struct mtlshm_cpuset set = none;
+	struct mtlshm_cpuset set = {0};
+	uint32_t leader;
 
-	for (uint32_t i = 0; i * 64 < choice->cpus; i++) {
-		uint64_t word = 0;
-
-		for (uint64_t bits = choice->units.bits[i]; bits; bits &= bits - 1)
-			if (is_in(choice, domain, i * 64 + (uint32_t)__builtin_ctzll(bits)))
-				word |= bits & -bits;
-		set.bits[i] = word;
-	}
+	cpuset_for_each(leader, &choice->units)
+		if (is_in(choice, domain, leader))
+			cpuset_add(&set, leader);
 	return set;
 }
 
@@ -349,7 +308,7 @@ static void finish(struct choice *choice)
 		make_up(choice, &choice->units, choice->need, quota);
 	cpuset_and(&isolated, &choice->units, &choice->topology->isolated);
 	for (int pass = 0; pass < 2; pass++) {
-		for_each_cpu(leader, pass ? &choice->units : &isolated, choice->cpus) {
+		cpuset_for_each(leader, pass ? &choice->units : &isolated) {
 			if (!choice->need)
 				return;
 			if (cpuset_has(&choice->taken, leader))
@@ -380,62 +339,16 @@ static bool choose(struct choice *choice, const struct mtlshm_topology *topology
 		narrow(choice, false);
 	}
 	finish(choice);
-	for_each_cpu(cpu, whole ? free : &choice->taken, choice->cpus)
+	cpuset_for_each(cpu, whole ? free : &choice->taken)
 		if (cpuset_has(&choice->taken, whole ? topology->core[cpu] : cpu))
 			lcores[count++] = (uint16_t)cpu;
 	return true;
 }
 
-static void keep_node(const struct mtlshm_topology *topology, uint32_t node, struct mtlshm_cpuset *set)
-{
-	uint32_t cpu;
-
-	for_each_cpu(cpu, set, topology->cpus)
-		if (topology->node[cpu] != node)
-			cpuset_remove(set, cpu);
-}
-
-/* Those of `free` that share a core with one of `others`. */
-static void find_siblings(const struct mtlshm_topology *topology, const struct mtlshm_cpuset *free,
-			  const struct mtlshm_cpuset *others, struct mtlshm_cpuset *siblings)
-{
-	struct mtlshm_cpuset held, cores = none;
-	uint32_t cpu;
-
-	*siblings = none;
-	cpuset_and(&held, others, &topology->online);
-	for_each_cpu(cpu, &held, topology->cpus)
-		cpuset_add(&cores, topology->core[cpu]);
-	for_each_cpu(cpu, free, topology->cpus)
-		if (cpuset_has(&cores, topology->core[cpu]))
-			cpuset_add(siblings, cpu);
-}
-
-/* What comes last, from the least to the most unwelcome. */
-enum { SIBLINGS, HOUSEKEEPING, OTHER_NODES, FIRST, UNWELCOME };
-
-static void find_unwelcome(const struct mtlshm_topology *topology, const struct mtlshm_want *want,
-			   const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *others,
-			   struct mtlshm_cpuset unwelcome[UNWELCOME])
-{
-	struct mtlshm_cpuset here = *free;
-
-	find_siblings(topology, free, others, &unwelcome[SIBLINGS]);
-	unwelcome[HOUSEKEEPING] = none;
-	if (!cpuset_empty(&topology->isolated))
-		cpuset_andnot(&unwelcome[HOUSEKEEPING], free, &topology->isolated);
-	unwelcome[OTHER_NODES] = none;
-	if (want->numa_node != MTLSHM_ANY_NODE) {
-		keep_node(topology, (uint32_t)want->numa_node, &here);
-		cpuset_andnot(&unwelcome[OTHER_NODES], free, &here);
-	}
-	unwelcome[FIRST] = none;
-	cpuset_add(&unwelcome[FIRST], 0);
-}
-
 int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed,
 	  const struct mtlshm_cpuset *busy, const struct mtlshm_cpuset *others, uint16_t *lcores)
 {
+	const struct mtlshm_cpuset nothing = {0};
 	struct mtlshm_cpuset usable, free, best, unwelcome[UNWELCOME];
 	struct choice choice;
 
@@ -446,10 +359,10 @@ int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want
 		if (want->numa_node < 0 || !cpuset_has(&topology->nodes, (uint32_t)want->numa_node))
 			return -ENXIO;
 		if (!want->near)
-			keep_node(topology, (uint32_t)want->numa_node, &usable);
+			topology_keep_node(topology, (uint32_t)want->numa_node, &usable);
 	}
 	cpuset_andnot(&free, &usable, busy);
-	find_unwelcome(topology, want, &free, others, unwelcome);
+	unwelcome_cpus(topology, want, &free, others, unwelcome);
 	for (int accepted = 0; accepted <= UNWELCOME; accepted++) {
 		best = free;
 		for (int kind = accepted; kind < UNWELCOME; kind++)
@@ -457,5 +370,5 @@ int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want
 		if (choose(&choice, topology, want, &best, busy, lcores))
 			return 0;
 	}
-	return begin(&choice, topology, want, &usable, &none) ? -EBUSY : -ERANGE;
+	return begin(&choice, topology, want, &usable, &nothing) ? -EBUSY : -ERANGE;
 }

@@ -409,6 +409,15 @@ int topology_online(const char *sysfs, struct mtlshm_cpuset *online)
 	return 0;
 }
 
+void topology_keep_node(const struct mtlshm_topology *topology, uint32_t node, struct mtlshm_cpuset *set)
+{
+	uint32_t cpu;
+
+	cpuset_for_each(cpu, set)
+		if (topology->node[cpu] != node)
+			cpuset_remove(set, cpu);
+}
+
 /* The kernel keeps a thread's mask inside its cpuset (cpuset(7)) and shows of it only CPUs that are up
  * (sched_getaffinity() in kernel/sched: mask & cpu_active_mask), so nothing else needs to be asked. It wants
  * room for every possible CPU, else EINVAL, and says how many bytes it wrote. The raw call tells us that;

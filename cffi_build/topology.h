@@ -19,4 +19,7 @@ int topology_online(const char *sysfs, struct mtlshm_cpuset *online);
 /* mtlshm_topology_read(), but for this host the CPUs in `mine` are online, whatever sysfs shows. */
 int topology_read(struct mtlshm_topology *topology, const char *sysfs, const struct mtlshm_cpuset *mine);
 
+/* Leave in the set only the CPUs of this node. */
+void topology_keep_node(const struct mtlshm_topology *topology, uint32_t node, struct mtlshm_cpuset *set);
+
 #endif
