@@ -60,7 +60,7 @@ uint64_t add_proxy(struct mtlshm_instance **result)
 {
 	const struct mtlshm_process nobody = {.pid = 1};
 
-	NEEDED(!mtlshm_register_proxy(result, world.host, MTLSHM_KIND_SOCKET, &nobody, 0));
+	NEEDED(!mtlshm_register_proxy(result, world.host, MTLSHM_KIND_LEGACY, &nobody, 0));
 	return mtlshm_owner(*result);
 }
 
