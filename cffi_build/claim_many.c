@@ -3,22 +3,23 @@
  * Claims of several lcores, all or none, by a policy: place.c chooses, lease.h takes. Under the semaphore, so that two
  * such claims do not each take half; single claims go on meanwhile, and may spoil a choice.
  */
+#include "claim_many.h"
+
 #include <errno.h>
 
-#include "claim_many.h"
+#include "assertion.h"
 #include "cpuset.h"
 #include "failure.h"
-#include "instance.h"
+#include "handle.h"
+#include "host.h"
 #include "lease.h"
-#include "machine.h"
 #include "place.h"
-#include "segment.h"
+#include "semaphore.h"
 #include "tenancy.h"
+#include "topology_cache.h"
 
 /* How many choices in a row may be spoilt by single claims before the host counts as busy. */
 #define CHOICE_TRIES 100
-
-#define DEFAULT_TIMEOUT_MS 1000
 
 /* What cannot be had now, what of it is not the owner's own, and which of the CPUs in `family` are the tenant's to have at
  * all: what its parent holds for tenants, and what those have. */
@@ -87,10 +88,10 @@ static int choose_and_take(struct mtlshm_host *host, const struct mtlshm_topolog
 
 int claim_look(const struct mtlshm_instance *me, const struct mtlshm_topology **topology, struct mtlshm_cpuset *allowed)
 {
-	int rc = instance_cpus(me, allowed);
+	int rc = handle_cpus(me, allowed);
 
 	if (!rc)
-		rc = machine_topology(me->host, me->cpus_given ? NULL : allowed, topology);
+		rc = topology_cached(me->host, me->cpus_given ? NULL : allowed, topology);
 	for (uint32_t i = me->host->lcores; !rc && i < (*topology)->cpus; i++)
 		cpuset_remove(allowed, i);
 	return rc;
@@ -100,8 +101,9 @@ int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topol
 		 const struct mtlshm_want *want, uint16_t *lcores)
 {
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
+	uint64_t owner = handle_owner(me, &rc);
 
+	assert(semaphore_inside());
 	if (!owner)
 		return rc;
 	rc = choose_and_take(me->host, topology, want, allowed, owner | want->type, me->lease, lcores);
@@ -137,18 +139,18 @@ int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want
 	int rc = 0;
 
 	failure_forget();
-	if (!instance_owner(me, &rc))
+	if (!handle_owner(me, &rc))
 		return rc;
 	if (want->type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
 	rc = claim_look(me, &topology, &allowed);
 	if (rc)
 		return rc;
-	rc = mtlshm_lock(me, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
+	rc = semaphore_enter(me, want->timeout_ms);
 	if (rc < 0)
 		return rc;
 	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
 	rc = claim_choice(me, topology, &allowed, want, lcores);
-	mtlshm_unlock(me);
+	semaphore_leave(me);
 	return rc;
 }

@@ -11,7 +11,7 @@
 int claim_look(const struct mtlshm_instance *instance, const struct mtlshm_topology **topology,
 	       struct mtlshm_cpuset *allowed);
 
-/* Under the semaphore, whoever holds it. Errors: as mtlshm_claim_many(). */
+/* Between semaphore_enter() and semaphore_leave(), of whichever instance. Errors: as mtlshm_claim_many(). */
 int claim_choice(struct mtlshm_instance *instance, const struct mtlshm_topology *topology,
 		 const struct mtlshm_cpuset *allowed, const struct mtlshm_want *want, uint16_t *lcores);
 

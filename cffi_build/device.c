@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "failure.h"
-#include "segment.h"
+#include "host.h"
 #include "sysfs.h"
 
 static int read_node(const char *path, int32_t *node)

@@ -26,6 +26,11 @@
  *
  * A page that fails in hardware (SIGBUS as well) is treated alike. Bytes that are overwritten raise no signal: what they say
  * is checked where it is used.
+ *
+ * THE LIST of watched tables is read by the handler at any moment, and changed under the guard of life.h. It protects the
+ * address range of each table: what the handler finds there is ours to replace. So an entry goes before the munmap(), never
+ * after: once the range is unmapped, another thread may map something else there, whose SIGBUS would be swallowed. An
+ * earlier version had the two the other way round; unmap() asserts the order.
  */
 #include "fault.h"
 
@@ -35,9 +40,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "assertion.h"
+#include "failure.h"
+#include "life.h"
 #include "mtlshm.h"
 
-static struct watched *first; /* atomic; the list only grows */
+static struct watched *first; /* atomic; the list only grows; changed under the guard */
 
 /* In a signal handler: system calls and atomics only. Two threads may do it at once; the later wins. */
 int mtlshm_fault(const void *address)
@@ -91,10 +99,12 @@ static void install(void)
 	sigaction(SIGBUS, &handler, NULL);
 }
 
-struct watched *fault_watch(void *memory)
+/* The caller has mapped `memory`, which nobody uses yet. NULL: out of memory. */
+static struct watched *watch(void *memory)
 {
 	struct watched *watched = __atomic_load_n(&first, __ATOMIC_RELAXED);
 
+	assert(life_guarded());
 	install();
 	while (watched && __atomic_load_n(&watched->memory, __ATOMIC_RELAXED))
 		watched = watched->next;
@@ -110,7 +120,41 @@ struct watched *fault_watch(void *memory)
 	return watched;
 }
 
-void fault_forget(struct watched *watched)
+static bool is_watched(const void *memory)
 {
+	struct watched *watched = __atomic_load_n(&first, __ATOMIC_RELAXED);
+
+	while (watched && __atomic_load_n(&watched->memory, __ATOMIC_RELAXED) != memory)
+		watched = watched->next;
+	return watched;
+}
+
+/* The next mapping at this address may be anybody's, and its SIGBUS is none of ours. */
+static void unmap(void *memory)
+{
+	assert(life_guarded());
+	assert(!is_watched(memory));
+	munmap(memory, sizeof(struct mtlshm_segment));
+}
+
+int fault_map(struct watched **watched, int fd, int protection, const char *path)
+{
+	void *memory = mmap(NULL, sizeof(struct mtlshm_segment), protection, MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		return failure("map", path);
+	*watched = watch(memory);
+	if (*watched)
+		return 0;
+	unmap(memory);
+	return -ENOMEM;
+}
+
+void fault_unmap(struct watched *watched)
+{
+	void *memory = watched->memory;
+
+	assert(life_guarded());
 	__atomic_store_n(&watched->memory, NULL, __ATOMIC_RELEASE);
+	unmap(memory);
 }

@@ -23,104 +23,21 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "assertion.h"
 #include "clock.h"
-#include "cpuset.h"
 #include "failure.h"
+#include "handle.h"
+#include "host.h"
 #include "lease.h"
 #include "life.h"
-#include "segment.h"
+#include "self.h"
 #include "tenancy.h"
 
 /* Rounds over all records before giving up on a place that others always get first. */
 #define REGISTER_TRIES 100
-
-int instance_cpus(const struct mtlshm_instance *instance, struct mtlshm_cpuset *cpus)
-{
-	if (!instance->cpus_given)
-		return mtlshm_affinity(cpus);
-	*cpus = instance->cpus;
-	return 0;
-}
-
-int instance_refresh(struct mtlshm_instance *instance)
-{
-	struct mtlshm_cpuset now;
-	int rc;
-
-	if (instance->cpus_given)
-		return 0;
-	rc = mtlshm_affinity(&now);
-	for (int i = 0; !rc && i < CPUSET_WORDS; i++)
-		__atomic_store_n(&instance->cpus.bits[i], now.bits[i], __ATOMIC_RELAXED);
-	return rc;
-}
-
-/* Pid, comm and start time from proc(5) stat: "pid (comm) state ..."; comm may hold spaces and parentheses.
- * A process without /proc is shown without them. */
-static void read_self(struct mtlshm_process *self)
-{
-	char stat_line[1024], *open_paren, *close_paren, *field;
-	struct stat st;
-	ssize_t length = 0;
-	int fd;
-
-	*self = (struct mtlshm_process){.pid = getpid()};
-	fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
-	if (fd >= 0) {
-		if (!fstat(fd, &st))
-			self->pidfd_inode = st.st_ino;
-		close(fd);
-	}
-	if (!stat("/proc/self/ns/pid", &st))
-		self->pid_namespace = st.st_ino;
-	fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		length = read(fd, stat_line, sizeof(stat_line) - 1);
-		close(fd);
-	}
-	stat_line[length > 0 ? length : 0] = '\0';
-	open_paren = strchr(stat_line, '(');
-	close_paren = strrchr(stat_line, ')');
-	if (!open_paren || !close_paren || close_paren < open_paren)
-		return;
-	*close_paren = '\0';
-	strncpy(self->comm, open_paren + 1, sizeof(self->comm) - 1);
-	field = close_paren + 1; /* the space before the third field */
-	for (int n = 3; field && n < 22; n++)
-		field = strchr(field + 1, ' ');
-	if (field)
-		self->start_ticks = strtoull(field, NULL, 10);
-}
-
-/* Who we are, under the guard. What can change from one registration to the next is looked up each time. */
-static const struct mtlshm_process *ourselves(struct mtlshm_host *host, const char *label)
-{
-	struct mtlshm_process *self = &host->self;
-
-	if (host->self_process != life_adopt()) {
-		read_self(self);
-		host->self_process = life_adopt();
-	}
-	self->uid = geteuid();
-	memset(self->hostname, 0, sizeof(self->hostname));
-	gethostname(self->hostname, sizeof(self->hostname) - 1);
-	memset(self->label, 0, sizeof(self->label));
-	strncpy(self->label, label ? label : self->comm, sizeof(self->label) - 1);
-	return self;
-}
-
-/* What a new record says. */
-struct entry {
-	uint32_t kind;
-	uint64_t parent;
-	const struct mtlshm_process *process;
-	const char *key; /* at most 63 bytes; NULL: none */
-};
 
 static void fill_record(struct mtlshm_record *record, const struct entry *entry)
 {
@@ -140,7 +57,7 @@ enum {
 };
 
 /* Try to make record `index` ours. 0: its write lock is held and it is FREE; LIVES, CONTENDED, or a negative errno. */
-static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t index)
+static int occupy(struct mtlshm_host *host, struct life *life, uint32_t index)
 {
 	struct mtlshm_record *record = &host->segment->instances[index];
 	off_t byte = life_byte(owner_make(index, 0));
@@ -152,7 +69,7 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 		return rc;
 	owner = owner_make(index, control_generation(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE)));
 	parent = tenancy_parent(host, owner);
-	if (lease_collect(host, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */
+	if (lease_collect(host, life, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */
 		lease_collect_up(host, life, parent);
 	if (!control_free(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE))) { /* proxied, or kept */
 		life_drop(life, byte);
@@ -166,7 +83,7 @@ static int occupy(struct mtlshm_host *host, const struct life *life, uint32_t in
 }
 
 /* Find a record and its write lock: first among those that look free, which costs one try, then among all. */
-static int find_record(struct mtlshm_host *host, const struct life *life, uint32_t *result)
+static int find_record(struct mtlshm_host *host, struct life *life, uint32_t *result)
 {
 	struct timespec now;
 	uint32_t start = 0;
@@ -201,8 +118,7 @@ static int find_record(struct mtlshm_host *host, const struct life *life, uint32
 	return -EUSERS;
 }
 
-/* Take a record and make `me` the instance that it says. */
-static int become(struct mtlshm_instance *me, const struct life *life, const struct entry *entry)
+int instance_become(struct mtlshm_instance *me, struct life *life, const struct entry *entry)
 {
 	struct mtlshm_header *header = &me->host->segment->header;
 	struct mtlshm_record *record;
@@ -210,6 +126,7 @@ static int become(struct mtlshm_instance *me, const struct life *life, const str
 	uint32_t index;
 	int rc = find_record(me->host, life, &index);
 
+	assert(entry->kind != MTLSHM_KIND_DAEMON || life_holds(life, MTLSHM_DAEMON_BYTE));
 	/* Not before we have our record, which might have been the parent's. */
 	if (!rc && entry->parent)
 		rc = tenancy_admits(me->host, NULL, entry->parent);
@@ -218,6 +135,7 @@ static int become(struct mtlshm_instance *me, const struct life *life, const str
 	if (rc)
 		return rc;
 
+	assert(life_holds(life, life_byte(owner_make(index, 0))));
 	record = &me->host->segment->instances[index];
 	generation = control_generation(record->control);
 	if (!generation)
@@ -256,32 +174,6 @@ static void ring(const struct life *life)
 		return;
 }
 
-static struct mtlshm_instance *new_instance(struct mtlshm_host *host, const struct mtlshm_cpuset *cpus)
-{
-	struct mtlshm_instance *instance = calloc(1, sizeof(*instance));
-
-	if (!instance)
-		return NULL;
-	instance->host = host;
-	instance->usual_type = MTLSHM_LCORE_APP;
-	instance->cpus_given = cpus;
-	if (cpus)
-		instance->cpus = *cpus;
-	return instance;
-}
-
-/* The end of all ways to a handle: hand it out, or free it. */
-static int finish(struct mtlshm_instance **result, struct mtlshm_instance *instance, int rc)
-{
-	if (rc) {
-		free(instance);
-		return rc;
-	}
-	__atomic_add_fetch(&instance->host->instances, 1, __ATOMIC_RELEASE);
-	*result = instance;
-	return 0;
-}
-
 int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 		    const struct mtlshm_identity *identity)
 {
@@ -305,119 +197,26 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
 		if (rc)
 			return rc;
 	}
-	me = new_instance(host, identity->cpus);
+	me = handle_new(host, identity->cpus);
 	if (!me)
 		return -ENOMEM;
-	rc = instance_refresh(me);
+	rc = handle_refresh(me);
 	if (!rc)
-		rc = life_enter(&life, host, O_RDWR);
+		rc = host_enter(&life, host, O_RDWR);
 	if (!rc) {
 		if (identity->kind == MTLSHM_KIND_DAEMON)
 			rc = life_take(&life, MTLSHM_DAEMON_BYTE);
 		if (rc == LIFE_TAKEN)
 			rc = -EEXIST;
 		if (!rc) {
-			entry.process = ourselves(host, identity->label);
-			rc = become(me, &life, &entry);
+			entry.process = self_describe(host, identity->label);
+			rc = instance_become(me, &life, &entry);
 		}
 		if (!rc)
 			ring(&life);
 		life_leave(&life);
 	}
-	return finish(result, me, rc);
-}
-
-static struct mtlshm_instance *new_proxy(struct mtlshm_host *host)
-{
-	struct mtlshm_cpuset all;
-	struct mtlshm_instance *proxy;
-
-	memset(&all, 0xff, sizeof(all));
-	proxy = new_instance(host, &all);
-	if (proxy)
-		proxy->proxied = true;
-	return proxy;
-}
-
-int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *host, uint32_t kind,
-			  const struct mtlshm_process *process, uint64_t parent)
-{
-	const struct entry entry = {.kind = kind, .parent = owner_of(parent), .process = process};
-	struct mtlshm_instance *proxy;
-	struct life life;
-	int rc;
-
-	failure_forget();
-	if (kind <= MTLSHM_KIND_DAEMON || kind >= MTLSHM_KIND_RESERVATION)
-		return -EINVAL;
-	if (host->read_only)
-		return -EROFS;
-	proxy = new_proxy(host);
-	if (!proxy)
-		return -ENOMEM;
-	rc = life_enter(&life, host, O_RDWR); /* a write lock, while the record changes hands */
-	if (!rc) {
-		rc = become(proxy, &life, &entry);
-		life_leave(&life);
-	}
-	return finish(result, proxy, rc);
-}
-
-int instance_reserve(struct mtlshm_instance **result, struct mtlshm_host *host, const char *key, const char *label,
-		     const struct mtlshm_cpuset *cpus)
-{
-	struct mtlshm_instance *me = new_instance(host, cpus);
-	struct entry entry = {.kind = MTLSHM_KIND_RESERVATION, .key = key};
-	struct life life;
-	int rc;
-
-	if (!me)
-		return -ENOMEM;
-	rc = life_enter(&life, host, O_RDWR);
-	if (!rc) {
-		entry.process = ourselves(host, label);
-		rc = become(me, &life, &entry);
-		life_leave(&life);
-	}
-	return finish(result, me, rc);
-}
-
-void instance_settle(struct mtlshm_instance *me)
-{
-	uint64_t live = control_make(owner_generation(me->owner), MTLSHM_LIVE);
-
-	__atomic_compare_exchange_n(&segment_record(me->host, me->owner)->control, &live,
-				    control_make(owner_generation(me->owner), MTLSHM_PROXIED), false, __ATOMIC_SEQ_CST,
-				    __ATOMIC_RELAXED);
-	life_unpin(me->pin);
-	me->pin = NULL;
-	me->proxied = true;
-}
-
-int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint64_t owner)
-{
-	struct mtlshm_instance *proxy;
-
-	failure_forget();
-	if (host->read_only)
-		return -EROFS;
-	if (!segment_proxied(host, owner) ||
-	    __atomic_load_n(&segment_record(host, owner)->kind, __ATOMIC_RELAXED) == MTLSHM_KIND_RESERVATION)
-		return segment_lost(host) ? -EBADMSG : -ESRCH;
-	proxy = new_proxy(host);
-	if (!proxy)
-		return -ENOMEM;
-	proxy->lease = lease_of(tenancy_parent(host, owner_of(owner)));
-	proxy->process = life_process();
-	if (!proxy->process) {
-		struct life guard;
-
-		life_guard(&guard);
-		proxy->process = life_adopt();
-		life_leave(&guard);
-	}
-	proxy->owner = owner_of(owner);
-	return finish(result, proxy, segment_lost(host) ? -EBADMSG : 0);
+	return handle_finish(result, me, rc);
 }
 
 /* The instance gives back what it has, and nobody can be its tenant: the record is free. */
@@ -446,7 +245,7 @@ static void leave_lease(struct mtlshm_instance *me, uint64_t owner)
 		return;
 	}
 	leave(me, owner);
-	if (!life_enter(&life, me->host, O_RDONLY)) {
+	if (!host_enter(&life, me->host, O_RDONLY)) {
 		lease_collect_up(me->host, &life, parent);
 		life_leave(&life);
 	}
@@ -458,7 +257,7 @@ int mtlshm_unregister(struct mtlshm_instance *me)
 	int rc = 0;
 
 	failure_forget();
-	if (!instance_owner(me, &rc))
+	if (!handle_owner(me, &rc))
 		return rc;
 	owner = __atomic_exchange_n(&me->owner, 0, __ATOMIC_SEQ_CST); /* of two threads, one goes on */
 	if (!owner)
@@ -479,11 +278,4 @@ void mtlshm_instance_free(struct mtlshm_instance *me)
 		mtlshm_unregister(me);
 	__atomic_sub_fetch(&me->host->instances, 1, __ATOMIC_RELEASE);
 	free(me);
-}
-
-uint64_t mtlshm_owner(const struct mtlshm_instance *me)
-{
-	int ignored;
-
-	return instance_owner(me, &ignored);
 }

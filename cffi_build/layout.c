@@ -3,10 +3,10 @@
  * Our layout in one number, and segments of other layouts.
  *
  * After an upgrade the file of the last version is still there, and after a downgrade that of the next one. If
- * nobody lives in it, it is in the way and of no use; so whoever may make a segment removes it. If somebody does, it is the
- * truth about the lcores of this host, and a second table beside it would grant them twice: then it is an error.
+ * nobody lives in it, it is in the way and of no use; so any process that may make a segment removes it. If somebody does, it
+ * is the truth about the lcores of this host, and a second table beside it would grant them twice: then it is an error.
  *
- * WHETHER ANYBODY LIVES can be told of a layout that we do not know by what all layouts have in common, from the second on: the
+ * WHETHER ANYBODY LIVES can be told of an unknown layout by what all layouts have in common, from the second on: the
  * byte locks (no lock at all is held on the file, wherever that layout has them), the control word first in each record, and
  * a header that says where the records are, and where in a record its kind is. The first layout has fixed numbers for that.
  *   Records of proxied processes have no lock. Only a daemon can tell whether such a process lives, so here it does. The
@@ -26,12 +26,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "assertion.h"
 #include "failure.h"
-#include "segment.h"
 #include "token.h"
 
+const char layout_magic[8] = "MTLSHM\r\n";
+
 /* FNV-1a over every size and offset of the layout. */
-uint64_t segment_fingerprint(void)
+uint64_t layout_fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
 	const uint64_t layout[] = {
@@ -117,6 +119,7 @@ static int in_use(const struct life *life, const struct mtlshm_header *header)
 
 static int mark(const struct life *life, const char *path, uint32_t state)
 {
+	assert(life_holds(life, MTLSHM_BURIAL_BYTE));
 	return pwrite(life->fd, &state, sizeof(state), offsetof(struct mtlshm_header, state)) == sizeof(state)
 		       ? 0
 		       : failure("write", path);
@@ -133,7 +136,7 @@ static int remove_it(const struct life *life, const char *path, uint32_t *versio
 		return failure("read", path);
 	if (lstat(path, &named) || mine.st_dev != named.st_dev || mine.st_ino != named.st_ino)
 		return 0; /* somebody else was faster */
-	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)) || header.fingerprint == segment_fingerprint())
+	if (memcmp(header.magic, layout_magic, sizeof(layout_magic)) || header.fingerprint == layout_fingerprint())
 		return LAYOUT_IN_USE; /* it has become something else */
 	rc = in_use(life, &header);
 	if (!rc)

@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Segments of other layouts, which other versions of this library have made.
+ * The layout: what each header of ours says, and segments of other layouts, which other versions of this library made.
  */
 #ifndef MTLSHM_LAYOUT_H
 #define MTLSHM_LAYOUT_H
 
-#include <stdbool.h>
+#include <stdint.h>
 
 #include "life.h"
 #include "mtlshm.h"
+
+/* What every header of this layout says. */
+extern const char layout_magic[8];
+uint64_t layout_fingerprint(void);
 
 /* Is an instance without a life lock in it, by what its records say? life->fd is the open file. 1, 0, or a negative errno. */
 int layout_proxied(const struct life *life, const struct mtlshm_header *header);

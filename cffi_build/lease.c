@@ -27,11 +27,12 @@
 #include <errno.h>
 #include <fcntl.h>
 
+#include "assertion.h"
 #include "cpuset.h"
 #include "failure.h"
-#include "instance.h"
+#include "handle.h"
+#include "host.h"
 #include "life.h"
-#include "segment.h"
 #include "tenancy.h"
 #include "topology.h"
 
@@ -55,12 +56,13 @@ uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease)
 
 /* Of the record's owner LIVE and nothing else: a reservation that is just made goes from LIVE to PROXIED, and lets go of
  * its life lock after. Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
-bool lease_collect(struct mtlshm_host *host, uint64_t owner, uint32_t *cleared)
+bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared)
 {
 	struct mtlshm_record *record = segment_record(host, owner);
 	uint64_t live = control_make(owner_generation(owner), MTLSHM_LIVE), parent;
 	bool kept;
 
+	assert(life_holds(life, life_byte(owner)));
 	*cleared = 0;
 	if (__atomic_load_n(&record->control, __ATOMIC_ACQUIRE) != live)
 		return false;
@@ -77,7 +79,7 @@ bool lease_collect(struct mtlshm_host *host, uint64_t owner, uint32_t *cleared)
 
 /* Collect one owner if it is dead. Returns how many lcores, -EBUSY or -ESRCH; *gone tells whether its record is free by
  * our doing. */
-static int collect_one(struct mtlshm_host *host, const struct life *life, uint64_t owner, bool *gone)
+static int collect_one(struct mtlshm_host *host, struct life *life, uint64_t owner, bool *gone)
 {
 	off_t byte = life_byte(owner);
 	uint32_t cleared;
@@ -97,7 +99,7 @@ static int collect_one(struct mtlshm_host *host, const struct life *life, uint64
 	if (segment_proxied(host, owner)) {
 		rc = -EBUSY;
 	} else if (segment_knows(host, owner)) {
-		*gone = lease_collect(host, owner, &cleared);
+		*gone = lease_collect(host, life, owner, &cleared);
 		rc = (int)cleared;
 	} else {
 		rc = -ESRCH;
@@ -106,7 +108,7 @@ static int collect_one(struct mtlshm_host *host, const struct life *life, uint64
 	return rc;
 }
 
-void lease_collect_up(struct mtlshm_host *host, const struct life *life, uint64_t parent)
+void lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent)
 {
 	bool gone = true;
 
@@ -120,7 +122,7 @@ void lease_collect_up(struct mtlshm_host *host, const struct life *life, uint64_
 
 /* Collect `owner` if it is dead, and then those that were kept for it. Returns how many lcores it gave up, -EBUSY or
  * -ESRCH. */
-static int collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, bool *gone)
+static int collect(struct mtlshm_host *host, struct life *life, uint64_t owner, bool *gone)
 {
 	uint64_t parent = tenancy_parent(host, owner);
 	int rc = collect_one(host, life, owner, gone);
@@ -141,7 +143,7 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 		return -EROFS;
 	if (!segment_knows(host, owner))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
-	rc = life_enter(&life, host, O_RDONLY);
+	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	rc = collect(host, &life, owner, &gone);
@@ -182,7 +184,7 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 		return segment_lost(host) ? -EBADMSG : 0;
 	if (segment_proxied(host, owner))
 		return segment_lost(host) ? -EBADMSG : 1;
-	rc = life_enter(&life, host, O_RDONLY);
+	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	rc = life_held(&life, life_byte(owner), 1);
@@ -204,7 +206,7 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	failure_forget();
 	if (host->read_only)
 		return -EROFS;
-	rc = life_enter(&life, host, O_RDONLY);
+	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	for (int i = 0; i < count && (rc >= 0 || rc == -EBUSY || rc == -ESRCH); i++) {
@@ -254,9 +256,9 @@ static int take_from(struct mtlshm_host *host, struct mtlshm_lcore *lcore, uint6
 static int look_again(struct mtlshm_instance *me, uint32_t lcore)
 {
 	struct mtlshm_cpuset online;
-	int rc = instance_refresh(me);
+	int rc = handle_refresh(me);
 
-	if (rc || instance_may(me, lcore))
+	if (rc || handle_may(me, lcore))
 		return rc;
 	rc = topology_online(me->host->sysfs, &online);
 	if (rc)
@@ -275,7 +277,7 @@ static __attribute__((noinline, cold)) int refuse(int error)
 static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 {
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
+	uint64_t owner = handle_owner(me, &rc);
 
 	failure_forget();
 	if (!owner)
@@ -284,7 +286,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 		return -ERANGE;
 	if (type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
-	if (!instance_may(me, lcore))
+	if (!handle_may(me, lcore))
 		rc = look_again(me, lcore);
 	if (!rc)
 		rc = take_from(me->host, slot(me->host, lcore),
@@ -304,10 +306,10 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 	uint64_t expected;
 	uint32_t when;
 	int ignored;
-	uint64_t owner = instance_owner(me, &ignored);
+	uint64_t owner = handle_owner(me, &ignored);
 
 	if (unlikely(!owner || lcore >= me->host->lcores || type >= MTLSHM_LCORE_TYPES ||
-		     !instance_may(me, lcore)))
+		     !handle_may(me, lcore)))
 		return claim_slowly(me, lcore, type);
 	wanted = slot(me->host, lcore);
 	expected = me->lease;
@@ -321,7 +323,7 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 {
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc), token;
+	uint64_t owner = handle_owner(me, &rc), token;
 
 	if (unlikely(!owner))
 		return refuse(rc);
@@ -341,7 +343,7 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 int mtlshm_release_all(struct mtlshm_instance *me)
 {
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
+	uint64_t owner = handle_owner(me, &rc);
 
 	failure_forget();
 	if (!owner)
@@ -383,7 +385,7 @@ static bool may_take_from(const struct mtlshm_instance *me, uint64_t from)
 int mtlshm_take(struct mtlshm_instance *me, uint32_t lcore, uint64_t from, uint32_t type)
 {
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc), token;
+	uint64_t owner = handle_owner(me, &rc), token;
 
 	failure_forget();
 	if (!owner)

@@ -7,9 +7,9 @@
 #include <stdint.h>
 #include <time.h>
 
-#include "instance.h"
+#include "handle.h"
+#include "host.h"
 #include "life.h"
-#include "segment.h"
 
 /* The words of an lcore, and how they change. */
 static inline struct mtlshm_lcore *slot(const struct mtlshm_host *host, uint32_t lcore)
@@ -71,11 +71,11 @@ static inline int keep(struct mtlshm_instance *me, uint32_t lcore, uint64_t toke
 /* Give back every lcore of `owner`, which is dead or is ourselves: its words become `lease`. Returns how many. */
 uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease);
 
-/* Clear the words of an owner whose read lock the caller holds, and free its record. False: that is not LIVE, or is kept for
+/* Clear the words of an owner whose life byte the visit holds, and free its record. False: that is not LIVE, or is kept for
  * its tenants. *cleared: how many lcores. */
-bool lease_collect(struct mtlshm_host *host, uint64_t owner, uint32_t *cleared);
+bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared);
 
 /* A tenant of `parent` (or 0) has ended: collect the parent if it was kept for it, then the one above. */
-void lease_collect_up(struct mtlshm_host *host, const struct life *life, uint64_t parent);
+void lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent);
 
 #endif

@@ -35,6 +35,24 @@
  * Hence nobody ever holds a write lock on the record of a dead instance, not for an instant, and LIFE_TAKEN
  * for a reader always means a living owner. With write locks all round, a newcomer stopped between lock and
  * look would make a dead owner seem alive for as long as it is stopped.
+ *
+ * THE GUARD is that mutex. It protects, in this process:
+ *
+ *   here              every descriptor of the segment's file, from open() to close(); writes of the epoch
+ *   fault.c           the list of mapped tables: changes of it, and the table's munmap()
+ *   host.h            burial, burial_process, self, self_process
+ *   topology_cache.c  changes of the list of topologies that were read
+ *
+ * THE BYTES. What each protects in the segment, against other processes:
+ *
+ *   life byte of a record, write lock   FREE -> LIVE and PROXIED (instance.c). Its owner keeps it for life, except a
+ *                                       proxied one, which has none.
+ *   life byte of a record, read lock    LIVE -> FREE by a collector, and the words of the dead (lease.c, mend.c)
+ *   burial byte                         header.state, and the removal of the file's name (retire.c, mend.c, layout.c)
+ *   daemon byte                         that one record at most is LIVE as a daemon's (instance.c)
+ *
+ * Each function that touches one of these asserts that it is held: life_guarded(), life_holds(). Twice something was
+ * changed outside: a table was unmapped before its entry in the list was taken off, and taken off without the guard.
  */
 #include "life.h"
 
@@ -42,33 +60,41 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "assertion.h"
 #include "failure.h"
-#include "segment.h"
+#include "token.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+static _Thread_local bool guarded; /* by this thread */
 static int init_error;
 static uint64_t *epoch_page; /* one page, wiped in forked children */
 static uint64_t last_epoch;  /* ordinary memory: a child counts on from its parent's */
 const uint64_t *life_epoch = &last_epoch;
 
-static void before_fork(void)
+static void take_guard(void)
 {
 	pthread_mutex_lock(&guard);
+	guarded = true;
 }
 
-static void after_fork_in_parent(void)
+static void give_guard(void)
 {
+	guarded = false;
 	pthread_mutex_unlock(&guard);
+}
+
+bool life_guarded(void)
+{
+	return guarded;
 }
 
 static void after_fork_in_child(void)
 {
 	*epoch_page = 0;
-	pthread_mutex_unlock(&guard);
+	give_guard();
 }
 
 static void init(void)
@@ -84,7 +110,7 @@ static void init(void)
 	epoch_page = memory;
 	*epoch_page = ++last_epoch;
 	life_epoch = epoch_page;
-	init_error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+	init_error = -pthread_atfork(take_guard, give_guard, after_fork_in_child);
 }
 
 int life_init(void)
@@ -95,6 +121,7 @@ int life_init(void)
 
 uint64_t life_adopt(void)
 {
+	assert(life_guarded());
 	if (!*epoch_page)
 		__atomic_store_n(epoch_page, ++last_epoch, __ATOMIC_RELAXED);
 	return *epoch_page;
@@ -102,69 +129,76 @@ uint64_t life_adopt(void)
 
 void life_guard(struct life *life)
 {
+	assert(!life_guarded()); /* else we would wait for ourselves */
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &life->cancel_state);
-	pthread_mutex_lock(&guard);
+	take_guard();
 	life->fd = -1;
-}
-
-int life_enter(struct life *life, const struct mtlshm_host *host, int mode)
-{
-	struct stat st;
-	int rc = 0;
-
-	life_guard(life);
-	life->fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	if (life->fd < 0 || fstat(life->fd, &st))
-		rc = errno == ENOENT ? -ESTALE : failure("open", host->path);
-	else if (st.st_dev != host->file.device || st.st_ino != host->file.inode)
-		rc = -ESTALE;
-	else if (segment_lost(host) || (uint64_t)st.st_size < sizeof(struct mtlshm_segment))
-		rc = -EBADMSG;
-	if (rc)
-		life_leave(life);
-	return rc;
+	life->locks = 0;
 }
 
 void life_leave(struct life *life)
 {
+	assert(life_guarded());
 	if (life->fd >= 0)
 		close(life->fd);
-	pthread_mutex_unlock(&guard);
+	give_guard();
 	pthread_setcancelstate(life->cancel_state, NULL);
 }
 
 /* fcntl_locking(2): l_pid must be 0 for OFD locks. */
 static int lock(const struct life *life, int command, short type, off_t byte, off_t count, struct flock *lock)
 {
+	assert(life_guarded());
 	*lock = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = count};
 	if (!fcntl(life->fd, command, lock))
 		return 0;
 	return errno == EAGAIN ? -EAGAIN : failure("lock bytes of the segment", "");
 }
 
+static int find_lock(const struct life *life, off_t byte)
+{
+	int i = 0;
+
+	while (i < life->locks && life->locked[i] != byte)
+		i++;
+	return i;
+}
+
+bool life_holds(const struct life *life, off_t byte)
+{
+	return find_lock(life, byte) < life->locks;
+}
+
 /* fcntl_locking(2): POSIX lets a conflict be EAGAIN or EACCES; Linux says EAGAIN. */
-static int try_lock(const struct life *life, short type, off_t byte)
+static int try_lock(struct life *life, short type, off_t byte)
 {
 	struct flock unused;
 	int rc = lock(life, F_OFD_SETLK, type, byte, 1, &unused);
 
+	if (!rc && !life_holds(life, byte)) {
+		assert(life->locks < LIFE_LOCKS);
+		life->locked[life->locks++] = byte;
+	}
 	return rc == -EAGAIN ? LIFE_TAKEN : rc;
 }
 
-int life_share(const struct life *life, off_t byte)
+int life_share(struct life *life, off_t byte)
 {
 	return try_lock(life, F_RDLCK, byte);
 }
 
-int life_take(const struct life *life, off_t byte)
+int life_take(struct life *life, off_t byte)
 {
 	return try_lock(life, F_WRLCK, byte);
 }
 
-void life_drop(const struct life *life, off_t byte)
+void life_drop(struct life *life, off_t byte)
 {
 	struct flock unused;
 
+	assert(life_holds(life, byte));
+	life->locked[find_lock(life, byte)] = life->locked[life->locks - 1];
+	life->locks--;
 	lock(life, F_OFD_SETLK, F_UNLCK, byte, 1, &unused);
 }
 
@@ -193,6 +227,7 @@ int life_pin(const struct life *life, void **pin)
 	void *memory = mmap(NULL, page, PROT_NONE, MAP_SHARED, life->fd, 0);
 	int rc;
 
+	assert(life_guarded());
 	if (memory == MAP_FAILED)
 		return failure("map a page of the segment", "");
 	if (madvise(memory, page, MADV_DONTFORK)) {

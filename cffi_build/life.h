@@ -6,31 +6,38 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-struct mtlshm_host;
+/* A visit holds at most this many bytes at once: the daemon's, its own record's, that of a parent it collects. */
+enum { LIFE_LOCKS = 4 };
 
 /* A visit to the segment's locks: an open file description of our own, for the length of one call. While
  * it lasts no other thread of the process can fork. */
 struct life {
 	int fd;
 	int cancel_state;
+	int locks; /* how many bytes this visit holds, */
+	off_t locked[LIFE_LOCKS];
 };
 
 /* Prepare the process; idempotent, called before anything else here. */
 int life_init(void);
 
-/* Enter without, and with, opening the segment again. `mode` is O_RDONLY or O_RDWR; the close of a writer
- * wakes the daemon, that of a reader does not. life_enter() fails with -ESTALE if the path is another file
- * by now, with -EBADMSG if the file was cut short; on failure nothing is held. */
+/* Take the guard, without a file, and give it back, closing the file if there is one. Not recursive. host_enter() opens
+ * the segment's file as well. */
 void life_guard(struct life *life);
-int life_enter(struct life *life, const struct mtlshm_host *host, int mode);
 void life_leave(struct life *life);
+
+/* Does the calling thread hold the guard? For assertions; what the guard protects is said in life.c. */
+bool life_guarded(void);
 
 /* Byte locks: 0, LIFE_TAKEN if somebody else's is in the way, or a negative errno. LIFE_TAKEN is no errno: what fails for
  * another reason must never look like a living owner. */
 enum { LIFE_TAKEN = 1 };
-int life_share(const struct life *life, off_t byte);
-int life_take(const struct life *life, off_t byte);
-void life_drop(const struct life *life, off_t byte);
+int life_share(struct life *life, off_t byte);
+int life_take(struct life *life, off_t byte);
+void life_drop(struct life *life, off_t byte);
+
+/* Does this visit hold a lock, of either kind, on the byte? For assertions: no system call. */
+bool life_holds(const struct life *life, off_t byte);
 
 /* Does anyone else hold a write lock on any of `count` bytes (0: all from `byte` on)? 1, 0 or a negative errno. */
 int life_held(const struct life *life, off_t byte, off_t count);

@@ -12,16 +12,20 @@
  * they are free already; clearing them is tidying up. The other order would leave half a reservation under its key.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
+#include "assertion.h"
 #include "claim_many.h"
 #include "failure.h"
+#include "handle.h"
+#include "host.h"
 #include "instance.h"
 #include "lease.h"
-#include "segment.h"
+#include "life.h"
+#include "self.h"
+#include "semaphore.h"
 #include "tenancy.h"
-
-#define DEFAULT_TIMEOUT_MS 1000
 
 static bool is_key(const char *key)
 {
@@ -68,6 +72,39 @@ static void list(const struct mtlshm_host *host, uint64_t owner, struct mtlshm_r
 	}
 }
 
+/* The reservation begins as an instance of this process. */
+static int begin(struct mtlshm_instance **result, struct mtlshm_host *host, const char *key, const char *label,
+		 const struct mtlshm_cpuset *cpus)
+{
+	struct mtlshm_instance *me = handle_new(host, cpus);
+	struct entry entry = {.kind = MTLSHM_KIND_RESERVATION, .key = key};
+	struct life life;
+	int rc;
+
+	if (!me)
+		return -ENOMEM;
+	rc = host_enter(&life, host, O_RDWR);
+	if (!rc) {
+		entry.process = self_describe(host, label);
+		rc = instance_become(me, &life, &entry);
+		life_leave(&life);
+	}
+	return handle_finish(result, me, rc);
+}
+
+/* It is a reservation from here on, whatever becomes of the process; its handle can only be freed. */
+static void settle(struct mtlshm_instance *me)
+{
+	uint64_t live = control_make(owner_generation(me->owner), MTLSHM_LIVE);
+
+	__atomic_compare_exchange_n(&segment_record(me->host, me->owner)->control, &live,
+				    control_make(owner_generation(me->owner), MTLSHM_PROXIED), false, __ATOMIC_SEQ_CST,
+				    __ATOMIC_RELAXED);
+	life_unpin(me->pin);
+	me->pin = NULL;
+	me->proxied = true;
+}
+
 /* Under the semaphore. */
 static int reserve(struct mtlshm_host *host, const char *key, const char *label, const struct mtlshm_want *want,
 		   const struct mtlshm_cpuset *cpus, struct mtlshm_reserved *reserved)
@@ -76,8 +113,10 @@ static int reserve(struct mtlshm_host *host, const char *key, const char *label,
 	const struct mtlshm_topology *topology;
 	struct mtlshm_cpuset allowed;
 	struct mtlshm_instance *made;
-	int rc = instance_reserve(&made, host, key, label ? label : key, cpus);
+	int rc;
 
+	assert(semaphore_inside());
+	rc = begin(&made, host, key, label ? label : key, cpus);
 	if (rc)
 		return rc;
 	lease.type = MTLSHM_LCORE_LEASE;
@@ -87,7 +126,7 @@ static int reserve(struct mtlshm_host *host, const char *key, const char *label,
 	if (!rc) {
 		reserved->owner = mtlshm_owner(made);
 		reserved->count = want->count;
-		instance_settle(made);
+		settle(made);
 	}
 	mtlshm_instance_free(made); /* unregisters what is not settled */
 	return rc;
@@ -107,13 +146,13 @@ int mtlshm_reserve(struct mtlshm_host *host, const char *key, const char *label,
 	rc = mtlshm_register(&maker, host, &identity);
 	if (rc)
 		return rc;
-	rc = mtlshm_lock(maker, want->timeout_ms ? want->timeout_ms : DEFAULT_TIMEOUT_MS);
+	rc = semaphore_enter(maker, want->timeout_ms);
 	if (rc >= 0) {
 		owner = find(host, key);
 		if (owner)
 			list(host, owner, reserved);
 		rc = owner ? 1 : reserve(host, key, label, want, cpus, reserved);
-		mtlshm_unlock(maker);
+		semaphore_leave(maker);
 	}
 	mtlshm_instance_free(maker);
 	return segment_lost(host) ? -EBADMSG : rc;

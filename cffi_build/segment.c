@@ -34,10 +34,13 @@
 #include <unistd.h>
 
 #include "failure.h"
+#include "fault.h"
+#include "host.h"
 #include "layout.h"
 #include "life.h"
-#include "machine.h"
+#include "retire.h"
 #include "topology.h"
+#include "topology_cache.h"
 
 #define GROUP "mtl"
 #define MODE 0660
@@ -49,8 +52,6 @@
 
 /* What attach() and create() say, and go on from; no errno, since a system call may fail with any of those. */
 enum { NO_FILE = 1, NAME_TAKEN = 1 };
-
-const char segment_magic[8] = "MTLSHM\r\n";
 
 /* Little-endian: the futex is the lower half of the semaphore. Lock-free: the table is shared by processes.
  * */
@@ -109,7 +110,7 @@ static int write_header(int fd, const char *sysfs)
 {
 	struct mtlshm_header header = {
 		.version = MTLSHM_LAYOUT_VERSION,
-		.fingerprint = segment_fingerprint(),
+		.fingerprint = layout_fingerprint(),
 		.size = sizeof(struct mtlshm_segment),
 		.state = MTLSHM_IN_USE,
 		.records_at = offsetof(struct mtlshm_segment, instances),
@@ -123,7 +124,7 @@ static int write_header(int fd, const char *sysfs)
 
 	if (rc)
 		return rc;
-	memcpy(header.magic, segment_magic, sizeof(segment_magic));
+	memcpy(header.magic, layout_magic, sizeof(layout_magic));
 	read_boot_id(header.boot_id);
 	clock_gettime(CLOCK_REALTIME, &now);
 	header.created_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
@@ -255,9 +256,9 @@ static int check(const char *path, int fd, uint32_t *lcores)
 		return failure("read", path);
 	if (length != sizeof(header))
 		return -EBADMSG;
-	if (memcmp(header.magic, segment_magic, sizeof(segment_magic)))
+	if (memcmp(header.magic, layout_magic, sizeof(layout_magic)))
 		return -EBADMSG;
-	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != segment_fingerprint() ||
+	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != layout_fingerprint() ||
 	    header.size != sizeof(struct mtlshm_segment))
 		return -EPROTO;
 	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
@@ -278,7 +279,6 @@ static int attach(struct mtlshm_host *host)
 	int mode = host->read_only ? O_RDONLY : O_RDWR;
 	int fd = open(host->path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	struct stat st;
-	void *memory;
 	int rc;
 
 	if (fd < 0 && errno == ENOENT)
@@ -292,19 +292,10 @@ static int attach(struct mtlshm_host *host)
 		rc = failure("look at", host->path);
 		goto out;
 	}
-	memory = mmap(NULL, sizeof(struct mtlshm_segment), host->read_only ? PROT_READ : PROT_READ | PROT_WRITE,
-		      MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED) {
-		rc = failure("map", host->path);
+	rc = fault_map(&host->watched, fd, host->read_only ? PROT_READ : PROT_READ | PROT_WRITE, host->path);
+	if (rc)
 		goto out;
-	}
-	host->watched = fault_watch(memory);
-	if (!host->watched) {
-		munmap(memory, sizeof(struct mtlshm_segment));
-		rc = -ENOMEM;
-		goto out;
-	}
-	host->segment = memory;
+	host->segment = fault_table(host->watched);
 	host->file = (struct mtlshm_file){
 		.device = st.st_dev, .inode = st.st_ino, .uid = st.st_uid, .gid = st.st_gid, .mode = st.st_mode};
 out:
@@ -312,12 +303,11 @@ out:
 	return rc;
 }
 
+/* Under the guard. */
 static void detach(struct mtlshm_host *host)
 {
-	if (host->segment) {
-		fault_forget(host->watched); /* first: what is mapped there next is none of ours */
-		munmap(host->segment, sizeof(struct mtlshm_segment));
-	}
+	if (host->segment)
+		fault_unmap(host->watched);
 	host->segment = NULL;
 }
 
@@ -348,11 +338,13 @@ static int attach_or_create(struct mtlshm_host *host, bool may_create)
 			return rc;
 		if (missing) /* attach to it, whoever made it */
 			continue;
-		if (!segment_retired(host) && segment_named(host))
+		if (!retire_marked(host) && retire_named(host))
 			return 0;
-		if (segment_retired(host))
-			rc = may_create ? segment_bury(host) : -ESTALE;
+		if (retire_marked(host))
+			rc = may_create ? retire_bury(host) : -ESTALE;
+		life_guard(&guard);
 		detach(host);
+		life_leave(&guard);
 		if (rc)
 			return rc;
 	}
@@ -378,9 +370,13 @@ static char *absolute(const char *path)
 
 static void host_free(struct mtlshm_host *host)
 {
-	segment_unretire(host);
+	struct life guard;
+
+	life_guard(&guard);
+	retire_undo(host);
 	detach(host);
-	machine_forget(host);
+	topology_forget(host);
+	life_leave(&guard);
 	free(host->sysfs);
 	free(host->path);
 	free(host);

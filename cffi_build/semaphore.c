@@ -13,19 +13,29 @@
  *
  * The futex is the lower half of the word. It holds index, type bits and the lowest bits of the generation;
  * should a change of the upper half alone ever be missed, the limit catches that as well.
+ *
+ * IT PROTECTS, against other claims of the kind: the choice of several lcores, until they are taken (claim_many.c); and the
+ * keys of reservations, from the look for one to its record (reservation.c). Both assert semaphore_inside(). Single claims
+ * go on meanwhile. Whatever else a program protects with mtlshm_lock() is its own affair.
  */
+#include "semaphore.h"
+
 #include <errno.h>
 #include <time.h>
 
+#include "assertion.h"
 #include "failure.h"
-#include "instance.h"
+#include "handle.h"
+#include "host.h"
 #include "nap.h"
-#include "segment.h"
 
 #define WAITERS UINT64_C(1) /* among the type bits, which an owner leaves 0 */
 #define SPINS 200
 #define FIRST_SLEEP_NS 1000000
 #define LONGEST_SLEEP_NS 20000000
+#define DEFAULT_TIMEOUT_MS 1000
+
+static _Thread_local bool inside; /* between semaphore_enter() and semaphore_leave() */
 
 static int64_t now_ns(void)
 {
@@ -98,7 +108,7 @@ int mtlshm_lock(struct mtlshm_instance *me, uint32_t timeout_ms)
 {
 	uint64_t nobody = 0;
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
+	uint64_t owner = handle_owner(me, &rc);
 
 	failure_forget();
 	if (!owner)
@@ -114,7 +124,7 @@ int mtlshm_unlock(struct mtlshm_instance *me)
 {
 	uint64_t *word, held;
 	int rc = 0;
-	uint64_t owner = instance_owner(me, &rc);
+	uint64_t owner = handle_owner(me, &rc);
 
 	if (!owner)
 		return rc;
@@ -131,4 +141,26 @@ int mtlshm_unlock(struct mtlshm_instance *me)
 	if (held & WAITERS)
 		nap_end((uint32_t *)word);
 	return segment_lost(me->host) ? -EBADMSG : 0;
+}
+
+int semaphore_enter(struct mtlshm_instance *me, uint32_t timeout_ms)
+{
+	int rc;
+
+	assert(!inside);
+	rc = mtlshm_lock(me, timeout_ms ? timeout_ms : DEFAULT_TIMEOUT_MS);
+	inside = rc >= 0;
+	return rc;
+}
+
+void semaphore_leave(struct mtlshm_instance *me)
+{
+	assert(inside);
+	inside = false;
+	mtlshm_unlock(me);
+}
+
+bool semaphore_inside(void)
+{
+	return inside;
 }

@@ -16,8 +16,8 @@
 
 #include "clock.h"
 #include "failure.h"
+#include "host.h"
 #include "life.h"
-#include "segment.h"
 #include "tenancy.h"
 
 /* An instance or lcore that changes hands this often while we look is left out. */
@@ -129,7 +129,7 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 	int rc;
 
 	failure_forget();
-	rc = life_enter(&life, host, O_RDONLY);
+	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	memset(positions.of, 0xff, sizeof(positions.of));
@@ -161,7 +161,7 @@ int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_insta
 	failure_forget();
 	if (!segment_knows(host, owner))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
-	rc = life_enter(&life, host, O_RDONLY);
+	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	rc = read_record(host, &life, owner_index(owner), info);

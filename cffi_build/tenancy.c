@@ -24,7 +24,7 @@
 #include <string.h>
 
 #include "failure.h"
-#include "segment.h"
+#include "host.h"
 
 /* Read once, checked: an owner other than this one, or 0. */
 static uint64_t parent_of(const struct mtlshm_host *host, uint32_t index)

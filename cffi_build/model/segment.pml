@@ -73,7 +73,7 @@ inline create()
 
 inline bury()
 {
-	step(ok = still_named(file)); /* life_enter */
+	step(ok = still_named(file)); /* host_enter */
 	if
 	:: ok ->
 		step(take_burial(file));
@@ -132,7 +132,7 @@ inline must_be_the_only_segment()
 /* Sets ok if it worked; else -ESTALE. */
 inline mtlshm_register()
 {
-	step(ok = still_named(file)); /* life_enter */
+	step(ok = still_named(file)); /* host_enter */
 	if
 	:: ok ->
 		step(life_locks[file] = life_locks[file] | (1 << me)); /* and LIVE, before the next */
@@ -153,7 +153,7 @@ inline mtlshm_unregister()
 /* mtlshm_retire(), unlink() by the caller, mtlshm_close(). */
 inline remove()
 {
-	step(ok = still_named(file)); /* life_enter */
+	step(ok = still_named(file)); /* host_enter */
 	if
 	:: ok ->
 		step(take_burial(file));

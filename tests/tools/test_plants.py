@@ -32,6 +32,6 @@ def test_every_bug_can_still_be_planted(source: str, plant: Plant, tmp_path: Pat
 
 
 def test_a_bug_that_does_not_fit_any_more_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "lease.c").write_text("something else\n")
-    with pytest.raises(SystemExit, match=r"0 times in lease\.c, not once"):
+    (tmp_path / "claim_many.c").write_text("something else\n")
+    with pytest.raises(SystemExit, match=r"0 times in claim_many\.c, not once"):
         CORE["takes-half"].into(tmp_path)

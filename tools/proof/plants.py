@@ -44,25 +44,28 @@ CORE = {
     "claims-by-load-and-store": Plant(
         "a claim looks, then writes",
         "lease.c",
-        "	if (unlikely(!swap(wanted, &free_word, owner | type)))\n		return claim_slowly(me, lcore, type);\n",
-        "	if (__atomic_load_n(&wanted->owner, __ATOMIC_ACQUIRE) != free_word)\n"
+        "	if (unlikely(!swap(wanted, &expected, owner | type)))\n		return claim_slowly(me, lcore, type);\n",
+        "	if (__atomic_load_n(&wanted->owner, __ATOMIC_ACQUIRE) != expected)\n"
         "		return claim_slowly(me, lcore, type);\n"
         "	__atomic_store_n(&wanted->owner, owner | type, __ATOMIC_RELEASE);\n",
     ),
     "clears-by-store": Plant(
         "a collector clears what was the dead's when it looked",
         "lease.c",
-        "		if (owner_of(token) == owner && swap(slot(host, i), &token, 0))\n			cleared++;",
+        "		if (owner_of(token) == owner && give_back(slot(host, i), &token, lease))\n			cleared++;",
         "		if (owner_of(token) == owner) {\n"
-        "			__atomic_store_n(&slot(host, i)->owner, 0, __ATOMIC_RELEASE);\n"
+        "			__atomic_store_n(&slot(host, i)->owner, lease, __ATOMIC_RELEASE);\n"
         "			cleared++;\n"
         "		}",
     ),
     "collects-the-living": Plant(
         "a collector asks no life lock",
-        "lease.c",
-        "		return segment_knows(host, owner) ? -EBUSY : -ESRCH;\n	if (rc)\n		return rc;\n",
-        "		rc = 0;\n",
+        "life.c",
+        "	return try_lock(life, F_RDLCK, byte);\n",
+        "	try_lock(life, F_RDLCK, byte);\n"
+        "	if (!life_holds(life, byte))\n"
+        "		life->locked[life->locks++] = byte;\n"
+        "	return 0;\n",
     ),
     "refuses-for-the-next-owner": Plant(
         "a collector takes the life lock of the record's next owner for that of the dead one",
@@ -73,31 +76,31 @@ CORE = {
     "buries-what-is-not-retired": Plant(
         "who waited to bury a retired segment does not look whether it still is one",
         "retire.c",
-        "	if (!rc && segment_named(host) && segment_retired(host)) {",
-        "	if (!rc && segment_named(host)) {",
+        "	if (!rc && retire_named(host) && retire_marked(host)) {",
+        "	if (!rc && retire_named(host)) {",
     ),
     "frees-the-record-only": Plant(
         "a collector forgets the lcores",
         "lease.c",
-        "	uint32_t cleared = lease_clear(host, owner);\n	uint64_t control",
-        "	uint32_t cleared = 0;\n	uint64_t control",
+        "	*cleared = lease_clear(host, owner, lease_of(parent));\n",
+        "",
     ),
     "frees-the-record-first": Plant(
         "a collector frees the record before it clears the lcores",
         "lease.c",
-        "	uint32_t cleared = lease_clear(host, owner);\n"
-        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);\n",
-        "	uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED), was = control;\n"
-        "	bool first = control_generation(control) == owner_generation(owner) && !control_free(control) &&\n"
-        "		     __atomic_compare_exchange_n(&record->control, &was, control_after(control), false,\n"
-        "						 __ATOMIC_RELEASE, __ATOMIC_RELAXED);\n"
-        "	uint32_t cleared = lease_clear(host, owner);\n\n	if (first)\n		return cleared;\n",
+        "	*cleared = lease_clear(host, owner, lease_of(parent));\n"
+        "	segment_count(&host->segment->header.recovered, *cleared);\n"
+        "	if (kept || ",
+        "	bool first = !kept && __atomic_compare_exchange_n(&record->control, &live, control_after(live), false,\n"
+        "							  __ATOMIC_RELEASE, __ATOMIC_RELAXED);\n"
+        "	*cleared = lease_clear(host, owner, lease_of(parent));\n"
+        "	if (first)\n		return true;\n	if (kept || ",
     ),
     "keeps-the-record": Plant(
         "a collector clears the lcores and forgets the record",
         "lease.c",
-        "!control_free(control) &&\n	    __atomic_compare_exchange_n(&record->control",
-        "control_free(control) &&\n	    __atomic_compare_exchange_n(&record->control",
+        "	if (kept || !__atomic_compare_exchange_n(&record->control",
+        "	if (kept || true || !__atomic_compare_exchange_n(&record->control",
     ),
     "takes-half": Plant(
         "a claim of several keeps what it got when it is refused the rest",
@@ -115,9 +118,10 @@ CORE = {
     "leaves-what-the-dead-had": Plant(
         "a newcomer takes a dead one's record without collecting it",
         "instance.c",
-        "		lease_collect(host, owner_make(index, control_generation(control)));\n",
-        "		__atomic_store_n(&record->control, control_make(control_generation(control), MTLSHM_FREE),\n"
-        "				 __ATOMIC_RELEASE);\n",
+        "	if (lease_collect(host, life, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */\n",
+        "	cleared = 0;\n"
+        "	__atomic_store_n(&record->control, control_make(owner_generation(owner), MTLSHM_FREE), __ATOMIC_RELEASE);\n"
+        "	if (cleared)\n",
     ),
     "same-generation": Plant(
         "a record that goes to another keeps its generation",
@@ -189,7 +193,7 @@ CORE = {
 FUZZ_SEGMENT = {
     "index-not-checked": Plant(
         "an owner's index is taken for one that a record has",
-        "segment.h",
+        "host.h",
         "	return index < MTLSHM_INSTANCES ? &host->segment->instances[index] : NULL;",
         "	return &host->segment->instances[index];",
     ),
@@ -217,6 +221,18 @@ FUZZ_SEGMENT = {
         "	bool hidden[1 << MTLSHM_INDEX_BITS] = {false};",
         "	bool hidden[MTLSHM_INSTANCES] = {false};",
     ),
+    "unmaps-what-is-watched": Plant(
+        "a table is unmapped while the list still says that its addresses are ours",
+        "fault.c",
+        "	__atomic_store_n(&watched->memory, NULL, __ATOMIC_RELEASE);\n	unmap(memory);\n",
+        "	unmap(memory);\n	__atomic_store_n(&watched->memory, NULL, __ATOMIC_RELEASE);\n",
+    ),
+    "unwatches-without-the-guard": Plant(
+        "a handle that is closed takes its table off the list without the guard",
+        "segment.c",
+        "	life_guard(&guard);\n	retire_undo(host);\n",
+        "	detach(host);\n	life_guard(&guard);\n	retire_undo(host);\n",
+    ),
     "truncation-kills": Plant(
         "nobody catches SIGBUS",
         "fault.c",
@@ -229,7 +245,7 @@ FUZZ_SOCKET = {
     "half-a-record-lost": Plant(
         "half a record that was read is forgotten",
         "daemon/connection.py",
-        "            self._half = rest\n",
+        "            self._half = record\n",
         '            self._half = b""\n',
     ),
     "unknown-not-answered": Plant(
@@ -241,14 +257,14 @@ FUZZ_SOCKET = {
     "descriptor-kept": Plant(
         "the pidfd of a client that has gone stays open",
         "daemon/connection.py",
-        "        self._server.loop.remove_reader(self._peer.pidfd)\n        os.close(self._peer.pidfd)\n",
-        "        self._server.loop.remove_reader(self._peer.pidfd)\n",
+        "            self._server.loop.remove_reader(self._peer.pidfd)\n            os.close(self._peer.pidfd)\n",
+        "            self._server.loop.remove_reader(self._peer.pidfd)\n",
     ),
     "instance-kept": Plant(
         "a client that has gone stays in the table",
         "daemon/session.py",
-        "        self._instance.unregister()\n        return partial",
-        "        self._instance.close()\n        return partial",
+        "        self._instance.unregister()\n        self._instance = None  # for",
+        "        self._instance.close()\n        self._instance = None  # for",
     ),
     "interface-kept": Plant(
         "what a client that has gone had of interfaces stays its own",
@@ -285,7 +301,7 @@ FUZZ_TEXT = {
     ),
     "nested-too-deeply": Plant(
         "a file nested too deeply is no error of the file",
-        "daemon/config.py",
+        "config.py",
         "    except RecursionError:\n",
         "    except NotImplementedError:\n",
     ),
@@ -295,15 +311,15 @@ FUZZ_TEXT = {
 PROCESSES = {
     "child-is-its-parent": Plant(
         "a forked child may use its parent's instance",
-        "instance.h",
+        "handle.h",
         "	if (__builtin_expect(!owner || instance->process != life_process(), 0)) {\n",
         "	if (__builtin_expect(!owner, 0)) {\n",
     ),
     "child-gives-back-its-parents": Plant(
         "a forked child may release an lcore of its parent's",
         "lease.c",
-        "	uint64_t owner = instance_owner(me, &rc), token;\n\n	if (unlikely(!owner))\n",
-        "	uint64_t owner = me && me->owner ? me->owner : instance_owner(me, &rc), token;\n\n"
+        "	uint64_t owner = handle_owner(me, &rc), token;\n\n	if (unlikely(!owner))\n",
+        "	uint64_t owner = me && me->owner ? me->owner : handle_owner(me, &rc), token;\n\n"
         "	if (unlikely(!owner))\n",
     ),
 }
