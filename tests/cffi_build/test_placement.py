@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,34 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from lab.machines import ALL, LARGEST, MACHINES, TWO_SOCKETS, check_topology
 from lab.processes import Puppet, held, look, namespaces
+from lab.refusals import refusal
 from lab.sysfs import Machine
-from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt, Topology
+from mtlshm import CpuSet, Host, Instance, MtlshmError, Smt
 
 Start = Callable[..., Puppet]
-
-ALL = CpuSet(range(1024))
-REAL = Path("/sys/devices/system")
-
-TWO_SOCKETS = Machine(sockets=2, cores=8, threads=2)
-MACHINES = {
-    "one CPU": Machine(cores=1),
-    "two sockets, siblings adjacent": TWO_SOCKETS,
-    "two sockets, siblings at + half": Machine(sockets=2, cores=8, threads=2, split=True),
-    "four threads a core": Machine(cores=6, threads=4, split=True),
-    "offline siblings, a core and a node": Machine(
-        sockets=2, cores=4, threads=2, split=True, offline=frozenset({0, 9, 2, 10, *range(4, 8), *range(12, 16)})
-    ),
-    "holes in the numbering": Machine(sockets=2, cores=6, threads=2, skip=frozenset({0, *range(5, 70), 72, 200})),
-    "several caches a node": Machine(sockets=2, cores=16, threads=2, caches=4, split=True),
-    "several nodes a socket": Machine(sockets=2, cores=12, threads=2, nodes=2, caches=4),
-    "several nodes a cache": Machine(sockets=2, cores=8, threads=2, nodes=2, caches=1, split=True),
-    "hybrid": Machine(cores=12, threads=(2,) * 4 + (1,) * 8),
-    "isolated": Machine(sockets=2, cores=4, isolated=frozenset({2, 3, 7})),
-    "no NUMA, no caches": Machine(sockets=2, cores=4, threads=2, nodes=0, caches=0),
-    "an old kernel": Machine(sockets=2, cores=4, threads=2, split=True, old_names=True),
-}
-LARGEST = Machine(sockets=2, cores=256, threads=2, nodes=2, caches=16, split=True)  # as the table is built for
 
 
 @pytest.fixture
@@ -72,166 +50,11 @@ def occupy(somebody: Instance, cpus: Iterable[int]) -> None:
         somebody.claim(cpu)
 
 
-def refusal(instance: Instance, want: int, **policy: object) -> int:
+def claim_refusal(instance: Instance, want: int, **policy: object) -> int:
     """The errno of a claim that is refused and leaves nothing behind."""
-    with pytest.raises(MtlshmError) as caught:
-        instance.claim_many(want, **policy)
+    number = refusal(instance.claim_many, want, **policy)
     assert instance.release_all() == 0
-    assert caught.value.errno is not None
-    return caught.value.errno
-
-
-def refusal_of_many(instance: Instance, want: int, **policy: object) -> int | None:
-    """The errno of a claim that is refused."""
-    with pytest.raises(MtlshmError) as caught:
-        instance.claim_many(want, **policy)
-    return caught.value.errno
-
-
-# What the host looks like
-
-
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_the_topology_is_what_the_kernel_shows(machine: Machine, tmp_path: Path) -> None:
-    check_topology(machine, Topology.read(machine.write(tmp_path)))
-
-
-def check_topology(machine: Machine, topology: Topology) -> None:
-    assert topology.possible == {cpu.number for cpu in machine.cpus}
-    assert topology.online == {cpu.number for cpu in machine.online}
-    assert topology.isolated == machine.isolated
-    assert topology.nodes == {cpu.node for cpu in machine.online}
-    cache = "cache" if machine.caches else "package"
-    for seen, cpu in zip(topology.cpus, machine.online, strict=True):
-        assert seen.cpu == cpu.number
-        assert seen.core == min(machine.alike(cpu, "core"))
-        assert seen.llc == min(machine.alike(cpu, cache))
-        assert (seen.node, seen.package) == (cpu.node, cpu.package)
-        assert seen.isolated == (cpu.number in machine.isolated)
-
-
-def test_what_the_kernel_does_not_say_is_made_up_harmlessly(tmp_path: Path) -> None:
-    """Also what is seen of a CPU that goes offline while it is looked at."""
-    machine = Machine(sockets=2, cores=4, threads=2)
-    machine.write(tmp_path)
-    for cpu in 12, 13:
-        shutil.rmtree(tmp_path / f"devices/system/cpu/cpu{cpu}")
-    known = {cpu.cpu: cpu for cpu in Topology.read(tmp_path).cpus}
-    assert (known[12].core, known[12].llc, known[12].node, known[12].package) == (12, 8, 1, 0)
-    assert (known[13].core, known[13].llc, known[13].node, known[13].package) == (13, 8, 1, 0)
-    shutil.rmtree(tmp_path / "devices/system/node")
-    for cpu in range(16):
-        shutil.rmtree(tmp_path / f"devices/system/cpu/cpu{cpu}", ignore_errors=True)
-    (tmp_path / "devices/system/cpu/isolated").unlink()
-    topology = Topology.read(tmp_path)
-    assert [(c.cpu, c.core, c.llc, c.node, c.package) for c in topology.cpus] == [(n, n, 0, 0, 0) for n in range(16)]
-    assert topology.nodes == {0}
-    assert not topology.isolated
-
-
-def test_an_unknown_package_is_package_0(tmp_path: Path) -> None:
-    Machine(cores=2).write(tmp_path)
-    for cpu, number in enumerate(("-1", "70000")):
-        (tmp_path / f"devices/system/cpu/cpu{cpu}/topology/physical_package_id").write_text(f"{number}\n")
-    assert [cpu.package for cpu in Topology.read(tmp_path).cpus] == [0, 0]
-
-
-def test_caches_of_instructions_do_not_count(tmp_path: Path) -> None:
-    Machine(cores=4).write(tmp_path)
-    for cpu in range(4):
-        index = tmp_path / f"devices/system/cpu/cpu{cpu}/cache/index2"
-        index.mkdir()
-        for name, text in ("level", "3"), ("type", "Instruction"), ("shared_cpu_list", f"{cpu}"):
-            (index / name).write_text(f"{text}\n")
-    assert {cpu.llc for cpu in Topology.read(tmp_path).cpus} == {0}
-
-
-def cpu_file(directory: Path, name: str, text: str) -> Path:
-    file = directory / "devices/system/cpu" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return directory
-
-
-def test_cpus_from_1024_on_are_left_out(tmp_path: Path) -> None:
-    cpu_file(tmp_path, "possible", "0-1,1022-8191\n")
-    cpu_file(tmp_path, "online", "1,1023-1030,2048,4095-8191\n")
-    topology = Topology.read(tmp_path)
-    assert topology.possible == {0, 1, 1022, 1023}
-    assert topology.online == {1, 1023}
-
-
-def test_what_is_not_possible_is_not_online(tmp_path: Path) -> None:
-    cpu_file(tmp_path, "possible", "0-1\n")
-    cpu_file(tmp_path, "online", "1-3\n")
-    assert Topology.read(tmp_path).online == {1}
-
-
-def test_a_list_may_be_longer_than_a_page(tmp_path: Path) -> None:
-    cpu_file(tmp_path, "possible", "0-8191\n")
-    cpu_file(tmp_path, "online", ",".join(str(cpu) for cpu in range(0, 8192, 2)) + "\n")
-    assert Topology.read(tmp_path).online == CpuSet(range(0, 1024, 2))
-
-
-@pytest.mark.parametrize("text", ["0-3", "0,1,2,3\n", "0-1,2-3\n", "0,1-3\n"])
-def test_a_list_is_read_however_it_is_written(text: str, tmp_path: Path) -> None:
-    cpu_file(tmp_path, "possible", text)
-    cpu_file(tmp_path, "online", "0-3\n")
-    assert Topology.read(tmp_path).possible == {0, 1, 2, 3}
-
-
-GARBAGE = ["x", "0-", "-3", "0,,1", ",0", "0,", "0-3,", "3-0", "0-3 ", " 0-3", "0-3\n\n", "0-3\n4", "\n0", "0-3\0"]
-GARBAGE += ["\0", "0-3,2", "1,1", "0--3", "0-3-5", "0x1", "+1", "0;1", "0:2/4"]
-GARBAGE += ["4294967296", "0-4294967297", "99999999999999999999"]
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=repr)
-@pytest.mark.parametrize("name", ["possible", "online", "isolated", "cpu0/topology/core_cpus_list"])
-def test_a_list_that_is_none_is_refused(name: str, text: str, tmp_path: Path) -> None:
-    cpu_file(Machine(cores=1).write(tmp_path), name, text)
-    with pytest.raises(MtlshmError) as caught:
-        Topology.read(tmp_path)
-    assert caught.value.errno == errno.EBADMSG
-
-
-@pytest.mark.parametrize("name", ["possible", "online"])
-def test_a_directory_that_describes_no_cpus_is_refused(name: str, tmp_path: Path) -> None:
-    (Machine().write(tmp_path) / "devices/system/cpu" / name).unlink()
-    with pytest.raises(MtlshmError) as caught:
-        Topology.read(tmp_path)
-    assert caught.value.errno == errno.ENOENT
-
-
-@pytest.mark.skipif(not (REAL / "cpu/online").exists(), reason="needs sysfs")
-def test_this_host_is_what_sysfs_says() -> None:
-    def read(name: str) -> CpuSet:
-        file = REAL / name
-        return CpuSet.parse(file.read_text()) if file.exists() else CpuSet()
-
-    topology = Topology.read()
-    assert topology.possible == read("cpu/possible") & ALL
-    assert topology.online == read("cpu/online") & ALL
-    assert topology.isolated == read("cpu/isolated") & ALL
-    assert topology.nodes == (read("node/has_cpu") or {0})
-    for cpu in topology.cpus:
-        directory = f"cpu/cpu{cpu.cpu}"
-        assert cpu.core == min(read(f"{directory}/topology/thread_siblings_list") or {cpu.cpu})
-        caches = [file.parent for file in (REAL / directory).glob("cache/index*/level")]
-        if caches:
-            last = max(caches, key=lambda index: int((index / "level").read_text()))
-            assert cpu.llc == min(CpuSet.parse((last / "shared_cpu_list").read_text()))
-
-
-@pytest.mark.skipif(not shutil.which("lscpu"), reason="needs lscpu")
-def test_this_host_is_what_lscpu_says() -> None:
-    command = ["lscpu", "--parse=CPU,CORE,SOCKET,NODE"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    rows = {int(row[0]): row[1:] for line in lines if line[0] != "#" for row in [line.split(",")]}
-    cpus = Topology.read().cpus
-    assert {cpu.cpu for cpu in cpus} == rows.keys() & ALL
-    for one, other in product(cpus, cpus):
-        ours = one.core == other.core, one.package == other.package, one.node == other.node
-        assert ours == tuple(a == b for a, b in zip(rows[one.cpu], rows[other.cpu], strict=True))
+    return number
 
 
 # Which CPUs an instance may have
@@ -252,8 +75,8 @@ def test_an_instance_stays_inside_its_affinity_mask_of_the_moment(segment: str, 
         assert me.claim_many(1) == {last}
         assert me.release_all() == 1
         if len(affinity) > 1:
-            assert refusal(me, 2) == errno.ERANGE
-            assert refusal_of_one(me, min(affinity)) == errno.EDOM
+            assert claim_refusal(me, 2) == errno.ERANGE
+            assert refusal(me.claim, min(affinity)) == errno.EDOM
         os.sched_setaffinity(0, affinity)
         assert me.claim_many(len(affinity & ALL)) == affinity & ALL
 
@@ -321,20 +144,14 @@ def test_without_sysfs_the_topology_is_flat(tmp_path: Path, affinity: set[int]) 
     assert said == f"{sorted(affinity)} [0] {len(affinity)}\n"
 
 
-def refusal_of_one(instance: Instance, lcore: int) -> int | None:
-    with pytest.raises(MtlshmError) as caught:
-        instance.claim(lcore)
-    return caught.value.errno
-
-
 def test_an_lcore_of_no_online_cpu_is_refused(claimant: Callable[..., Instance]) -> None:
     machine = Machine(cores=6, skip=frozenset({2}), offline=frozenset({4}))
     me = claimant(machine, allowed={0, 1})
-    assert refusal_of_one(me, 2) == errno.ENODEV  # a hole
-    assert refusal_of_one(me, 4) == errno.ENODEV  # offline
-    assert refusal_of_one(me, 7) == errno.ENODEV  # absent
-    assert refusal_of_one(me, 3) == errno.EDOM
-    assert refusal_of_one(me, 1024) == errno.ERANGE
+    assert refusal(me.claim, 2) == errno.ENODEV  # a hole
+    assert refusal(me.claim, 4) == errno.ENODEV  # offline
+    assert refusal(me.claim, 7) == errno.ENODEV  # absent
+    assert refusal(me.claim, 3) == errno.EDOM
+    assert refusal(me.claim, 1024) == errno.ERANGE
 
 
 def test_only_allowed_cpus_are_taken(claimant: Callable[..., Instance]) -> None:
@@ -356,9 +173,9 @@ def test_the_only_cpu_can_be_had_in_every_way(claimant: Callable[..., Instance])
     me = claimant(Machine(cores=1))
     for smt, node in product(Smt, (None, 0)):
         assert me.claim_many(1, smt=smt, node=node) == {0}
-        assert refusal_of_one(me, 0) == errno.EALREADY
+        assert refusal(me.claim, 0) == errno.EALREADY
         assert me.release_all() == 1
-    assert refusal(me, 2) == errno.ERANGE
+    assert claim_refusal(me, 2) == errno.ERANGE
 
 
 def test_all_of_1024_cpus_can_be_seen_and_had(host: Callable[[Machine], Host]) -> None:
@@ -370,7 +187,7 @@ def test_all_of_1024_cpus_can_be_seen_and_had(host: Callable[[Machine], Host]) -
             assert me.release_all() == 1024
         assert me.claim_many(512, smt=Smt.AVOID) == CpuSet(range(1, 513))  # 512 is the sibling of CPU 0
         me.release_all()
-        assert refusal(me, 513, smt=Smt.AVOID) == errno.ERANGE
+        assert claim_refusal(me, 513, smt=Smt.AVOID) == errno.ERANGE
         me.claim(1023)
         with pytest.raises(MtlshmError) as caught:
             me.claim_many(1024)
@@ -378,7 +195,7 @@ def test_all_of_1024_cpus_can_be_seen_and_had(host: Callable[[Machine], Host]) -
 
 
 def test_no_lcores_is_an_error(claimant: Callable[..., Instance]) -> None:
-    assert refusal(claimant(TWO_SOCKETS), 0) == errno.EINVAL
+    assert claim_refusal(claimant(TWO_SOCKETS), 0) == errno.EINVAL
 
 
 def test_more_than_exist_can_never_be_had(claimant: Callable[..., Instance]) -> None:
@@ -392,13 +209,13 @@ def test_more_than_exist_can_never_be_had(claimant: Callable[..., Instance]) -> 
         (3, {"smt": Smt.WHOLE}),
         (34, {"smt": Smt.WHOLE}),
     ):
-        assert refusal(me, want, **policy) == errno.ERANGE
+        assert claim_refusal(me, want, **policy) == errno.ERANGE
 
 
 def test_a_claim_takes_all_or_nothing(claimant: Callable[..., Instance]) -> None:
     me = claimant(TWO_SOCKETS, busy=range(30))
-    assert refusal(me, 3) == errno.EBUSY
-    assert refusal(me, 2, node=0) == errno.EBUSY
+    assert claim_refusal(me, 3) == errno.EBUSY
+    assert claim_refusal(me, 2, node=0) == errno.EBUSY
     assert me.claim_many(2) == {30, 31}
     assert me.lcores == {30, 31}
 
@@ -436,8 +253,8 @@ def test_whole_cores_are_shared_with_nobody(claimant: Callable[..., Instance]) -
     me = claimant(Machine(cores=5, threads=2), busy={3}, allowed=range(9))
     assert me.claim_many(6, smt=Smt.WHOLE) == {0, 1, 4, 5, 6, 7}
     me.release_all()
-    assert refusal(me, 8, smt=Smt.WHOLE) == errno.EBUSY
-    assert refusal(me, 10, smt=Smt.WHOLE) == errno.ERANGE
+    assert claim_refusal(me, 8, smt=Smt.WHOLE) == errno.EBUSY
+    assert claim_refusal(me, 10, smt=Smt.WHOLE) == errno.ERANGE
 
 
 def test_whole_cores_of_several_sizes_add_up_larger_first(claimant: Callable[..., Instance]) -> None:
@@ -455,7 +272,7 @@ def test_whole_cores_that_cannot_add_up_are_refused(claimant: Callable[..., Inst
             assert len(me.claim_many(want, smt=Smt.WHOLE)) == want
             me.release_all()
         else:
-            assert refusal(me, want, smt=Smt.WHOLE) == errno.ERANGE
+            assert claim_refusal(me, want, smt=Smt.WHOLE) == errno.ERANGE
 
 
 def test_the_fullest_cache_is_not_emptied_if_the_rest_cannot_add_up_then(claimant: Callable[..., Instance]) -> None:
@@ -524,14 +341,14 @@ def test_a_claim_can_be_for_one_node(claimant: Callable[..., Instance]) -> None:
     assert me.claim_many(4, node=1, smt=Smt.WHOLE) == {26, 27, 28, 29}
     assert me.claim_many(2, node=1) == {21, 23}  # siblings of one's own
     assert me.claim_many(4, node=1) == {17, 25, 30, 31}
-    assert refusal_of_many(me, 1, node=1) == errno.EBUSY
+    assert refusal(me.claim_many, 1, node=1) == errno.EBUSY
     assert len(me.claim_many(1, node=1, near=True)) == 1
 
 
 def test_a_node_without_cpus_is_none(claimant: Callable[..., Instance]) -> None:
     me = claimant(Machine(sockets=3, cores=2, offline=frozenset({2, 3})))
     for node in 1, 3, 63, 64, 1023, 1024, 1 << 30, -2:
-        assert refusal(me, 1, node=node) == errno.ENXIO
+        assert claim_refusal(me, 1, node=node) == errno.ENXIO
     assert me.claim_many(2, node=2) == {4, 5}
 
 
@@ -750,9 +567,11 @@ def check_claim(
     usable = {cpu.number for cpu in machine.online if cpu.number in allowed and (anywhere or node == cpu.node)}
     now, ever = Reckoning(machine, usable, busy, smt), Reckoning(machine, usable, (), smt)
     if node is not None and node not in {cpu.node for cpu in machine.online}:
-        assert refusal(me, want, smt=smt, node=node, near=near) == errno.ENXIO
+        assert claim_refusal(me, want, smt=smt, node=node, near=near) == errno.ENXIO
     elif not now.makes(want):
-        assert refusal(me, want, smt=smt, node=node, near=near) == (errno.EBUSY if ever.makes(want) else errno.ERANGE)
+        assert claim_refusal(me, want, smt=smt, node=node, near=near) == (
+            errno.EBUSY if ever.makes(want) else errno.ERANGE
+        )
     else:
         lcores = me.claim_many(want, smt=smt, node=node, near=near)
         assert len(lcores) == want

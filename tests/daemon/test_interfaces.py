@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import mmap
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from ipaddress import IPv4Address
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from pyroute2 import IPRoute
 
-from lab.networks import NEAR4, QUEUES, Veth, inside, veth
-from lab.processes import DEADLINE, UNPRIVILEGED, Daemon, as_user, eventually, run_python
+from lab.interface_clients import PORT, Watcher, flow, programs
+from lab.networks import QUEUES, Veth, inside, veth
+from lab.processes import DEADLINE, UNPRIVILEGED, Daemon, eventually
 from lab.processes import look as look_at_segment
-from lab.xsk import Xsk
+from lab.refusals import refusal
 from mtlshm import Kind, wire
-from mtlshm._core import ffi
 from mtlshm.manager_client import Manager
 from mtlshm.net import xdp
 from mtlshm.net.attached import look
@@ -45,93 +40,16 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested:
 
 ROOT = Path(__file__).parents[2]
 StartDaemon = Callable[..., Daemon]
-PORT = 20000
-
-
-@pytest.fixture
-def connect(server: StartDaemon, manager_socket: Path, link: Veth) -> Iterator[Callable[..., Manager]]:
-    """Connects to a running daemon: connect() has named the interface."""
-    server()
-    opened: list[Manager] = []
-
-    def run(*interfaces: int, dialect: wire.Dialect = wire.Dialect.B) -> Manager:
-        opened.append(new := Manager(manager_socket, dialect=dialect, timeout=DEADLINE))
-        new.register(interfaces or (link.index,))
-        return new
-
-    yield run
-    for each in opened:
-        each.close()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Callable[[], Ledger]:
-    return lambda: Ledger(tmp_path / "state", read_only=True)
-
-
-def refusal(call: Callable[..., object], *arguments: object) -> int | None:
-    with pytest.raises(OSError, match=r".") as refused:
-        call(*arguments)
-    return refused.value.errno
-
-
-def programs(link: Veth) -> list[str]:
-    return [program.name for program in asyncio.run(look(link.index)).programs]
-
-
-def flow(link: Veth, queue: int, port: int = PORT) -> wire.Interface:
-    return wire.Interface(link.index, queue, 0, 2, IPv4Address(0), IPv4Address("239.1.1.1"), 0, port)
-
-
-class Watcher:
-    """What of a port comes to a socket in the map on each queue, and what to the stack."""
-
-    def __init__(self, link: Veth, manager: Manager, port: int = PORT) -> None:
-        self._link, self._port = link, port
-        self._udp = link.udp(port)
-        self._xsks = [Xsk() for _ in range(QUEUES)]
-        descriptor = manager.xsk_map_fd(link.index)
-        assert descriptor is not None
-        for queue, xsk in enumerate(self._xsks):
-            xsk.bind(link.index, queue)
-            xsk.enter(descriptor, queue)
-        os.close(descriptor)
-
-    def send(self, number: int = 20) -> tuple[int, int]:
-        """How many of them came to AF_XDP, and how many to the stack, once all have come."""
-        with self._link.far_udp(socket.AF_INET) as far:
-            for _ in range(number):
-                far.sendto(b"x", (NEAR4, self._port))
-        self._by_xdp = self._by_stack = 0
-        eventually(lambda: self._look() >= number)
-        return self._by_xdp, self._by_stack
-
-    def _look(self) -> int:
-        self._by_xdp += sum(len(xsk.receive()) for xsk in self._xsks)
-        while True:
-            try:
-                self._udp.recv(100)
-            except BlockingIOError:
-                return self._by_xdp + self._by_stack
-            self._by_stack += 1
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._udp.close()
-        for xsk in self._xsks:
-            xsk.__exit__()
 
 
 # --- loaded and unloaded -----------------------------------------------------------------------------------
 
 
 def test_an_interface_is_loaded_for_its_first_client_and_unloaded_after_the_last(
-    connect: Callable[..., Manager], link: Veth
+    link_client: Callable[..., Manager], link: Veth
 ) -> None:
     assert programs(link) == []
-    first, second = connect(), connect()
+    first, second = link_client(), link_client()
     assert programs(link) == ["mtl_dp_fused"]
     first.close()
     second.heartbeat()
@@ -141,8 +59,8 @@ def test_an_interface_is_loaded_for_its_first_client_and_unloaded_after_the_last
     eventually(lambda: programs(link) == [])
 
 
-def test_what_is_named_by_nobody_is_not_known(connect: Callable[..., Manager], link: Veth) -> None:
-    manager = connect(link.index + 1000, dialect=wire.Dialect.A)
+def test_what_is_named_by_nobody_is_not_known(link_client: Callable[..., Manager], link: Veth) -> None:
+    manager = link_client(link.index + 1000, dialect=wire.Dialect.A)
     for index in link.index, link.index + 1000:
         assert refusal(manager.get_queue, index) == errno.ENODEV
         assert refusal(manager.put_queue, index, 1) == errno.ENODEV
@@ -153,9 +71,9 @@ def test_what_is_named_by_nobody_is_not_known(connect: Callable[..., Manager], l
 
 
 def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
-    connect: Callable[..., Manager], link: Veth, ledger: Callable[[], Ledger]
+    link_client: Callable[..., Manager], link: Veth, ledger: Callable[[], Ledger]
 ) -> None:
-    manager = connect()
+    manager = link_client()
     manager.get_queue(link.index)
     manager.add_filter(link.index, PORT)
     subprocess.run(["ip", "link", "del", link.name], check=True)
@@ -239,9 +157,9 @@ def ids(link: Veth) -> list[int]:
     return [program.id for program in asyncio.run(look(link.index)).programs]
 
 
-def test_what_somebody_detaches_is_put_back_under_traffic(connect: Callable[..., Manager], link: Veth) -> None:
+def test_what_somebody_detaches_is_put_back_under_traffic(link_client: Callable[..., Manager], link: Veth) -> None:
     """With the ports, and the sockets that clients made themselves and those that the daemon made."""
-    manager, other = connect(), connect()
+    manager, other = link_client(), link_client()
     manager.add_filter(link.index, PORT)
     with Watcher(link, manager) as watcher:
         assert watcher.send() == (20, 0)
@@ -257,10 +175,10 @@ def test_what_somebody_detaches_is_put_back_under_traffic(connect: Callable[...,
 
 
 def test_what_somebody_detaches_while_no_daemon_runs_is_put_back_by_the_next(
-    server: StartDaemon, manager_socket: Path, link: Veth, client: Callable[[], subprocess.Popen[str]]
+    server: StartDaemon, manager_socket: Path, link: Veth, port_client: Callable[[], subprocess.Popen[str]]
 ) -> None:
     running = server()
-    client()
+    port_client()
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register((link.index,))
         watcher = Watcher(link, manager)
@@ -318,8 +236,8 @@ def test_a_program_that_takes_the_place_of_ours_stays_and_ours_comes_back_when_i
             manager.get_queue(link.index)
 
 
-def test_what_was_loaded_is_unloaded_even_if_its_pins_are_lost(connect: Callable[..., Manager], link: Veth) -> None:
-    manager = connect()
+def test_what_was_loaded_is_unloaded_even_if_its_pins_are_lost(link_client: Callable[..., Manager], link: Veth) -> None:
+    manager = link_client()
     subprocess.run(["umount", "/sys/fs/bpf"], check=True)
     subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
     assert programs(link) == ["mtl_dp_fused"]
@@ -349,11 +267,11 @@ def test_pins_that_others_can_write_are_not_used_and_clients_are_told(
     assert ids(link) == before
 
 
-def test_a_foreign_program_is_left_alone_and_clients_are_told(connect: Callable[..., Manager], link: Veth) -> None:
+def test_a_foreign_program_is_left_alone_and_clients_are_told(link_client: Callable[..., Manager], link: Veth) -> None:
     attach_foreign(link)
     before = programs(link)
     for _ in range(2):
-        manager = connect(dialect=wire.Dialect.A)
+        manager = link_client(dialect=wire.Dialect.A)
         assert refusal(manager.get_queue, link.index) == errno.EBUSY
         manager.close()
     assert programs(link) == before
@@ -410,9 +328,9 @@ def test_who_ends_while_its_interface_is_tried_in_vain_leaves_nothing(
 
 
 def test_packets_of_a_port_that_is_added_come_to_af_xdp_until_the_last_who_wants_it_has_ended(
-    connect: Callable[..., Manager], link: Veth
+    link_client: Callable[..., Manager], link: Veth
 ) -> None:
-    first, second = connect(), connect()
+    first, second = link_client(), link_client()
     with Watcher(link, first) as watcher:
         assert watcher.send() == (0, 20)
         first.add_filter(link.index, PORT)
@@ -427,8 +345,8 @@ def test_packets_of_a_port_that_is_added_come_to_af_xdp_until_the_last_who_wants
         eventually(lambda: watcher.send() == (0, 20))
 
 
-def test_any_port_can_be_added(connect: Callable[..., Manager], link: Veth) -> None:
-    manager = connect()
+def test_any_port_can_be_added(link_client: Callable[..., Manager], link: Veth) -> None:
+    manager = link_client()
     for port in 0, 1, 65535:
         manager.add_filter(link.index, port)
         manager.del_filter(link.index, port)
@@ -438,8 +356,10 @@ def test_any_port_can_be_added(connect: Callable[..., Manager], link: Veth) -> N
 # --- queues and rules --------------------------------------------------------------------------------------
 
 
-def test_queues_are_given_to_one_owner_each_and_queue_0_to_nobody(connect: Callable[..., Manager], link: Veth) -> None:
-    first, second = connect(), connect()
+def test_queues_are_given_to_one_owner_each_and_queue_0_to_nobody(
+    link_client: Callable[..., Manager], link: Veth
+) -> None:
+    first, second = link_client(), link_client()
     got = [first.get_queue(link.index), second.get_queue(link.index), first.get_queue(link.index)]
     assert sorted(got) == list(range(1, QUEUES))
     assert refusal(second.get_queue, link.index) == errno.ENOSPC
@@ -462,7 +382,7 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def client(manager_socket: Path, link: Veth) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def port_client(manager_socket: Path, link: Veth) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts processes that have a queue and the port."""
     started: list[subprocess.Popen[str]] = []
 
@@ -481,11 +401,11 @@ def client(manager_socket: Path, link: Veth) -> Iterator[Callable[[], subprocess
 
 
 def test_what_a_dead_client_had_is_free(
-    connect: Callable[..., Manager], client: Callable[[], subprocess.Popen[str]], link: Veth
+    link_client: Callable[..., Manager], port_client: Callable[[], subprocess.Popen[str]], link: Veth
 ) -> None:
-    manager = connect()
+    manager = link_client()
     with Watcher(link, manager) as watcher:
-        dying = client()
+        dying = port_client()
         assert watcher.send() == (20, 0)
         dying.kill()
         eventually(lambda: watcher.send() == (0, 20))
@@ -495,14 +415,14 @@ def test_what_a_dead_client_had_is_free(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
     server: StartDaemon,
-    client: Callable[[], subprocess.Popen[str]],
+    port_client: Callable[[], subprocess.Popen[str]],
     manager_socket: Path,
     link: Veth,
     ledger: Callable[[], Ledger],
     number: int,
 ) -> None:
     running = server()
-    living, dying = client(), client()
+    living, dying = port_client(), port_client()
     with Manager(manager_socket, timeout=DEADLINE) as before:
         before.register((link.index,))
         watcher = Watcher(link, before)
@@ -522,17 +442,10 @@ def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
     eventually(lambda: programs(link) == [])
 
 
-@pytest.fixture
-def rules(stand_in, link: Veth):
-    """Gives the interface a driver with flow rules, in the stand-in."""
-    stand_in.set(link.name, combined=QUEUES)
-    return lambda: stand_in.rules(link.name)
-
-
 def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
-    rules, connect: Callable[..., Manager], link: Veth
+    rules, link_client: Callable[..., Manager], link: Veth
 ) -> None:
-    first, second = connect(), connect()
+    first, second = link_client(), link_client()
     queue = first.get_queue(link.index)
     location = first.add_flow(flow(link, queue))
     assert location in rules()
@@ -589,332 +502,6 @@ def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
         subprocess.run(["ip", "link", "del", link.name], check=True)
         running.await_log("and with it all")
         assert "keeps" not in running.log()
-
-
-# --- who may not -------------------------------------------------------------------------------------------
-
-MEMBER = """
-import sys, mtlshm.manager_client
-ifindex, *numbers = map(int, sys.argv[2:])
-with mtlshm.manager_client.Manager(sys.argv[1]) as manager:
-    manager.register((ifindex,))
-    for attempt in (manager.put_queue, manager.del_flow, manager.del_filter):
-        for number in numbers:
-            try:
-                attempt(ifindex, number)
-                print(attempt.__name__, number)
-            except OSError:
-                pass
-"""
-
-
-@pytest.mark.parametrize("forged", [False, True])
-def test_a_member_of_the_group_cannot_touch_what_another_has_whatever_it_writes_into_the_segment(
-    daemon: StartDaemon,
-    link: Veth,
-    manager_socket: Path,
-    segment: str,
-    rules,
-    ledger: Callable[[], Ledger],
-    forged: bool,
-) -> None:
-    daemon("--socket-group", "nogroup", environment={"MTLSHMD_XDP": "auto"})
-    with Manager(manager_socket, timeout=DEADLINE) as victim, ExitStack() as stack:
-        victim.register((link.index,))
-        queue = victim.get_queue(link.index)
-        location = victim.add_flow(flow(link, queue))
-        victim.add_filter(link.index, PORT)
-        book = stack.enter_context(ledger())
-        before = book.queues(), book.flows(), book.ports(link.index)
-        assert all(before)
-        member = (12345, 12345, [UNPRIVILEGED])
-        if forged:  # its record is free: the next client gets the same one, and so the same owner
-            (owner,) = [info.owner for info in look_at_segment(segment).instances if info.kind == Kind.SOCKET]
-            offset = ffi.offsetof("struct mtlshm_segment", "instances", owner >> 8 & 0xFFF, "control")
-            with open(segment, "r+b") as file:
-                file.seek(offset)
-                file.write(b"\0")
-        assert run_python(MEMBER, manager_socket, link.index, queue, location, PORT, user=member) == ""
-        eventually(lambda: len(book.owners()) == 1)  # the member's end is dealt with
-        assert (book.queues(), book.flows(), book.ports(link.index)) == before
-        assert list(rules()) == [location]
-
-
-OUTSIDER = """
-import sys, socket
-for name in sys.argv[1:]:
-    try:
-        if name.endswith(".sock"):
-            socket.socket(socket.AF_UNIX).connect(name)
-        else:
-            open(name)
-        print(name)
-    except PermissionError:
-        pass
-"""
-
-
-def test_a_map_that_waits_to_be_read_is_that_map_whatever_becomes_of_it(
-    connect: Callable[..., Manager], manager_socket: Path, link: Veth
-) -> None:
-    """And never another descriptor of the daemon's, which has got the number of the map's since."""
-    user = connect()
-    with Manager(manager_socket, dialect=wire.Dialect.A, timeout=DEADLINE) as slow:
-        slow.register()
-        request = wire.encode(wire.Type.IF_XSK_MAP_FD, wire.Interface(link.index))
-        slow.socket.setblocking(False)
-        asked = 0
-        while select.select([], [slow.socket], [], 0.3)[1]:  # until the daemon waits for it to read
-            with suppress(BlockingIOError):
-                asked += slow.socket.send(request)
-        slow.socket.settimeout(DEADLINE)
-        user.close()
-        eventually(lambda: programs(link) == [])
-        with ExitStack() as others:
-            for _ in range(20):
-                others.enter_context(Manager(manager_socket, timeout=DEADLINE)).register()
-            got = set()
-            for _ in range(asked // wire.SIZE):
-                _, descriptors, _, _ = socket.recv_fds(slow.socket, 1, 1)
-                got.add(os.readlink(f"/proc/self/fd/{descriptors[0]}"))
-                os.close(descriptors[0])
-    assert got == {"anon_inode:bpf-map", os.devnull}
-
-
-def test_who_is_not_in_the_group_cannot_open_what_he_could_lock_or_change(
-    connect: Callable[..., Manager], manager_socket: Path, segment: str, tmp_path: Path
-) -> None:
-    connect()
-    os.chmod(tmp_path.parent, 0o755)
-    os.chmod(tmp_path, 0o755)
-    names = [segment, manager_socket, tmp_path / "state/serve.lock", tmp_path / "state/change.lock"]
-    assert all(Path(name).exists() for name in names)
-    assert (tmp_path / "state").stat().st_mode & 0o022 == 0
-    assert run_python(OUTSIDER, *names, user=(UNPRIVILEGED, UNPRIVILEGED, [])) == ""
-
-
-# --- sockets for clients without capabilities --------------------------------------------------------------
-
-
-@pytest.fixture
-def examples(manager_socket: Path) -> dict[str, list[str]]:
-    """Commands for one who is nobody, has no capability and is in a network namespace with no interface."""
-    program = manager_socket.parent / "xsk_receive"  # where he may read
-    shutil.copy(ROOT / "build/tools/examples/xsk_receive", program)
-    nobody = (f"--reuid={UNPRIVILEGED}", f"--regid={UNPRIVILEGED}", "--clear-groups", "--bounding-set=-all")
-    code = as_user(UNPRIVILEGED, UNPRIVILEGED, [])
-    imports = "import ctypes, mmap, select, socket, struct, sys\nimport mtlshm.manager_client, mtlshm.wire\n"
-    source = (ROOT / "tools/examples/xsk_receive.py").read_text()
-    return {
-        "C": ["unshare", "--net", "setpriv", *nobody, "--no-new-privs", str(program)],
-        "Python": ["unshare", "--net", sys.executable, "-c", imports + code + source],
-    }
-
-
-@pytest.mark.parametrize("language", ["C", "Python"])
-def test_one_with_no_capability_receives_by_af_xdp_from_another_network_namespace(
-    daemon: StartDaemon, manager_socket: Path, link: Veth, examples: dict[str, list[str]], language: str, tmp_path: Path
-) -> None:
-    daemon("--socket-group", "nogroup", environment={"MTLSHMD_XDP": "auto"})
-    command = [*examples[language], link.name, str(PORT), "50"]
-    environment = os.environ | {"MTL_MANAGER_SOCK_PATH": str(manager_socket)}
-    said = tmp_path / "said"
-    deadline = time.monotonic() + DEADLINE
-    with (
-        said.open("w") as errors,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as receiver,
-    ):
-        try:
-            eventually(lambda: "ready" in said.read_text() or receiver.poll() is not None)
-            assert receiver.poll() is None, said.read_text()
-            status = Path(f"/proc/{receiver.pid}/status").read_text()
-            assert "CapEff:\t0000000000000000" in status
-            assert f"Uid:\t{UNPRIVILEGED}" in status
-            with link.udp(PORT):
-                while receiver.poll() is None:
-                    with link.far_udp(socket.AF_INET) as far:  # of many, some meet the queue
-                        far.sendto(b"x", (NEAR4, PORT))
-                    assert time.monotonic() < deadline, said.read_text()
-            assert receiver.stdout
-            assert int(receiver.stdout.read()) >= 50
-        finally:
-            receiver.kill()
-    eventually(lambda: programs(link) == [])
-
-
-def test_each_socket_has_a_queue_of_its_own(connect: Callable[..., Manager], link: Veth) -> None:
-    layout = (2048, 64, 64, 64, 64, 64)
-    first, second = connect(), connect(link.index + 1000, dialect=wire.Dialect.A)  # which has not named the interface
-    opened = [each.open_xsk(wire.OpenXsk(0, link.name, *layout)) for each in (first, second)]
-    assert [xsk.value for xsk, _, _ in opened] == [1, 2]
-    assert opened[0][0].ifindex == link.index
-    assert refusal(second.put_queue, link.index, 1) == errno.EINVAL
-    for _, *descriptors in opened:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    first.close()
-    eventually(lambda: second.get_queue(link.index) == 1 or second.put_queue(link.index, 3))
-
-
-@pytest.mark.parametrize(
-    ("layout", "number"),
-    [
-        ((2048, 1 << 20, 64, 64, 64, 0), errno.E2BIG),
-        ((2000, 64, 64, 64, 64, 0), errno.EINVAL),
-        ((2048, 0, 64, 64, 64, 0), errno.EINVAL),
-        ((2048, 64, 63, 64, 64, 0), errno.EINVAL),
-        ((2048, 64, 64, 64, 0, 0), errno.EINVAL),
-        ((2048, 64, 1 << 31, 64, 64, 0), errno.EINVAL),
-        ((2**32 - 1, 2**32 - 1, 64, 64, 64, 0), errno.EINVAL),
-    ],
-)
-def test_a_socket_too_large_or_senseless_is_refused_and_takes_no_queue(
-    connect: Callable[..., Manager], link: Veth, layout: tuple[int, ...], number: int
-) -> None:
-    manager = connect()
-    assert refusal(manager.open_xsk, wire.OpenXsk(link.index, "", *layout)) == number
-    assert manager.get_queue(link.index) == 1
-
-
-def test_who_keeps_the_memory_of_sockets_gets_no_more_than_for_his_queues(
-    server: StartDaemon, manager_socket: Path, link: Veth
-) -> None:
-    """Whoever of his processes asks: what one got, another may keep."""
-    server("--umem-limit", 1)
-    request = wire.OpenXsk(link.index, "", 2048, 512, 64, 64, 64, 0)
-    with ExitStack() as stack:
-        memories = []
-        for _ in range(2):
-            with Manager(manager_socket, timeout=DEADLINE) as manager:
-                manager.register((link.index,))
-                if memories:
-                    assert refusal(manager.open_xsk, request) == errno.EAGAIN
-                    memories.pop().close()
-                _, xsk, umem = manager.open_xsk(request)
-                os.close(xsk)
-                memories.append(stack.enter_context(mmap.mmap(umem, 0)))
-                os.close(umem)
-
-
-def test_a_queue_that_is_still_bound_is_passed_by(connect: Callable[..., Manager], link: Veth) -> None:
-    """Who got a socket may keep it after its connection has ended; nobody can take it away."""
-    layout = (2048, 64, 64, 64, 64, 0)
-    first, second = connect(), connect()
-    _, kept, memory = first.open_xsk(wire.OpenXsk(link.index, "", *layout))
-    first.close()
-    eventually(lambda: second.get_queue(link.index) == 1 or second.put_queue(link.index, 2))
-    second.put_queue(link.index, 1)
-    xsk, *descriptors = second.open_xsk(wire.OpenXsk(link.index, "", *layout))
-    assert xsk.value == 2
-    for descriptor in (kept, memory, *descriptors):
-        os.close(descriptor)
-
-
-@contextmanager
-def stopped_opener(daemon: Daemon, manager: Manager, interface: int) -> Iterator[tuple[Thread, list[int], int]]:
-    """The process that opens a large socket for a client, stopped before it is done; and what the client is told."""
-    request = wire.OpenXsk(interface, "", 4096, 16384, 64, 64, 64, 0)
-    answers: list[int] = []
-
-    def ask() -> None:
-        try:
-            answer, *descriptors = manager.open_xsk(request)
-        except OSError as error:
-            answers.append(-(error.errno or 0))
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        answers.append(answer.value)
-
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        assert time.monotonic() < deadline, "it was always done before it could be stopped"
-        before = len(answers)
-        asking = Thread(target=ask)
-        asking.start()
-        while len(answers) == before and not (found := openers(daemon)):
-            pass
-        if found:
-            with suppress(ProcessLookupError):
-                os.kill(found[0], signal.SIGSTOP)
-            if len(answers) == before and openers(daemon) == found:
-                break
-            with suppress(ProcessLookupError):
-                os.kill(found[0], signal.SIGCONT)
-        asking.join()
-        if answers[-1] > 0:
-            manager.put_queue(interface, answers[-1])
-    try:
-        yield asking, answers, found[0]
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(found[0], signal.SIGCONT)
-        asking.join()
-
-
-def openers(daemon: Daemon) -> list[int]:
-    """The processes that open sockets for it."""
-    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    with suppress(OSError):
-        return [int(pid) for pid in children if b"net/xsk.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return []
-
-
-def test_while_a_socket_is_opened_for_one_all_others_are_served(
-    server: StartDaemon, manager_socket: Path, link: Veth
-) -> None:
-    running = server()
-    with Manager(manager_socket, timeout=DEADLINE) as first, Manager(manager_socket, timeout=DEADLINE) as second:
-        for manager in (first, second):
-            manager.register((link.index,))
-        with stopped_opener(running, first, link.index) as (asking, answers, _):
-            told = len(answers)
-            assert second.get_queue(link.index) > 0
-            second.add_filter(link.index, PORT)
-            assert second.heartbeat(7) == 7
-            assert len(answers) == told
-        asking.join()
-        assert answers[-1] > 0
-
-
-def test_a_user_has_one_socket_opened_at_a_time(server: StartDaemon, manager_socket: Path, link: Veth) -> None:
-    running = server()
-    with Manager(manager_socket, timeout=DEADLINE) as first, Manager(manager_socket, timeout=DEADLINE) as second:
-        for manager in (first, second):
-            manager.register((link.index,))
-        with stopped_opener(running, first, link.index) as (_, _, opener):
-            later = Thread(target=second.open_xsk, args=(wire.OpenXsk(link.index, "", 2048, 64, 64, 64, 64, 0),))
-            later.start()
-            with Manager(manager_socket, timeout=DEADLINE) as third:
-                third.register((link.index,))  # after which the request has been read as well
-                third.heartbeat()
-            assert openers(running) == [opener]
-        later.join()
-
-
-def test_an_opener_that_is_killed_costs_one_answer_and_no_queue(
-    server: StartDaemon, manager_socket: Path, link: Veth
-) -> None:
-    running = server()
-    with Manager(manager_socket, timeout=DEADLINE) as manager:
-        manager.register((link.index,))
-        with stopped_opener(running, manager, link.index) as (asking, answers, opener):
-            os.kill(opener, signal.SIGKILL)
-            asking.join()
-            assert answers[-1] == -errno.EIO
-        assert manager.get_queue(link.index) == 1
-        manager.put_queue(link.index, 1)
-        answer, *descriptors = manager.open_xsk(wire.OpenXsk(link.index, "", 2048, 64, 64, 64, 64, 0))
-        assert answer.value > 0
-        for descriptor in descriptors:
-            os.close(descriptor)
-        eventually(lambda: not openers(running))
-
-
-def test_an_interface_that_is_not_there_has_no_sockets(connect: Callable[..., Manager], link: Veth) -> None:
-    manager = connect()
-    for index, name in ((link.index + 1000, ""), (0, "nowhere"), (0, "")):
-        assert refusal(manager.open_xsk, wire.OpenXsk(index, name, 2048, 64, 64, 64, 64, 0)) == errno.ENODEV
 
 
 # --- where there is nothing to serve -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from threading import Barrier, Thread
 import pytest
 
 from lab.processes import Puppet, eventually, held, look, run_python
+from lab.refusals import refusal
 from mtlshm import Busy, CpuSet, Host, Instance, InstanceGone, LcoreType, MtlshmError, Smt, TimedOut
 
 Start = Callable[..., Puppet]
@@ -281,12 +282,3 @@ def test_cpus_that_have_gone_offline_are_not_chosen(segment: str, host64: Path) 
 
         eventually(refused)
         assert me.claim_many(2) == {0, 1}
-
-
-def refusal(call: Callable[..., object], *arguments: object) -> int | None:
-    """The errno of what it raises; None if it does not."""
-    try:
-        call(*arguments)
-    except MtlshmError as error:
-        return error.errno
-    return None

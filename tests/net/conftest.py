@@ -5,13 +5,17 @@ import asyncio
 import inspect
 import os
 import random
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lab.processes import UNPRIVILEGED
+from lab.networks import Veth
+from lab.processes import DEADLINE, UNPRIVILEGED
 from mtlshm.net.ledger import Ledger
+from mtlshm.net.tool import Tools
+from mtlshm.net.xdp import Loader
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,3 +44,20 @@ def open_path(tmp_path: Path) -> Iterator[Path]:
     for path in state.iterdir():
         path.unlink()
     state.rmdir()
+
+
+@pytest.fixture
+def loader(tmp_path: Path, link: Veth) -> Loader:
+    return Loader(Tools(tmp_path, timeout=DEADLINE))
+
+
+@pytest.fixture(scope="session")
+def foreign(build_once: Callable[..., Path]) -> Path:
+    """A program of somebody else's."""
+
+    def compile(target: Path) -> None:
+        code = '__attribute__((section("xdp"), used)) int somebody(void *context) { (void)context; return 2; }'
+        command = ["clang", "-O2", "-g", "-target", "bpf", "-x", "c", "-c", "-", "-o", target]
+        subprocess.run(command, input=code, text=True, check=True)
+
+    return build_once("foreign.o", compile)

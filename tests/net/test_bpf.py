@@ -7,13 +7,14 @@ import errno
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.networks import sandbox
 from lab.processes import eventually
+from lab.refusals import refusal
 from mtlshm.net import bpf
 from mtlshm.net.xdp import find_object
 
@@ -27,15 +28,6 @@ FIRST = struct.pack("=I", 0)
 def fused() -> Iterator[bpf.Object]:
     with sandbox(), bpf.Object(find_object("mtl_dp_fused.o")) as loaded:
         yield loaded
-
-
-def refusal(run: Callable[..., object], *arguments: object) -> int:
-    """With what errno it is refused; 0 if it is not."""
-    try:
-        run(*arguments)
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 def test_programs_and_maps_are_described_as_bpftool_does(fused: bpf.Object) -> None:

@@ -7,8 +7,7 @@ import asyncio
 import errno
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from lab.processes import needs_root
+from lab.refusals import refused
 from lab.stand_in import StandIn
 from mtlshm.net.ethtool import Ethtool, Rule, channels, rules
 from mtlshm.net.flow import FlowSpec, FlowType
@@ -31,13 +31,6 @@ def recorded(name: str, command: str) -> list[str]:
     """What the real ethtool printed each time it was asked that."""
     records = json.loads((RECORDED / f"{name}.json").read_text())["records"]
     return [record["output"] for record in records if record["command"] == f"ethtool {command}"]
-
-
-@contextmanager
-def refused(number: int, why: str = ".") -> Iterator[None]:
-    with pytest.raises(OSError, match=why) as caught:
-        yield
-    assert caught.value.errno == number, caught.value
 
 
 def test_the_number_of_channels_as_it_was_printed() -> None:

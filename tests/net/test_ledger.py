@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from lab.ledgers import IF, SPEC, process, refused
+from lab.ledgers import IF, SPEC, process
+from lab.refusals import refused
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.net.ledger import Flow, Ledger, PortReference, Queue, State, Use
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from lab.damages import on_disk
-from lab.ledgers import IF, SPEC, process, refused
+from lab.ledgers import IF, SPEC, process
 from lab.networks import sandbox
 from lab.processes import DEADLINE, UNPRIVILEGED, namespaces, needs_root
+from lab.refusals import refused
 from mtlshm.net.ledger import Ledger, State
 
 

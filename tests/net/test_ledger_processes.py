@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.ledgers import IF, check_whole, process, refused
+from lab.ledgers import IF, check_whole, process
 from lab.processes import DEADLINE, needs_root
+from lab.refusals import refused
 from mtlshm.net.ledger import Ledger
 
 

@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from lab.processes import DEADLINE
+from lab.refusals import refused
 from lab.stand_in import StandIn
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
@@ -68,13 +69,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield bench
     finally:
         bench.ledger.close()
-
-
-@contextmanager
-def refused(number: int, why: str = ".") -> Iterator[None]:
-    with pytest.raises(OSError, match=why) as caught:
-        yield
-    assert caught.value.errno == number, caught.value
 
 
 def administrator(*words: str) -> None:

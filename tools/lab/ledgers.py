@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Address
-
-import pytest
 
 from mtlshm import Process
 from mtlshm.net.flow import FlowSpec, FlowType
@@ -19,13 +15,6 @@ SPEC = FlowSpec(FlowType.UDP4, None, IPv4Address("239.1.1.1"), 0, 30002)
 
 def process(pid: int = 100) -> Process:
     return Process(pid, 4026531836, 12345, 4711, 1000, "worker", "vm", "worker")
-
-
-@contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(OSError, match=r".") as caught:
-        yield
-    assert caught.value.errno == number, caught.value
 
 
 def check_whole(state: State) -> int:

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A client of the manager socket owns what it was granted until it gives it back or dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lab.processes import DEADLINE, eventually, held, look, namespaces, needs_root
+from lab.refusals import refusal
+from mtlshm import Host, Kind, MtlshmError, Process, wire
+from mtlshm.daemon.process import namespace
+from mtlshm.manager_client import Manager
+from mtlshm.wire import Dialect, Lcore, Type
+
+
+def test_a_closed_connection_gives_back_what_it_got(connect, segment):
+    first, second = connect(), connect()
+    first.get_lcore(1)
+    second.get_lcore(0)
+    assert refusal(second.get_lcore, 1) == errno.EBUSY
+    first.close()
+    eventually(lambda: held(segment) == {0})
+    second.get_lcore(1)
+
+
+def test_nobody_gives_back_what_another_got(connect, segment):
+    first, second = connect(), connect()
+    first.get_lcore(1)
+    assert refusal(second.put_lcore, 1) == errno.EINVAL
+    assert held(segment) == {1}
+
+
+def test_a_dead_client_holds_nothing(daemon, client, segment):
+    daemon()
+    client(1).kill()
+    eventually(lambda: held(segment) == set())
+
+
+def test_a_child_that_holds_the_socket_does_not_keep_a_dead_clients_lcores(daemon, client, segment):
+    daemon()
+    process = client(1, "fork")
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    eventually(lambda: held(segment) == set())
+    os.kill(process.child, 0)  # the child lives
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_after_a_restart_living_clients_still_hold_what_they_held(daemon, client, segment, manager_socket, number):
+    first = daemon()
+    living, dying = client(1), client(0)
+    first.end(number)
+    dying.kill()
+    dying.wait()
+    daemon()
+    eventually(lambda: held(segment) == {1})
+    with Manager(manager_socket, timeout=DEADLINE) as newcomer:
+        newcomer.register()
+        assert refusal(newcomer.get_lcore, 1) == errno.EBUSY
+        newcomer.get_lcore(0)
+        living.kill()
+        eventually(lambda: held(segment) == {0})
+        newcomer.get_lcore(1)
+
+
+def test_a_dead_clients_pid_that_is_a_thread_of_somebodys_now_is_nobodys(daemon, segment):
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        with Host(segment) as host:
+            gone = Process(thread.native_id or 0, namespace(), 1, 1, 0, "gone", "vm", "gone")
+            host.register_proxy(Kind.SOCKET, gone).claim(1)
+        daemon()
+        eventually(lambda: held(segment) == set())
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightly(connect, segment, own_cpu):
+    manager = connect()
+    with Host(segment) as host, host.register("direct") as me:
+        me.claim(own_cpu)
+        manager.get_lcore(own_cpu)
+        assert refusal(manager.get_lcore, own_cpu) == errno.EBUSY
+        assert refusal(connect().get_lcore, own_cpu) == errno.EBUSY
+        manager.put_lcore(own_cpu)
+        assert me.lcores == {own_cpu}
+        assert refusal(manager.put_lcore, own_cpu) == errno.EINVAL
+        manager.get_lcore(own_cpu)
+        me.release(own_cpu)
+        manager.put_lcore(own_cpu)
+    assert held(segment) == set()
+
+
+def test_asking_for_what_the_same_process_lets_go_this_moment_is_answered(connect, segment, own_cpu):
+    manager = connect()
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        with Host(segment) as host, host.register("direct") as me:
+            while not over.is_set():
+                with suppress(MtlshmError):
+                    me.claim(own_cpu)
+                with suppress(MtlshmError):
+                    me.release(own_cpu)
+
+    direct = threading.Thread(target=come_and_go)
+    direct.start()
+    try:
+        for _ in range(5000):
+            for kind in Type.GET_LCORE, Type.PUT_LCORE:
+                manager.exchange(wire.encode(kind, Lcore(own_cpu), Dialect.A))
+    finally:
+        over.set()
+        direct.join()
+
+
+def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, segment):
+    puppet().claim(1)
+    assert refusal(connect().get_lcore, 1) == errno.EBUSY
+
+
+@needs_root("a mount namespace of the daemon's")
+def test_where_proc_is_unmounted_every_request_is_answered(daemon, manager_socket, puppet, segment):
+    server = daemon(prefix=("unshare", "--mount"))
+    puppet().claim(0)
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+        subprocess.run(["nsenter", "--mount", f"--target={server.pid}", "umount", "--lazy", "/proc"], check=True)
+        assert refusal(manager.get_lcore, 0) == errno.EBUSY
+        manager.get_lcore(1)
+
+
+def test_what_a_dead_process_claimed_directly_is_granted(connect, puppet, segment):
+    victim = puppet()
+    victim.claim(1)
+    victim.kill()
+    connect().get_lcore(1)
+
+
+def test_a_socket_clients_lcore_is_not_taken_by_direct_claims_or_sweeps(connect, segment, puppet):
+    connect().get_lcore(1)
+    assert puppet().claim(1) == -errno.EBUSY
+    with Host(segment) as host:
+        host.sweep()
+    assert held(segment) == {1}
+
+
+def test_ids_that_are_no_cpus_here_are_refused(connect):
+    assert refusal(connect().get_lcore, 127) == errno.EINVAL
+    assert refusal(connect().get_lcore, 65535) == errno.EINVAL
+
+
+def test_where_threads_cannot_be_seen_ids_are_not_taken_for_cpus_in_silence(daemon, manager_socket, own_cpu):
+    server = daemon(prefix=namespaces("pid"))
+    with Manager(manager_socket, timeout=DEADLINE) as manager:
+        manager.register()
+        manager.get_lcore(own_cpu)
+        server.await_log("are not seen from here")
+        assert refusal(manager.get_lcore, 127) == errno.EINVAL
+
+
+OWN_LIBMTL = """
+import sys
+from mtlshm import Host
+from mtlshm.manager_client import Manager
+with Host(sys.argv[1]) as host, host.register("direct") as me, Manager(sys.argv[2], timeout=120) as manager:
+    manager.register()
+    me.claim(int(sys.argv[3]))
+    manager.get_lcore(int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("of_client", [(), ("pid",)])
+@pytest.mark.parametrize("of_daemon", [(), ("pid",)])
+def test_what_a_process_claimed_directly_is_granted_in_pid_namespaces_too(
+    daemon, manager_socket, segment, own_cpu, of_client, of_daemon
+):
+    daemon(prefix=namespaces(*of_daemon) if of_daemon else ())
+    prefix = namespaces(*of_client) if of_client else ()
+    command = [*prefix, sys.executable, "-c", OWN_LIBMTL, segment, str(manager_socket), str(own_cpu)]
+    subprocess.run(command, check=True, timeout=DEADLINE)
+
+
+EAL = """
+import ctypes, os, sys, threading
+from mtlshm.manager_client import Manager
+# As EAL does: worker threads named after their lcore id, pinned to their CPU.
+libc = ctypes.CDLL(None)
+stop, ready = threading.Event(), threading.Barrier(len(sys.argv) - 2 + 1)
+def worker(lcore, cpu):
+    libc.prctl(15, f"dpdk-worker{lcore}".encode())
+    os.sched_setaffinity(0, {cpu})
+    ready.wait()
+    stop.wait()
+for word in sys.argv[2:]:
+    threading.Thread(target=worker, args=map(int, word.split(":")), daemon=True).start()
+ready.wait()
+manager = Manager(sys.argv[1])
+manager.register()
+for line in sys.stdin:
+    verb, lcore = line.split()
+    try:
+        getattr(manager, verb + "_lcore")(int(lcore))
+        print(0, flush=True)
+    except OSError as error:
+        print(-error.errno, flush=True)
+"""
+
+
+class EalProcess:
+    def __init__(self, path: Path, lcores: dict[int, int]) -> None:
+        words = [f"{lcore}:{cpu}" for lcore, cpu in lcores.items()]
+        command = [sys.executable, "-c", EAL, str(path), *words]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, verb: str, lcore: int) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(verb, lcore, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def eal_process(manager_socket):
+    started: list[EalProcess] = []
+
+    def start(lcores: dict[int, int]) -> EalProcess:
+        started.append(new := EalProcess(manager_socket, lcores))
+        return new
+
+    yield start
+    for each in started:
+        with each.process as process:
+            process.kill()
+
+
+@pytest.fixture
+def own_cpu() -> int:
+    return min(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def two_cpus() -> tuple[int, int]:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs; not tested otherwise: remapped lcore ids on disjoint CPU sets")
+    return cpus[0], cpus[1]
+
+
+def test_remapped_ids_on_disjoint_cpu_sets_are_different_cpus(daemon, eal_process, segment, two_cpus):
+    daemon()
+    first, second = eal_process({1: two_cpus[0]}), eal_process({1: two_cpus[1]})
+    assert first.ask("get", 1) == 0
+    assert held(segment) == {two_cpus[0]}
+    assert second.ask("get", 1) == 0
+    assert held(segment) == set(two_cpus)
+    assert first.ask("put", 1) == 0
+    assert held(segment) == {two_cpus[1]}
+
+
+def test_remapped_ids_on_overlapping_cpu_sets_meet_at_the_cpu(daemon, eal_process, segment, two_cpus):
+    daemon()
+    first = eal_process({1: two_cpus[0], 2: two_cpus[1]})
+    second = eal_process({1: two_cpus[1], 2: two_cpus[0]})
+    assert first.ask("get", 2) == 0
+    assert held(segment) == {two_cpus[1]}
+    assert second.ask("get", 1) == -errno.EBUSY
+    assert second.ask("get", 2) == 0
+    assert held(segment) == set(two_cpus)
+
+
+def test_the_table_shows_cpu_and_id(daemon, eal_process, segment, own_cpu):
+    daemon()
+    eal_process({17: own_cpu}).ask("get", 17)
+    (lcore,) = look(segment).lcores
+    assert (lcore.number, lcore.id) == (own_cpu, 17)
