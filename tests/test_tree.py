@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,16 +53,6 @@ def test_the_library_knows_neither_daemon_nor_command_line() -> None:
     assert not {name for name, modules in users.items() if any(module.startswith(above) for module in modules)}
 
 
-# Each is to be split, and then leaves this list: the test of one that is short enough fails.
-TOO_LONG = {"mtlshm/daemon/legacy.py", "cffi_build/examine.c", "cffi_build/instance.c", "cffi_build/place.c"}
-
-
-def lengths() -> Iterator[object]:
-    for path in PRODUCT:
-        name = str(path.relative_to(ROOT))
-        yield pytest.param(path, id=name, marks=[pytest.mark.xfail] if name in TOO_LONG else [])
-
-
-@pytest.mark.parametrize("path", lengths())
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_is_read_at_once(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MOST_LINES

@@ -28,10 +28,6 @@ events too. We keep the lock file open, or each look would wake us for the next.
 something keeps us from looking, such as having no descriptor left, its end is no event: we try again until it is over.
 Anyone may cause such events without end, so after each look we rest, ten times as long as it took.
 
-WHO IS DYING has no memory map any more, while the kernel still counts its attachment: for milliseconds, with many huge
-pages for seconds. Then nobody can say whose entry it is, and an owner that we do not see is made up for it; the end
-of the attachment is no event. So while there is such an owner, each event is followed by looks up to 20 s later.
-
 A CLASH comes about only where a legacy process started on a fresh table with no daemon there. It ends when either
 side lets go; if it is ours, the lcore is claimed for the process at the next look.
 """
@@ -41,53 +37,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from inotify_simple import INotify, flags, parse_events
-
-from mtlshm import Busy, CpuSet, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process
-from mtlshm.daemon import process
-from mtlshm.daemon.deaths import Deaths
-from mtlshm.daemon.legacy_sight import Sight, look
-from mtlshm.daemon.observer import Observer
+from mtlshm import Busy, CpuSet, Host, Instance, LcoreType
+from mtlshm.daemon.legacy_events import Events
+from mtlshm.daemon.legacy_owners import Owner, Owners
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.entry import RESERVATION, Entry
 from mtlshm.legacy.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
 from mtlshm.legacy.lock import LegacyLock
 from mtlshm.legacy.table import LegacyTable
-from mtlshm.strangers import Attached
 
 log = logging.getLogger(__name__)
 
 _AGAIN = (0.002, 0.020, 0.200, 2.0, 20.0)  # seconds, each after the one before
-_CLOSED = flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
-_REPLACED = flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF
-_DO_NOT_FOLLOW = flags.DONT_FOLLOW  # anyone may put a link there, to a file system that does not answer
-_EVENTS_AT_ONCE = 4096  # bytes
 _REST, _LONGEST_REST = 0.020, 1.0  # seconds between two looks
 _LOCK_AGAIN = (0.001, 0.01, 0.1, 0.5)  # seconds; libmtl has it for microseconds
 _FIRST_ANSWERS_WITHIN = 5.0  # seconds; who needs no legacy table shall not wait long for our start
-_OUTDATED = 32  # answers in a row, for entries; then who is not found is hidden
-_NO_UID = 2**32 - 1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_MOST_OWNERS = 128  # half of the records: anyone may write that table
-
-
-@dataclass(slots=True, eq=False)
-class _Owner:
-    """A legacy process that holds lcores, and its instance."""
-
-    instance: Instance
-    name: str
-    pid: int  # as we see it; of one we do not see, as it sees itself
-    dead: bool = False
-    # on a table that somebody has removed: what is in this one is not its word; None: the observer will tell
-    elsewhere: bool | None = False
 
 
 class Legacy:
@@ -112,22 +81,15 @@ class Legacy:
             log.warning("lcores %s are not in the table, and not lent", absent)
         self._lock = LegacyLock(lock, create=True)
         self._loop = asyncio.get_running_loop()
-        self._inotify = INotify(nonblocking=True)
-        self._lock_watch: int | None = None
-        self._segment_watch: int | None = None
+        self._events = Events(self._on_events)
         self._next_look: asyncio.TimerHandle | None = None
         self._rest_until = 0.0
         self._ask_not_before = 0.0
         self._table: LegacyTable | None = None
         self._pool: Instance | None = None
-        self._owners: dict[int, _Owner] = {}  # by the owner of its instance
-        self._deaths = Deaths()  # likewise; of those that we see
-        self._known: dict[tuple[str, str, int], _Owner] = {}  # those that we see, by Entry.owner
-        self._observer = Observer()
+        self._owners = Owners(host, self._on_death)
         self._asking: asyncio.Task[None] | None = None
         self._asked: dict[int, Entry] = {}  # by lcore, at the last look: whose owners we do not know
-        self._seen: Sight | None = None  # what the observer answered; for one look
-        self._outdated = 0  # answers in a row
         self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
@@ -137,7 +99,7 @@ class Legacy:
     async def start(self) -> None:
         """Take over what is there. LegacyError, and it is closed, if that table cannot be used; what is in the way for
         a while, such as having no descriptor left, is waited for."""
-        self._loop.add_reader(self._inotify.fileno(), self._on_event)
+        self._events.hear()
         try:
             self._try()
         except OSError as error:
@@ -160,16 +122,12 @@ class Legacy:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        self._events.close()
         if self._next_look:
             self._next_look.cancel()
         if self._asking:
             self._asking.cancel()
-        self._observer.close()
-        self._deaths.close()
-        for owner in self._owners.values():
-            owner.instance.close()
+        self._owners.close()
         with suppress(OSError):  # somebody has put something else in the lock's place
             if self._pool and self._lock.try_take():  # else somebody may be about to lend
                 if not self._pool.lcores:
@@ -200,25 +158,23 @@ class Legacy:
 
     # -- when to look
 
-    def _on_event(self) -> None:
-        events = parse_events(os.read(self._inotify.fileno(), _EVENTS_AT_ONCE))
-        if all(event.wd == self._segment_watch for event in events):
+    def _on_events(self, of_the_segment: bool) -> None:
+        if of_the_segment:
             self._look_later(0)  # not before its lcores can be claimed
         else:
             self._look()
 
-    def _died(self, owner: _Owner) -> None:
-        owner.dead = True
+    def _on_death(self) -> None:
         if self._table:  # else he is found dead while we take over what is there
             self._look()
 
     def _look(self, step: int = 0) -> None:
         used = time.thread_time()
         if self._loop.time() < self._rest_until:
-            self._loop.remove_reader(self._inotify.fileno())  # what happens meanwhile is seen by that look
+            self._events.ignore()  # what happens meanwhile is seen by that look
             self._look_at(self._rest_until, step)
             return
-        self._loop.add_reader(self._inotify.fileno(), self._on_event)
+        self._events.hear()
         try:
             self._try()
         except OSError as error:
@@ -258,8 +214,7 @@ class Legacy:
 
     def _unsettled(self) -> bool:
         """May another look find something new, though nothing tells us of it?"""
-        unseen = any(not owner.dead and number not in self._deaths for number, owner in self._owners.items())
-        return self._shut_out or self._wanting or unseen or bool(self._troubles)
+        return self._shut_out or self._wanting or self._owners.some_unseen or bool(self._troubles)
 
     def _look_later(self, step: int) -> None:
         if step < len(_AGAIN):
@@ -275,7 +230,7 @@ class Legacy:
         self._said, self._troubles = self._troubles, set()
         self._lock.reopen()
         self._lock.be_the_only_daemon()
-        self._watch_lock()
+        self._events.watch_lock(self._lock.path)
         self._shut_out = not self._lock.try_take()
         if self._shut_out:
             self._troubles = self._said  # they are not over
@@ -284,23 +239,7 @@ class Legacy:
             self._settle(self._attach())
         finally:
             self._lock.give()
-        self._watch_segment()
-
-    def _watch_lock(self) -> None:
-        mask = _CLOSED | _REPLACED | _DO_NOT_FOLLOW
-        watch = self._inotify.add_watch(self._lock.path, mask)  # the same, if it is the same file
-        if self._lock_watch not in (None, watch):
-            with suppress(OSError):  # gone by itself, with the file; but who replaced it may have kept that
-                self._inotify.rm_watch(self._lock_watch)
-        self._lock_watch = watch
-
-    def _watch_segment(self) -> None:
-        if self._wanting and self._segment_watch is None:
-            self._segment_watch = self._inotify.add_watch(self._host.path, flags.CLOSE_WRITE)
-        elif not self._wanting and self._segment_watch is not None:
-            with suppress(OSError):  # gone by itself, with the file
-                self._inotify.rm_watch(self._segment_watch)
-            self._segment_watch = None
+        self._events.watch_segment(self._host.path, self._wanting)
 
     # -- one look
 
@@ -315,14 +254,12 @@ class Legacy:
         table = LegacyTable(self._key, create=True)
         try:
             if self._pool is None:
-                self._adopt()
+                self._owners.adopt()
                 self._pool = open_pool(self._host, self._key)
-            for number, owner in self._owners.items():
-                owner.elsewhere = None if self._deaths.concern(number) else False
         except BaseException:
             table.close()
             raise
-        self._known.clear()
+        self._owners.unplace()
         self._table = table  # not before all of that is done, or the next look would take it for done
         log.info("legacy table %#x: %d lcores", self._key, table.size)
         return table
@@ -330,7 +267,7 @@ class Legacy:
     def _settle(self, table: LegacyTable) -> None:
         assert self._pool
         self._asked.clear()
-        self._place_owners()
+        self._owners.place(table)
         self._wanting = False
         entries = table.entries()
         # Where the table is larger than ours, there is nothing to say about most of it.
@@ -342,12 +279,12 @@ class Legacy:
         available: set[int] = set()
         given_back: set[int] = set()
         clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
-        present: set[_Owner] = set()
+        present: set[Owner] = set()
         for lcore in lcores:
             entry, holder = entries[lcore], self._holder(lcore)
             if entry and not entry.reserved:
                 try:
-                    who = self._owner_of(table, entry)
+                    who = self._owners.owner_of(table, entry)
                 except LookupError:  # it is in nobody's reach until we know
                     self._asked[lcore] = entry
                     continue
@@ -374,10 +311,9 @@ class Legacy:
             if self._lent(holder := self._holder(lcore)):
                 self._host.evict(lcore, holder)
         self._report(clashes | {clash for clash in self._clashes if clash[0] in self._asked})
-        self._forget_all_but(present)
-        self._seen = None
-        if not self._asked:
-            self._outdated = 0
+        holders = {self._holder(lcore) for lcore in range(self._size)}
+        self._owners.forget_all_but(present, holders, only_dead=bool(self._asked))
+        self._owners.forget_answer(all_known=not self._asked)
 
     def _holder(self, lcore: int) -> int:
         return self._host.holder(lcore)[0] if lcore < self._size else 0
@@ -386,10 +322,9 @@ class Legacy:
         """Does the legacy table decide about the lcore?"""
         if self._pool and holder == self._pool.owner:
             return True
-        owner = self._owners.get(holder)
-        return owner is not None and (owner.dead or owner.elsewhere is False)
+        return self._owners.is_here(holder)
 
-    def _pass_to(self, who: _Owner, lcore: int, entry: Entry) -> bool:
+    def _pass_to(self, who: Owner, lcore: int, entry: Entry) -> bool:
         """In our table as well; False if it is another's there."""
         kind = entry.type if entry.type in LcoreType.__members__.values() else LcoreType.APP
         holder = self._holder(lcore)
@@ -478,7 +413,7 @@ class Legacy:
     # -- who they are
 
     def _asks(self) -> bool:
-        return bool(self._asked) or any(owner.elsewhere is None for owner in self._owners.values())
+        return bool(self._asked) or self._owners.some_unplaced
 
     async def _ask(self, step: int) -> None:
         """What only the memory maps of others tell; then look again with the answer. Then rest twice as long."""
@@ -487,8 +422,7 @@ class Legacy:
             began = self._loop.time()
             try:
                 if self._table:
-                    unplaced = [owner.pid for owner in self._owners.values() if owner.elsewhere is None]
-                    self._seen = await look(self._observer, self._table, self._asked.values(), unplaced)
+                    await self._owners.ask(self._table, self._asked.values())
             finally:
                 self._asking = None
             took = self._loop.time() - began
@@ -498,110 +432,3 @@ class Legacy:
             self._look_later(min(step, len(_AGAIN) - 1))
         else:
             self._look(step)
-
-    def _place_owners(self) -> None:
-        if self._seen and self._seen.table is self._table and self._seen.answered:
-            here = {process.pid for process in self._seen.attached}
-            for owner in self._owners.values():
-                if owner.elsewhere is None:
-                    owner.elsewhere = owner.pid not in here
-
-    def _owner_of(self, table: LegacyTable, entry: Entry) -> _Owner | None:
-        """Whose entry it is; None if he is dead. LookupError if we have to ask. A newcomer with the PID of one whose
-        death we have not heard of yet is taken for him; that costs nobody anything, and once we hear of it we ask
-        again.
-        """
-        known = self._known.get(entry.owner)
-        if known and not known.dead:
-            return known
-        seen = self._seen
-        if seen is None or seen.table is not table or entry.owner not in seen.asked:
-            raise LookupError
-        found = seen.find(entry.hostname, entry.pid)
-        if found:
-            owner = next((o for n, o in self._owners.items() if self._deaths.concern(n) and o.pid == found.pid), None)
-            if not owner:
-                self._check_room()
-                owner = self._meet(found, entry)
-            if owner:
-                self._known[entry.owner] = owner
-                return owner
-        elif table.stamp() == seen.stamp:  # nobody has come meanwhile
-            return None if seen.complete else self._unseen(entry)
-        self._outdated += 1  # it has died this moment, or somebody else has come or gone
-        if self._outdated > _OUTDATED:
-            return self._unseen(entry)
-        raise LookupError
-
-    def _check_room(self) -> None:
-        if len(self._owners) >= _MOST_OWNERS:
-            raise OSError(errno.EUSERS, f"{_MOST_OWNERS} legacy processes have some already")
-
-    def _meet(self, found: Attached, entry: Entry) -> _Owner | None:
-        """None if it is dead."""
-        pid = found.pid
-        try:
-            uid = os.stat(f"/proc/{pid}").st_uid
-            pidfd = process.to_keep(os.pidfd_open(pid))
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        try:
-            identity = process.identify(pidfd, pid, uid, entry.hostname)
-            if (os.fstat(pidfd).st_ino, identity.start_ticks) != (found.pidfd_inode, found.start_ticks):
-                os.close(pidfd)
-                return None
-            instance = self._host.register_proxy(Kind.LEGACY, identity)
-        except BaseException:
-            os.close(pidfd)
-            raise
-        owner = self._add(instance, identity)
-        self._deaths.watch(instance.owner, identity, pidfd, partial(self._died, owner))
-        return owner
-
-    def _unseen(self, entry: Entry) -> _Owner:
-        """Somebody whose process is hidden from us; he lives for as long as he has entries and anybody is hidden."""
-        for owner in self._owners.values():
-            unseen = not owner.dead and owner.instance.owner not in self._deaths
-            if unseen and (owner.name, owner.pid) == (_unseen_name(entry), entry.pid):
-                return owner
-        self._check_room()
-        log.warning("legacy table: pid %d of %s on %s is not seen from here", entry.pid, entry.user, entry.hostname)
-        identity = Process(entry.pid, 0, 0, 0, _NO_UID, entry.comm, entry.hostname, _unseen_name(entry))
-        instance = self._host.register_proxy(Kind.LEGACY, identity)
-        return self._add(instance, identity)
-
-    def _adopt(self) -> None:
-        """What an earlier daemon knew: all of them, or OSError, and those that are left the next time. Or the lcores of
-        the others would be taken for anybody's."""
-        for number in self._host.proxies():
-            if number in self._owners:
-                continue
-            info = self._host.inspect(number)
-            if info and info.kind == Kind.LEGACY:
-                with suppress(MtlshmError):  # who may write the table has removed it this moment
-                    owner = self._add(self._host.adopt(number), info)
-                    self._deaths.adopt(number, partial(_same, info), partial(self._died, owner))
-
-    def _add(self, instance: Instance, who: Process | InstanceInfo) -> _Owner:
-        owner = self._owners[instance.owner] = _Owner(instance, who.label, who.pid)
-        return owner
-
-    def _forget_all_but(self, present: set[_Owner]) -> None:
-        """End the instances of those who have no entry left, and nothing in our table."""
-        holders = {self._holder(lcore) for lcore in range(self._size)}
-        for number, owner in list(self._owners.items()):
-            if owner not in present and number not in holders and (owner.dead or not self._asked):
-                if not owner.dead:
-                    log.info("%s (pid %d) has no lcore left", owner.name, owner.pid)
-                self._deaths.forget(number)
-                owner.instance.unregister()
-                del self._owners[number]
-        self._known = {key: owner for key, owner in self._known.items() if owner.instance.owner in self._owners}
-
-
-def _same(info: InstanceInfo) -> InstanceInfo:
-    return info
-
-
-def _unseen_name(entry: Entry) -> str:
-    return f"{entry.user}@{entry.hostname}"[:63]
