@@ -30,12 +30,14 @@ class Families:
         return self._known.get(info.parent)
 
     def tenants(self, owner: int) -> list[InstanceInfo]:
-        """Those that draw lcores from it directly."""
-        return [info for info in self._snapshot.instances if info.parent == owner]
+        """Those that draw lcores from it, and their tenants."""
+        if owner not in self._parents:  # as most
+            return []
+        return [info for info in self._snapshot.instances if self._descends(info, owner)]
 
     def lent(self, owner: int) -> CpuSet:
         """What its tenants hold, and theirs."""
-        return CpuSet(lcore.number for lcore in self._snapshot.lcores if self._descends(lcore.owner, owner))
+        return CpuSet(number for info in self.tenants(owner) for number in info.lcores)
 
     def _descends(self, info: InstanceInfo, owner: int) -> bool:
         above: InstanceInfo | None = info

@@ -8,6 +8,7 @@ import pwd
 
 from mtlshm import InstanceInfo, Kind, Process
 
+_SHORT = 24  # characters of a label beside others
 _NO_UID = 2**32 - 1  # of a process that the daemon does not see
 
 
@@ -48,8 +49,9 @@ def name(info: InstanceInfo | Process) -> str:
 
 
 def short(info: InstanceInfo) -> str:
-    """The same, for a cell of a table."""
-    return info.label if info.kind == Kind.RESERVATION else f"{info.label} ({process(info)})"
+    """The same, for a cell of a table: the label of `run` is a whole command."""
+    label = info.label if len(info.label) <= _SHORT else f"{info.label[: _SHORT - 3]}..."
+    return label if info.kind == Kind.RESERVATION else f"{label} ({process(info)})"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from lab.processes import BIN, DEADLINE, held, look
-from mtlshm import CpuSet, Host, Kind
+from mtlshm import CpuSet, Host, Kind, LcoreType
 
 CTL = str(BIN / "mtlshm-ctl")
 PYTHON = str(BIN / "python")
@@ -103,13 +103,17 @@ def test_a_run_with_a_claim_of_its_own_draws_from_it(ctl: Ctl, segment: str) -> 
 def test_end_frees_it_and_says_who_still_uses_it(ctl: Ctl, segment: str) -> None:
     with Host(segment) as host:
         made = host.reserve("studio", 1)
-        with host.register("worker", parent=made.owner) as me:
+        between = host.register("run", parent=made.owner)
+        between.claim_many(1, type=LcoreType.LEASE)
+        with host.register("worker", parent=between.owner) as me:
             me.claim_many(1)
             done = ctl("end", "studio")
             assert done.returncode == 0
             assert f"studio ended: lcores {made.lcores}\n" in done.stdout
             assert f"in use until they are given back: by worker (pid {os.getpid()}," in done.stdout
+            assert done.stdout.count("in use") == 1
             assert held(segment) == made.lcores
+        between.close()
         assert held(segment) == set()
         assert host.reservation("studio") is None
 
