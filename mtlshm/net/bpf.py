@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
-from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,27 +66,7 @@ class _LinkInfo(ctypes.Structure):
     )
 
 
-class _TestRun(ctypes.Structure):
-    _fields_ = (
-        ("size", c_size_t),
-        ("data_in", c_char_p),
-        ("data_out", c_void_p),
-        ("data_size_in", c_uint32),
-        ("data_size_out", c_uint32),
-        ("ctx_in", c_void_p),
-        ("ctx_out", c_void_p),
-        ("ctx_size_in", c_uint32),
-        ("ctx_size_out", c_uint32),
-        ("retval", c_uint32),
-        ("repeat", c_int),
-        ("duration", c_uint32),
-        ("flags", c_uint32),
-        ("cpu", c_uint32),
-        ("batch_size", c_uint32),
-    )
-
-
-_FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; those not named otherwise below return an int
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; they return an int
     "bpf_obj_get": (c_char_p,),
     "bpf_obj_pin": (c_int, c_char_p),
     "bpf_obj_get_info_by_fd": (c_int, c_void_p, POINTER(c_uint32)),
@@ -97,18 +77,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; those not named ot
     "bpf_map_lookup_elem": (c_int, c_char_p, c_char_p),
     "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
     "bpf_map_delete_elem": (c_int, c_char_p),
-    "bpf_prog_test_run_opts": (c_int, POINTER(_TestRun)),
-    "bpf_object__open_file": (c_char_p, c_void_p),
-    "bpf_object__load": (c_void_p,),
-    "bpf_object__close": (c_void_p,),
-    "bpf_object__find_program_by_name": (c_void_p, c_char_p),
-    "bpf_object__find_map_by_name": (c_void_p, c_char_p),
-    "bpf_program__fd": (c_void_p,),
-    "bpf_map__fd": (c_void_p,),
     "libbpf_set_print": (c_void_p,),
-    "libbpf_strerror": (c_int, c_char_p, c_size_t),
 }
-_POINTERS = {"bpf_object__open_file", "bpf_object__find_program_by_name", "bpf_object__find_map_by_name"}
 
 
 @cache
@@ -122,7 +92,6 @@ def _library() -> ctypes.CDLL:
     for name, takes in _FUNCTIONS.items():
         function = getattr(library, name)
         function.argtypes = takes
-        function.restype = c_void_p if name in _POINTERS else c_int
     library.libbpf_set_print(None)  # what is wrong is said by exceptions
     return library
 
@@ -131,17 +100,8 @@ def _call(subject: str, name: str, *arguments: object) -> int:
     """Call it, or raise what it refused."""
     result: int = getattr(_library(), name)(*arguments)
     if result < 0:
-        raise _error(subject, -result)
+        raise OSError(-result, f"{subject}: {os.strerror(-result)}")
     return result
-
-
-def _error(subject: str, number: int) -> OSError:
-    """Numbers from 4000 are libbpf's own, for files it cannot make sense of."""
-    if number < 4000:
-        return OSError(number, f"{subject}: {os.strerror(number)}")
-    text = ctypes.create_string_buffer(128)
-    _library().libbpf_strerror(number, text, len(text))
-    return OSError(errno.ENOEXEC, f"{subject}: {text.value.decode(errors='replace')}")
 
 
 def _info(fd: int, info: Any) -> Any:
@@ -214,12 +174,6 @@ class Program(_Held):
         info = _info(self.fd, _ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
         return ProgramInfo(info.id, info.type, info.name.decode(errors="replace"), bytes(info.tag).hex(), tuple(ids))
 
-    def test_run(self, packet: bytes, repeat: int = 1) -> tuple[int, int]:
-        """Run it on a packet, BPF_PROG_TEST_RUN: its answer, and the mean time in ns."""
-        run = _TestRun(size=sizeof(_TestRun), data_in=packet, data_size_in=len(packet), repeat=repeat)
-        _call("BPF_PROG_TEST_RUN", "bpf_prog_test_run_opts", self.fd, byref(run))
-        return run.retval, run.duration
-
 
 @dataclass(frozen=True)
 class MapInfo:
@@ -260,42 +214,6 @@ class Map(_Held):
         """All values of an array that may be mapped, such as the global variables of a program."""
         info = self.info
         return mmap.mmap(self.fd, info.max_entries * -(-info.value_size // 8) * 8)
-
-
-class Object:
-    """The programs and maps of an ELF file, in the kernel but attached nowhere, until this is closed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._object = _library().bpf_object__open_file(os.fsencode(path), None)
-        if not self._object:
-            raise _error(str(path), ctypes.get_errno())
-        try:
-            _call(str(path), "bpf_object__load", self._object)
-        except BaseException:
-            self.close()
-            raise
-
-    def program(self, name: str) -> Program:
-        return Program(self._find(name, "program"))
-
-    def map(self, name: str) -> Map:
-        return Map(self._find(name, "map"))
-
-    def _find(self, name: str, kind: str) -> int:
-        found = getattr(_library(), f"bpf_object__find_{kind}_by_name")(self._object, name.encode())
-        if not found:
-            raise OSError(errno.ENOENT, f"{self._path}: has no {kind} {name}")
-        return os.dup(getattr(_library(), f"bpf_{kind}__fd")(found))
-
-    def close(self) -> None:
-        _library().bpf_object__close(self._object)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self.close()
 
 
 def extensions_of(program_id: int) -> Iterator[int]:

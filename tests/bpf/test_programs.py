@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from lab.bpf_object import Object, run_on
 from lab.networks import sandbox, veth
 from lab.packets import (
     AH,
@@ -151,7 +152,7 @@ class Subject:
     xsks_map: bpf.Map | None = None
 
     def answer(self, packet: bytes) -> int:
-        return self.program.test_run(packet)[0]
+        return run_on(self.program, packet)[0]
 
     def set(self, *ports: int) -> None:
         with self.ports.mapped() as mapped:
@@ -169,7 +170,7 @@ class Subject:
 def fused() -> Iterator[Subject]:
     """With a socket on queue 0, where BPF_PROG_TEST_RUN's packets come from."""
     with (
-        bpf.Object(find_object("mtl_dp_fused.o")) as found,
+        Object(find_object("mtl_dp_fused.o")) as found,
         found.program("mtl_dp_fused") as program,
         found.map(".data.ports") as ports,
         found.map(".data.counters") as counters,
@@ -183,7 +184,7 @@ def fused() -> Iterator[Subject]:
 @pytest.fixture
 def filter() -> Iterator[Subject]:
     with (
-        bpf.Object(find_object("mtl_dp_filter.o")) as found,
+        Object(find_object("mtl_dp_filter.o")) as found,
         found.program("mtl_dp_filter") as program,
         found.map(".data.ports") as ports,
         found.map(".data.counters") as counters,
@@ -259,7 +260,7 @@ def test_each_cpu_counts_by_itself(subject: Subject) -> None:
     try:
         for number, cpu in enumerate(sorted(allowed), 1):
             os.sched_setaffinity(0, {cpu})
-            subject.program.test_run(PLAIN, number)
+            run_on(subject.program, PLAIN, number)
     finally:
         os.sched_setaffinity(0, allowed)
     each_cpu = list(struct.iter_unpack("=8Q", subject.counters.lookup(bytes(4))))

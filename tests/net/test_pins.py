@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.bpf_object import Object
 from lab.networks import sandbox
 from lab.processes import UNPRIVILEGED, needs_root
 from mtlshm.net import bpf
@@ -110,7 +111,7 @@ def test_of_pins_nothing_is_removed_but_what_has_one_of_our_names(pins: Pins, tm
 
 
 def test_what_has_a_pins_name_is_replaced_and_a_link_not_followed(pins: Pins, tmp_path: Path) -> None:
-    with pins.make(IFINDEX) as pinned, bpf.Object(find_object("mtl_dp_fused.o")) as program:
+    with pins.make(IFINDEX) as pinned, Object(find_object("mtl_dp_fused.o")) as program:
         ports = program.map(".data.ports")
         for make in (
             lambda path: path.symlink_to(tmp_path),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.bpf_object import Object
 from lab.gates import (
     COMPLETE,
     OTHERS,
@@ -162,7 +163,7 @@ def test_pins_that_are_missing_stale_or_of_another_type_are_made_anew(loader: Lo
     for pin in directory.iterdir():
         pin.unlink()
     (program,) = attached(link).programs
-    with bpf.Program.by_id(program.id) as held, bpf.Object(xdp.find_object("mtl_dp_fused.o")) as other:
+    with bpf.Program.by_id(program.id) as held, Object(xdp.find_object("mtl_dp_fused.o")) as other:
         held.pin(directory / "xsks_map")
         other.map("xsks_map").pin(directory / "mtl_dp_fused")
         other.map(".data.ports").pin(directory / "ports")

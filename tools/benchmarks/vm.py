@@ -45,6 +45,7 @@ def count() -> dict[str, list[int]]:
     from pyroute2 import IPRoute
 
     from lab import packets
+    from lab.bpf_object import Object, run_on
     from lab.networks import sandbox, veth
     from lab.xsk import Xsk
     from mtlshm.net import bpf
@@ -55,8 +56,8 @@ def count() -> dict[str, list[int]]:
         subprocess.run(["xdp-loader", "load", *map(str, arguments)], check=True)
 
     def instructions(program: bpf.Program, frame: bytes, expected: int) -> int:
-        program.test_run(frame, REPEAT)  # the first run of all finds nothing in caches
-        action, duration = program.test_run(frame, REPEAT)
+        run_on(program, frame, REPEAT)  # the first run of all finds nothing in caches
+        action, duration = run_on(program, frame, REPEAT)
         if action != expected:
             raise RuntimeError(f"it returned {action}, not {expected}, so what was counted is something else")
         return duration
@@ -66,8 +67,8 @@ def count() -> dict[str, list[int]]:
         sandbox(),
         veth(queues=1) as link,
         Xsk() as socket,
-        bpf.Object(gate) as gates,
-        bpf.Object(find_object("mtl_dp_fused.o")) as fused,
+        Object(gate) as gates,
+        Object(find_object("mtl_dp_fused.o")) as fused,
         fused.map(".data.ports").mapped() as ports,
     ):
         socket.bind(link.index, 0)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import mean
 
 from benchmarks.measure import ROOT, Bench, Figure, Measure, figure, pinned
+from lab.bpf_object import Object, run_on
 from mtlshm.net import bpf
 from mtlshm.net.xdp import find_object
 
@@ -41,13 +42,13 @@ def programs() -> Iterator[dict[str, bpf.Program]]:
     if os.geteuid() != 0:
         raise RuntimeError("needs root")
     with ExitStack() as stack:
-        gate = stack.enter_context(bpf.Object(ROOT / "build/tools/benchmarks/gate.o"))
+        gate = stack.enter_context(Object(ROOT / "build/tools/benchmarks/gate.o"))
         found = {name: stack.enter_context(gate.program(name)) for name in ("hash_gate", "empty", "redirect")}
         with gate.map("ports") as ports:
             for port in PORTS:
                 ports.update(struct.pack("=H", port), b"\1")
         for name in ("mtl_dp_filter", "mtl_dp_fused"):
-            loaded = stack.enter_context(bpf.Object(find_object(f"{name}.o")))
+            loaded = stack.enter_context(Object(find_object(f"{name}.o")))
             found[name] = stack.enter_context(loaded.program(name))
             with loaded.map(".data.ports") as ports, ports.mapped() as mapped:
                 mapped[PORTS.start : PORTS.stop] = b"\1" * len(PORTS)
@@ -64,7 +65,7 @@ def cost(program: bpf.Program, packet: bytes) -> float:
     As the kernel tells it: a clock of ours would see what it waits for before and after. It rounds down, so half a ns
     is what is missing on average.
     """
-    runs = sorted(program.test_run(packet, REPEAT)[1] for _ in range(RUNS))
+    runs = sorted(run_on(program, packet, REPEAT)[1] for _ in range(RUNS))
     return mean(runs[: RUNS // 2]) + 0.5
 
 
