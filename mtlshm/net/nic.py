@@ -284,7 +284,8 @@ class Nics:
 
 
 def _few(device: str, number: int, most: int) -> str:
-    return f"{device}: of {number} queues, its XDP programs can have sockets on 1-{most - 1} only (see README: fused)"
+    only = f"its XDP programs can have sockets on 1-{most - 1} only (see docs/interfaces.md: fused)"
+    return f"{device}: of {number} queues, {only}"
 
 
 def _name(ifindex: int) -> str:

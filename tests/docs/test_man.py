@@ -91,8 +91,8 @@ def test_the_command_line_has_these_variables():
     assert told == read | {"MTL_MANAGER_SOCK_PATH", "MTLSHM_LCORES", "MTLSHM_LEASE", "MTLSHMD_CONFIG"}
 
 
-def test_exit_statuses_are_those_of_the_readme_and_of_the_help():
-    rows = re.findall(r"^\| (`run`|\d+) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_exit_statuses_are_those_of_the_documents_and_of_the_help():
+    rows = re.findall(r"^\| (`run`|\d+) \| (.*) \|$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     table = dict(rows)
     ofrun = table.pop("`run`")
     text = section("mtlshm-ctl.1", "EXIT STATUS")
