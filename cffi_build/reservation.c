@@ -178,7 +178,8 @@ int mtlshm_end(struct mtlshm_host *host, uint64_t owner)
 
 	if (host->read_only)
 		return -EROFS;
-	if (!segment_proxied(host, owner) || record->kind != MTLSHM_KIND_RESERVATION ||
+	if (!record || !segment_proxied(host, owner) ||
+	    __atomic_load_n(&record->kind, __ATOMIC_RELAXED) != MTLSHM_KIND_RESERVATION ||
 	    !__atomic_compare_exchange_n(&record->control, &control, control_after(control), false, __ATOMIC_SEQ_CST,
 					 __ATOMIC_RELAXED))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
