@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""mtlshmd: options, signals, and the duties wired together."""
+"""mtlshmd: the command, signals, and the duties wired together."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack, closing, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlshm import Busy, CpuSet, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayout, access, config
+from mtlshm import Busy, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayout, access
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.on_demand import OnDemand
+from mtlshm.daemon.options import Settings, options
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
 from mtlshm.errors import about, reason
 from mtlshm.legacy import lending
-from mtlshm.legacy.lock import DEFAULT_LOCK
-from mtlshm.legacy.table import default_key, parse_key
-from mtlshm.manager_client import served_socket
-from mtlshm.net import places
 
 if TYPE_CHECKING:
     from mtlshm.daemon.interfaces import Interfaces
@@ -38,171 +36,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("mtlshmd")
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-_LEVELS = ("debug", "info", "warning", "error")
 _LEFT_BY_DEFAULT = 2  # lcores that are not lent while no more are free
 _CHANGES_AT_ONCE = {"log_level"}
 
 
-class _Mode(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
-    """File permissions, octal."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            mode = int(value, 8)
-        except ValueError:
-            mode = -1
-        if not 0 <= mode <= 0o777:
-            self.fail(f"{value!r} is not a file mode such as 0660", param, ctx)
-        return mode
-
-
-class _Loan(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
-    """How many lcores, or which, to lend to legacy processes."""
-
-    name = "count|list|off"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | CpuSet | str:
-        if value == "off" or not isinstance(value, str):
-            return cast("int | CpuSet | str", value)
-        try:
-            return lending.parse(value)
-        except ValueError as error:
-            self.fail(f"{error}; or off", param, ctx)
-
-
-class _Key(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
-    """A System V key."""
-
-    name = "key"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_key(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
-    """Make the file's settings the defaults, below environment and flags."""
-    if path is not None:
-        os.environ["MTLSHMD_CONFIG"] = str(path)  # so that it is the library's as well
-    path = config.file()
-    if path is not None:
-        known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name != "teardown"}
-        try:
-            context.default_map = config.read(path, known)
-            for name, value in context.default_map.items():
-                known[name].type_cast_value(context, value)
-        except config.ConfigError as error:
-            raise click.UsageError(reason(error)) from error
-        except click.BadParameter as error:
-            raise click.UsageError(f"{path}: {name}: {error.message}") from error
-    return path
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="MTLSHMD_CONFIG",
-    is_eager=True,
-    expose_value=False,
-    callback=_read_config,
-    help=f"TOML file; {config.DEFAULT_FILE} if there is one.  [env: MTLSHMD_CONFIG]",
-)
-@click.option("--segment", envvar="MTLSHM_PATH", help="Segment to serve.  [env: MTLSHM_PATH]")
-@click.option(
-    "--log-level",
-    type=click.Choice(_LEVELS),
-    default="info",
-    envvar="MTLSHMD_LOG_LEVEL",
-    help="What to log, on standard error; default info.  [env: MTLSHMD_LOG_LEVEL]",
-)
-@click.option(
-    "--socket",
-    default=served_socket,
-    envvar="MTL_MANAGER_SOCK_PATH",
-    help="Where unmodified libmtl asks for lcores; empty: nowhere. Default /var/run/imtl/mtl_manager.sock for root, "
-    "else imtl/mtl_manager.sock in $XDG_RUNTIME_DIR.  [env: MTL_MANAGER_SOCK_PATH]",
-)
-@click.option(
-    "--socket-mode",
-    type=_Mode(),
-    default="0660",
-    envvar="MTLSHMD_SOCKET_MODE",
-    help="Of the socket's file, octal; default 0660.  [env: MTLSHMD_SOCKET_MODE]",
-)
-@click.option(
-    "--socket-group",
-    default="mtl",
-    envvar="MTLSHMD_SOCKET_GROUP",
-    help="Whose members, besides root, are served; default mtl.  [env: MTLSHMD_SOCKET_GROUP]",
-)
-@click.option(
-    "--legacy",
-    type=_Loan(),
-    envvar="MTLSHMD_LEGACY",
-    help="Lcores to lend to processes on libmtl's System V table: how many there shall be for the taking, or a list "
-    "such as 4-7; 0: only take over what they have; off: leave that table alone. Default one for every 16 CPUs, "
-    "but none of the last two that are free.  [env: MTLSHMD_LEGACY]",
-)
-@click.option(
-    "--legacy-key",
-    type=_Key(),
-    default=default_key,
-    envvar="MTLSHM_LEGACY_KEY",
-    help="Of that table; default that of libmtl.  [env: MTLSHM_LEGACY_KEY]",
-)
-@click.option(
-    "--legacy-lock",
-    default=str(DEFAULT_LOCK),
-    envvar="MTLSHM_LEGACY_LOCK",
-    help=f"File that locks it; default {DEFAULT_LOCK}.  [env: MTLSHM_LEGACY_LOCK]",
-)
-@click.option(
-    "--xdp",
-    type=click.Choice(("auto", "chain", "fused", "off")),
-    default="auto",
-    envvar="MTLSHMD_XDP",
-    help="How to load XDP programs on the interfaces that clients name: as a chain under libxdp's dispatcher, where "
-    "others' can be as well; fused into one, which is faster; or, by default, as a chain where the kernel can. off: no "
-    "interfaces are served, nor are they by a daemon that is not root.  [env: MTLSHMD_XDP]",
-)
-@click.option(
-    "--umem-limit",
-    type=click.IntRange(1),
-    default=256,
-    envvar="MTLSHMD_UMEM_LIMIT",
-    help="MiB that an AF_XDP socket opened for a client may have, which can have one on each queue; default 256.  "
-    "[env: MTLSHMD_UMEM_LIMIT]",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=places.STATE,
-    envvar="MTLSHMD_STATE",
-    help=f"Directory for what only root may write; default {places.STATE}.  [env: MTLSHMD_STATE]",
-)
-@click.option(
-    "--pins",
-    type=click.Path(path_type=Path),
-    default=places.PINS,
-    envvar="MTLSHMD_PINS",
-    help=f"Directory in a BPF file system; default {places.PINS}.  [env: MTLSHMD_PINS]",
-)
-@click.option(
-    "--teardown",
-    is_flag=True,
-    help="Serve nobody, but remove all that daemons left: flow rules, XDP programs and pins, even if clients use them, "
-    "and the segment, if nobody does.",
-)
+@options
 @click.version_option(package_name="mtlshm")
 @click.pass_context
-def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
+def command(context: click.Context, /, teardown: bool, **given: Any) -> None:
     """Collect what dead MTL processes left in the shared table of lcores, and serve libmtl from it.
 
     Settings come from the file, the environment and the flags, the later before the earlier. SIGHUP reads them again,
@@ -212,10 +54,11 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
     Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
     options or configuration; 3 the segment is of another version and in use.
     """
+    settings = Settings(**given)
     handler = LogHandler(sys.stderr.fileno())
     handler.addFilter(Bounded())
     logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger().setLevel(settings["log_level"].upper())
+    logging.getLogger().setLevel(settings.log_level.upper())
     try:
         asyncio.run(_tear_down(settings) if teardown else _serve(settings))
     except OSError as error:
@@ -223,7 +66,7 @@ def command(context: click.Context, /, teardown: bool, **settings: Any) -> None:
         context.exit(3 if isinstance(error, OtherLayout) else 1)
 
 
-async def _serve(settings: dict[str, Any]) -> None:
+async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     service = Service()
     stopped: asyncio.Future[None] = loop.create_future()
@@ -243,8 +86,8 @@ async def _serve(settings: dict[str, Any]) -> None:
 
     async with AsyncExitStack() as duties:
         duties.enter_context(closing(service))
-        host = duties.enter_context(Host(settings["segment"]))
-        access.check_owner(host, settings["socket_group"])
+        host = duties.enter_context(Host(settings.segment))
+        access.check_owner(host, settings.socket_group)
         if warning := access.give_to_group(host):
             log.warning("%s", warning)
         me = duties.enter_context(_register(host))
@@ -256,10 +99,10 @@ async def _serve(settings: dict[str, Any]) -> None:
         with suppress(MtlshmError):  # no descriptor is left: the next start, or `mtlshm-ctl legacy reclaim`
             if home := lending.end_lost_pools(host):
                 log.info("lcores %s were lent to a legacy table that is gone: they are home", home)
-        leave = settings["legacy"] == "off"
+        leave = settings.legacy == "off"
         if not leave or lending.is_anything_lent(host):  # an earlier daemon may have lent some
-            key, lock = settings["legacy_key"], Path(settings["legacy_lock"])
-            lent, spare = 0 if leave else settings["legacy"], 0
+            key, lock = settings.legacy_key, Path(settings.legacy_lock)
+            lent, spare = (0 if settings.legacy == "off" else settings.legacy), 0
             if lent is None:
                 lent, spare = (os.cpu_count() or 1) // 16, _LEFT_BY_DEFAULT
             try:
@@ -269,10 +112,10 @@ async def _serve(settings: dict[str, Any]) -> None:
                 loans = legacy
             except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that
                 log.error("legacy processes are not served: %s", reason(error))
-        if path := settings["socket"]:
-            gid = _gid(settings["socket_group"])
+        if path := settings.socket:
+            gid = _gid(settings.socket_group)
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
-            server = ManagerSocket(host, Path(path), settings["socket_mode"], gid, interfaces, service, loans)
+            server = ManagerSocket(host, Path(path), settings.socket_mode, gid, interfaces, service, loans)
             duties.enter_context(closing(server))
             duties.push_async_callback(server.finish)
             try:
@@ -290,9 +133,9 @@ async def _serve(settings: dict[str, Any]) -> None:
         log.info("stopping; what living instances hold stays theirs")
 
 
-def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStack) -> OnDemand:
+def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> OnDemand:
     """Served at once if an earlier daemon served any, else once a client names one."""
-    if settings["xdp"] == "off":
+    if settings.xdp == "off":
         return OnDemand(None)
     if os.geteuid() != 0:
         log.info("not root: interfaces are not served")
@@ -305,13 +148,13 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
         from mtlshm.net.tool import Tools
         from mtlshm.net.xdp import Loader
 
-        tools = Tools(settings["state"])
+        tools = Tools(settings.state)
         made = Interfaces(
-            await patiently(Ledger, settings["state"], gid=os.getegid() if gid is None else gid, patience=0),
+            await patiently(Ledger, settings.state, gid=os.getegid() if gid is None else gid, patience=0),
             tools,
-            Loader(tools, settings["pins"]),
-            Way(settings["xdp"]),
-            settings["umem_limit"] << 20,
+            Loader(tools, settings.pins),
+            Way(settings.xdp),
+            settings.umem_limit << 20,
         )
         try:
             await made.start()
@@ -327,27 +170,27 @@ def _interfaces(settings: dict[str, Any], gid: int | None, duties: AsyncExitStac
             log.error("interfaces are not served: %s", reason(error))
 
     interfaces = OnDemand(make)
-    if (settings["state"] / "ledger").exists():
+    if (settings.state / "ledger").exists():
         # Lcores need not wait for it.
         duties.callback(asyncio.create_task(take_up()).cancel)
     return interfaces
 
 
-async def _tear_down(settings: dict[str, Any]) -> None:
+async def _tear_down(settings: Settings) -> None:
     """Remove what is ours. OSError if something stays that could not be removed, or if another daemon serves."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     with ExitStack() as held:
         host = me = None
         with suppress(NoSegment):
-            host = held.enter_context(Host(settings["segment"], create=False))
+            host = held.enter_context(Host(settings.segment, create=False))
             me = held.enter_context(_register(host))  # so that no other daemon starts
         if os.geteuid() == 0:
             from mtlshm.daemon.teardown import tear_down
 
-            if not await tear_down(settings["state"], settings["pins"]):
+            if not await tear_down(settings.state, settings.pins):
                 raise OSError(errno.EIO, "not all could be removed; when that is mended, run it again")
-        elif (settings["state"] / "ledger").exists():
-            raise OSError(errno.EPERM, f"only root may take away what is in {settings['state']}")
+        elif (settings.state / "ledger").exists():
+            raise OSError(errno.EPERM, f"only root may take away what is in {settings.state}")
         if host and me:
             me.close()
             try:
@@ -372,15 +215,18 @@ def _register(host: Host) -> Instance:
         raise
 
 
-def _reload(old: dict[str, Any]) -> None:
+def _reload(old: Settings) -> None:
     """SIGHUP: what can change while we run, changes; what is wrong leaves everything as it was."""
+    names = [field.name for field in fields(Settings)]
     try:
-        settings = command.make_context("mtlshmd", sys.argv[1:]).params
+        given = command.make_context("mtlshmd", sys.argv[1:]).params
     except click.ClickException as error:
         log.error("configuration not reloaded: %s", error.format_message())
         return
-    logging.getLogger().setLevel(settings["log_level"].upper())
-    if later := [key for key in old if settings[key] != old[key] and key not in _CHANGES_AT_ONCE]:
+    settings = Settings(**{name: given[name] for name in names})
+    logging.getLogger().setLevel(settings.log_level.upper())
+    changed = [name for name in names if getattr(settings, name) != getattr(old, name)]
+    if later := [name for name in changed if name not in _CHANGES_AT_ONCE]:
         log.warning("%s: changes at the next start only", ", ".join(later))
     log.info("configuration reloaded")
 
