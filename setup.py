@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
+"""Builds the Python package and its core; pyproject.toml says with what."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup

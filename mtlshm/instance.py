@@ -24,8 +24,11 @@ _release = lib.mtlshm_release
 class Registry(Protocol):
     """Where an instance is registered: a Host. It is kept open for as long as the instance is used."""
 
-    def snapshot(self) -> Snapshot: ...
-    def lease(self, owner: int) -> str: ...
+    def snapshot(self) -> Snapshot:
+        """Everything at a moment, without stopping anyone."""
+
+    def lease(self, owner: int) -> str:
+        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from that owner."""
 
 
 class Instance:

@@ -30,6 +30,7 @@ class Listener(NamedTuple):
         return f"{comm} (pid {self.pid})" if self.pid else comm
 
     def close(self) -> None:
+        """Close the connection, if there is one."""
         if self.connection:
             self.connection.close()
 

@@ -86,6 +86,7 @@ class Manager:
         self._call(Type.ADD_UDP_DP_FILTER, wire.Filter(ifindex, port), Type.RESPONSE)
 
     def del_filter(self, ifindex: int, port: int) -> None:
+        """Take back one add_filter() of ours; EINVAL if there is none."""
         self._call(Type.DEL_UDP_DP_FILTER, wire.Filter(ifindex, port), Type.RESPONSE)
 
     def xsk_map_fd(self, ifindex: int) -> int | None:
@@ -97,9 +98,11 @@ class Manager:
         return descriptors[0] if descriptors else None
 
     def get_queue(self, ifindex: int) -> int:
+        """Claim the lowest free queue, 1 or more, of an interface named in register(); ENOSPC if none is free."""
         return self._call(Type.IF_GET_QUEUE, wire.Interface(ifindex), Type.IF_QUEUE_ID)
 
     def put_queue(self, ifindex: int, queue: int) -> None:
+        """Give a queue back; EINVAL if it is not ours, EBUSY while flow rules of ours lead to it."""
         self._call(Type.IF_PUT_QUEUE, wire.Interface(ifindex, queue), Type.RESPONSE)
 
     def add_flow(self, flow: wire.Interface) -> int:
@@ -107,6 +110,7 @@ class Manager:
         return self._call(Type.IF_ADD_FLOW, flow, Type.IF_FLOW_ID)
 
     def del_flow(self, ifindex: int, flow_id: int) -> None:
+        """Delete a rule by its location, as add_flow() returned it; EINVAL if it is not ours."""
         self._call(Type.IF_DEL_FLOW, wire.Interface(ifindex, flow_id=flow_id), Type.RESPONSE)
 
     def open_xsk(self, request: wire.OpenXsk) -> tuple[wire.Xsk, int, int]:
@@ -147,6 +151,7 @@ class Manager:
         return answer.value
 
     def close(self) -> None:
+        """Close the connection: the manager takes back all that was got through it. Idempotent."""
         self.socket.close()
 
     def __enter__(self) -> Manager:

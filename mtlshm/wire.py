@@ -87,14 +87,20 @@ class TooManyInterfaces(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
+    """Is anybody there? It is answered with the same number, of 32 bits."""
+
     seq: int
 
 
 class Lcore(NamedTuple):
+    """The lcore of GET_LCORE or PUT_LCORE, 0 to 65535, as libmtl numbers it."""
+
     lcore: int
 
 
 class Filter(NamedTuple):
+    """The UDP port of an interface that packets are let through to, or no longer."""
+
     ifindex: int
     port: int
 

@@ -66,6 +66,8 @@ class _Lcore:
 
 @dataclass(frozen=True, slots=True)
 class Place:
+    """Where the two tables are: the path of ours (None: the default), the key of the legacy one, and its lock file."""
+
     segment: str | None
     key: int
     lock: Path
@@ -258,6 +260,7 @@ def clean(place: Place) -> None:
 
 
 def both(place: Place, table: LegacyTable) -> list[_Lcore]:
+    """Each lcore of the legacy table, with its owner in ours if there is one. For who holds the lock; OSError."""
     owners: dict[int, InstanceInfo] = {}
     tags: dict[int, int] = {}
     try:

@@ -35,6 +35,7 @@ class Bounded(logging.Filter):
         self._places: dict[tuple[str, int], _Place] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log the record, to which a note is added if others like it are left out."""
         if record.levelno < logging.INFO:
             return True
         now = self._clock()

@@ -54,7 +54,8 @@ class Server(Protocol):
     null: int  # a descriptor of /dev/null
     finishing: bool  # nothing more is to be begun
 
-    def gone(self, connection: Connection) -> None: ...
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended, and has closed its socket."""
 
 
 class Connection:

@@ -66,6 +66,7 @@ class Deaths:
             os.close(pidfd)
 
     def close(self) -> None:
+        """Stop watching all of them. Nothing is told any more."""
         for key in [*self._pidfds, *self._unsettled]:
             self.forget(key)
         if self._again:

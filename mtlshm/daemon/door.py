@@ -50,11 +50,18 @@ class Store(Protocol):
     """Keeps descriptors for our successor; see service.py."""
 
     @property
-    def active(self) -> bool: ...
+    def active(self) -> bool:
+        """Does it keep anything? False without a service manager."""
+
     @property
-    def stored(self) -> list[tuple[str, int]]: ...
-    def keep(self, name: str, fd: int) -> None: ...
-    def forget(self, name: str) -> None: ...
+    def stored(self) -> list[tuple[str, int]]:
+        """What an earlier daemon kept and nobody has forgotten: names and descriptors."""
+
+    def keep(self, name: str, fd: int) -> None:
+        """Keep a descriptor under a name, instead of the one that has it. It stays open here, too."""
+
+    def forget(self, name: str) -> None:
+        """Keep what has that name no longer; nothing happens if none has."""
 
 
 class Door:

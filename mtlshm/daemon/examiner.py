@@ -39,10 +39,12 @@ class Examiner:
         self._said: set[Damage] = set()
 
     def start(self) -> None:
+        """Look now, and after each change from now on. OSError if there is no such file."""
         self._watch.start()
         self._look()
 
     def close(self) -> None:
+        """Stop watching."""
         self._watch.close()
         if self._next:
             self._next.cancel()

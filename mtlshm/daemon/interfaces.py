@@ -338,9 +338,11 @@ class Interfaces:
     # -- what comes and goes outside
 
     def concerns(self, ifindex: int) -> bool:
+        """Are there programs of ours on it, or should there be?"""
         return ifindex in self._gates or ifindex in self._failures
 
     async def missed(self) -> None:
+        """Anything may have happened to any of them: look at each."""
         for ifindex in self._gates.keys() | self._failures.keys():
             try:
                 socket.if_indextoname(ifindex)
@@ -350,12 +352,14 @@ class Interfaces:
                 await self.changed(ifindex)
 
     async def changed(self, ifindex: int) -> None:
+        """Something on it has changed: put back what somebody detached, or try again what failed."""
         if ifindex in self._gates:
             await self._check(ifindex)
         else:
             await self._try_again(ifindex)
 
     async def lost(self, ifindex: int, place: str = SOMEWHERE) -> None:
+        """It is gone, or is at that place now: forget what its clients had of it."""
         async with self._turns[ifindex]:
             await self._nics.lose(ifindex, place)
             await self._loader.unload(ifindex)

@@ -39,6 +39,7 @@ class LogHandler(logging.Handler):
         self._loop: asyncio.AbstractEventLoop | None = None  # that tells us when there is room
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or keep it until there is room; beyond 64 KiB it is dropped and counted."""
         try:
             line = f"{self.format(record)}\n".encode(errors="backslashreplace")
         except Exception:

@@ -77,6 +77,7 @@ class Observer:
             return answer
 
     def close(self) -> None:
+        """Kill it, if one runs. It answers nothing any more."""
         if self._idle:
             self._idle.cancel()
         self._stop()

@@ -51,11 +51,13 @@ class OnDemand:
             return self._served
 
     def close(self) -> None:
+        """Stop. Everything stays in place for our successor."""
         served, self._served = self._served, None  # who ends from now on is for our successor
         if served:
             served.close()
 
     async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool:
+        """Serve these to a client. False if not all can be served, which is logged."""
         try:
             served = await self.start()
         except OSError as error:
@@ -64,6 +66,7 @@ class OnDemand:
         return await served.register(client, interfaces)
 
     async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
+        """Its answer: 0, an id, or OSError; ENODEV (EINVAL of a flow to delete) if no interface is served."""
         served = await self._once_made()
         if served is None:
             number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
@@ -71,13 +74,16 @@ class OnDemand:
         return await served.request(client, kind, body)
 
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
+        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
         return await (await self.start()).open_xsk(client, body)
 
     async def map_of(self, ifindex: int) -> int | None:
+        """The descriptor of the interface's xsks_map, which stays ours; None if it is not served."""
         served = await self._once_made()
         return served.map_of(ifindex) if served else None
 
     def gone(self, client: Client) -> None:
+        """The client has ended; what it had is free."""
         if self._served:
             self._served.gone(client)
         elif self._making.locked():

@@ -46,17 +46,27 @@ log = logging.getLogger(__name__)
 class Interfaces(Protocol):
     """Whoever serves interfaces, queues, flows and port filters; see interfaces.py."""
 
-    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool: ...
-    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int: ...
-    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]: ...
-    async def map_of(self, ifindex: int) -> int | None: ...
-    def gone(self, client: Client) -> None: ...
+    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool:
+        """A client will use these. False if not all can be served, which is logged."""
+
+    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
+        """Its answer: 0, an id, or OSError."""
+
+    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
+        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
+
+    async def map_of(self, ifindex: int) -> int | None:
+        """The descriptor of the interface's xsks_map, which stays theirs; None if it is not served."""
+
+    def gone(self, client: Client) -> None:
+        """The client has ended; what it had is free."""
 
 
 class Loans(Protocol):
     """Whoever lends lcores to legacy processes; see legacy.py."""
 
-    async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool: ...
+    async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool:
+        """Give an lcore that is lent and unused to an instance. False if that cannot be done soon."""
 
 
 class Reply(NamedTuple):

@@ -58,6 +58,7 @@ class Watch:
             self._timer = self._loop.call_later(self._seconds, self._tick)
 
     def close(self) -> None:
+        """Watch no longer. Idempotent."""
         if self._timer:
             self._timer.cancel()
             self._timer = None

@@ -98,6 +98,7 @@ class LegacyLock:
                 raise
 
     def give(self) -> None:
+        """Drop the lock; the file stays open."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     @contextmanager
@@ -114,6 +115,7 @@ class LegacyLock:
             self.give()
 
     def close(self) -> None:
+        """Close the file, which drops the lock. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -57,6 +57,7 @@ class LegacyTable:
 
     @property
     def id(self) -> int:
+        """The segment's shmid, which is its inode number in memory maps."""
         return int(self._memory.id)
 
     @property

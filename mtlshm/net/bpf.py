@@ -154,6 +154,8 @@ class _Held:
 
 @dataclass(frozen=True)
 class ProgramInfo:
+    """What the kernel says of a program: struct bpf_prog_info."""
+
     id: int
     type: int
     name: str
@@ -169,6 +171,7 @@ class Program(_Held):
 
     @property
     def info(self) -> ProgramInfo:
+        """Asked anew each time. OSError if it cannot be had."""
         count = _info(self.fd, _ProgramInfo()).map_count
         ids = (c_uint32 * count)()
         info = _info(self.fd, _ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
@@ -177,6 +180,8 @@ class Program(_Held):
 
 @dataclass(frozen=True)
 class MapInfo:
+    """What the kernel says of a map: struct bpf_map_info. Sizes are in bytes."""
+
     id: int
     type: int
     name: str
@@ -193,6 +198,7 @@ class Map(_Held):
 
     @property
     def info(self) -> MapInfo:
+        """Asked anew each time. OSError if it cannot be had."""
         info = _info(self.fd, _MapInfo())
         name = info.name.decode(errors="replace")
         return MapInfo(info.id, info.type, name, info.key_size, info.value_size, info.max_entries)
@@ -204,6 +210,7 @@ class Map(_Held):
         return value.raw
 
     def update(self, key: bytes, value: bytes) -> None:
+        """Set the value of a key, which is added if it is new; E2BIG if there is no room or no such index."""
         _call("BPF map", "bpf_map_update_elem", self.fd, key, value, 0)
 
     def delete(self, key: bytes) -> None:

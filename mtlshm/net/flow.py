@@ -37,6 +37,7 @@ class FlowType(IntEnum):
 
     @property
     def has_ports(self) -> bool:
+        """Can a rule for these packets name ports?"""
         return self.name[:-1] in ("TCP", "UDP", "SCTP")
 
 

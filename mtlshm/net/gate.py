@@ -58,6 +58,7 @@ class Gate:
         self._ports[port] = let_through
 
     def ports(self) -> set[int]:
+        """The UDP ports that are let through, as the map has them now."""
         return {port for port, byte in enumerate(self._ports[:PORTS]) if byte}
 
     def set_socket(self, queue: int, socket: int) -> None:
@@ -72,11 +73,13 @@ class Gate:
             self.xsks_map.delete(struct.pack("=I", queue))
 
     def counters(self) -> Counters:
+        """The sums over all CPUs, which go on counting meanwhile."""
         each_cpu = list(_COUNTERS.iter_unpack(self._counters[:]))
         hits, passes, unclaimed = (sum(values[n] for values in each_cpu) for n in range(3))
         return Counters(hits, passes, unclaimed if self.way is Way.FUSED else None)
 
     def close(self) -> None:
+        """Close the maps. Nothing changes on the interface."""
         self._held.close()
 
     def __enter__(self) -> Self:

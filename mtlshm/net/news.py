@@ -24,7 +24,8 @@ class Follower(Protocol):
     def concerns(self, ifindex: int) -> bool:
         """Whether to be told of this one."""
 
-    async def changed(self, ifindex: int) -> None: ...
+    async def changed(self, ifindex: int) -> None:
+        """Something of the interface has changed: its name, its state or its XDP programs."""
 
     async def lost(self, ifindex: int, place: str) -> None:
         """`place` says for people where it is now; empty if it was not moved but removed."""

@@ -37,6 +37,7 @@ class Pinned:
         self._known = frozenset(known)
 
     def names(self) -> list[str]:
+        """All that is in the directory, ours or not, sorted."""
         return sorted(os.listdir(self._fd))
 
     def program(self, name: str) -> bpf.Program:
@@ -68,6 +69,7 @@ class Pinned:
             self.unpin(name)
 
     def close(self) -> None:
+        """Close the directory; what is pinned stays."""
         os.close(self._fd)
 
     def __enter__(self) -> Self:

@@ -56,7 +56,8 @@ class Result:
 class Change(Protocol):
     """Runs a command that changes something. What it prints goes to the descriptor `output`, if there is one."""
 
-    def __call__(self, program: Program, *arguments: str, output: int | None = None) -> Awaitable[Result]: ...
+    def __call__(self, program: Program, *arguments: str, output: int | None = None) -> Awaitable[Result]:
+        """What the command left behind, once it has ended."""
 
 
 class Tools:

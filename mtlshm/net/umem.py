@@ -56,4 +56,5 @@ class Memories:
         return True
 
     def close(self) -> None:
+        """Stop counting; what was handed out is not changed."""
         os.close(self._mount)

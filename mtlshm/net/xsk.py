@@ -90,6 +90,7 @@ class XskSocket:
     channel: int | None = None
 
     def close(self) -> None:
+        """Close them, the channel last."""
         for descriptor in (self.socket, self.umem, self.channel):
             if descriptor is not None:
                 os.close(descriptor)

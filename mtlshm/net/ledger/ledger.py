@@ -38,6 +38,7 @@ class Ledger(Store):
             return State(self.owners(), self.uses(), self.queues(), self.flows(), self._ports())
 
     def owners(self) -> tuple[Owner, ...]:
+        """All owners, in the order in which they came, those that are leaving included."""
         fields = "id, token, leaving, pid, pid_namespace, start_ticks, pidfd_inode, uid, comm, hostname, label"
         with self._told():
             rows = self._db.execute(f"SELECT {fields} FROM owners ORDER BY id").fetchall()
@@ -62,9 +63,11 @@ class Ledger(Store):
         )
 
     def queues(self, ifindex: int | None = None, owner: int | None = None) -> tuple[Queue, ...]:
+        """The queues that are owned: all, or those of an interface, an owner, or both."""
         return tuple(Queue(*row) for row in self._select("ifindex, queue, owner", "queues", ifindex, owner))
 
     def flows(self, ifindex: int | None = None, owner: int | None = None) -> tuple[Flow, ...]:
+        """The flow rules, incomplete ones included: all, or those of an interface, an owner, or both."""
         fields = "ifindex, location, queue, owner, complete, type, source, destination, source_port, destination_port"
         return tuple(flow_of_row(*row) for row in self._select(fields, "flows", ifindex, owner))
 
@@ -162,6 +165,7 @@ class Ledger(Store):
             return not self._in_use(ifindex)
 
     def in_use(self, ifindex: int) -> bool:
+        """Does any owner want the interface served, or an administrator?"""
         with self._told():
             return self._in_use(ifindex)
 

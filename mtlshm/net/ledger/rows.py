@@ -35,6 +35,8 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
+    """A queue of an interface, from 1 on, and the number of its owner."""
+
     ifindex: int
     queue: int
     owner: int
@@ -66,6 +68,8 @@ def number_at(place: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PortReference:
+    """A UDP port of an interface that an owner has asked for `count` times."""
+
     ifindex: int
     port: int
     owner: int
@@ -95,6 +99,7 @@ def flow_of_row(
     source_port: int,
     destination_port: int,
 ) -> Flow:
+    """From a row of the table `flows`, in the order of the columns that Ledger.flows() asks for."""
     addresses = [ip_address(text) if text else None for text in (source, destination)]
     spec = FlowSpec(FlowType(number), addresses[0], addresses[1], source_port, destination_port)
     return Flow(ifindex, location, queue, owner, spec, bool(complete))
