@@ -26,7 +26,7 @@ uint32_t throw_dice(uint32_t sides)
 	return (uint32_t)((dice >> 16) % sides);
 }
 
-void nap(uint32_t most_us)
+void doze(uint32_t most_us)
 {
 	const struct timespec duration = {.tv_nsec = throw_dice(most_us) * 1000};
 

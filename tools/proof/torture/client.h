@@ -29,7 +29,7 @@ void set_dice(char **arguments);
 uint32_t throw_dice(uint32_t sides);
 
 /* For less than so long. */
-void nap(uint32_t most_us);
+void doze(uint32_t most_us);
 
 bool is_held(uint32_t lcore);
 void got(uint32_t lcore);

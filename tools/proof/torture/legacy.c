@@ -88,7 +88,7 @@ void live_on_table(void)
 			else if (what < 50 && self.held_count)
 				release_to_table();
 			else
-				nap(3000);
+				doze(3000);
 		}
 		if (!throw_dice(4))
 			end();

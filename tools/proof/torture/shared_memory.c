@@ -123,7 +123,7 @@ static void use_semaphore(void)
 		witness_wrong("could not take the semaphore:", rc);
 	witness_entered();
 	if (!throw_dice(4))
-		nap(200);
+		doze(200);
 	witness_leaves();
 	rc = mtlshm_unlock(me);
 	if (rc)
@@ -191,7 +191,7 @@ void live_in_shared_memory(void)
 			else if (what < 82)
 				claim_and_release(throw_dice(5000));
 			else if (what < 99)
-				nap(300);
+				doze(300);
 			else if (throw_dice(3))
 				break;
 			else if (throw_dice(2))

@@ -48,14 +48,14 @@ static bool connect_to_daemon(void)
 	if (rc != -EPIPE)
 		witness_wrong("the daemon refused to register it:", rc);
 	close(server);
-	nap(10000);
+	doze(10000);
 	return false;
 }
 
 /* The connection is gone and the client, as libmtl, has no other. What it has it keeps until it dies. */
 static _Noreturn void live_without_daemon(void)
 {
-	nap(200000);
+	doze(200000);
 	end();
 }
 
@@ -98,7 +98,7 @@ void live_on_socket(void)
 			else if (what < 85 && self.held_count)
 				release_to_daemon();
 			else if (what < 99)
-				nap(2000);
+				doze(2000);
 			else if (!fork_once()) {
 				begin_as_child(); /* does nothing but hold the socket, also when its parent is dead */
 				pause();
