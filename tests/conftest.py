@@ -17,7 +17,7 @@ import pytest
 import sysv_ipc
 
 from lab.networks import Veth, sandbox, veth
-from lab.processes import BIN, Daemon, Puppet, compile_program, start_puppet
+from lab.processes import BIN, Daemon, Puppet, compile_program, daemon_settings, start_puppet
 from lab.stand_in import StandIn
 from lab.sysfs import Machine
 
@@ -153,15 +153,7 @@ def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Calla
         ready: bool = True,
     ) -> Daemon:
         log = tmp_path / f"mtlshmd-{len(started)}.log"
-        # A configuration of the machine's own shall not matter.
-        settings = {
-            "MTLSHM_PATH": segment,
-            "MTLSHMD_CONFIG": "/dev/null",
-            "MTL_MANAGER_SOCK_PATH": str(manager_socket),
-            "MTLSHMD_LEGACY": "off",
-            "MTLSHMD_XDP": "off",
-            "MTLSHMD_STATE": str(tmp_path / "state"),
-        } | (environment or {})
+        settings = daemon_settings(segment, manager_socket, tmp_path / "state") | (environment or {})
         program = command or [str(BIN / "mtlshmd")]
         started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
         if ready:

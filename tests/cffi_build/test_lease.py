@@ -165,7 +165,7 @@ def test_an_operator_takes_an_lcore_from_the_living_or_the_dead_that_he_named(pu
     assert held(segment) == set()
 
 
-def test_without_a_descriptor_a_free_lcore_is_claimed_and_a_held_one_is_an_error_of_its_own(puppet: Start) -> None:
+def test_claim_without_descriptors_takes_a_free_lcore_and_fails_on_a_held_one(puppet: Start) -> None:
     holder, other = puppet(), puppet()
     holder.claim(5)
     holder.kill()

@@ -410,9 +410,7 @@ def test_an_attempt_to_retire_that_is_refused_disturbs_nobody(puppet: Start) -> 
 
 
 @needs_root("who may write the segment but not remove it")
-def test_retired_by_one_who_cannot_remove_it_a_segment_is_in_use_again_when_he_gives_up(
-    puppet: Start, segment: str
-) -> None:
+def test_retire_is_undone_when_unlink_fails(puppet: Start, segment: str) -> None:
     """A member of the group in a sticky directory."""
     creator, member, other = (puppet(ready=False) for _ in range(3))
     creator.become(UNPRIVILEGED, 54321)

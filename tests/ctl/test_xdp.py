@@ -125,9 +125,7 @@ def test_what_clients_use_is_unloaded_after_the_last_of_them(ctl, server, connec
     eventually(lambda: ids(link) == [])
 
 
-def test_what_is_kept_for_nobody_is_unloaded_while_a_daemon_runs_and_loaded_for_the_next_client(
-    ctl, server, connect, link
-):
+def test_kept_program_can_be_unloaded_under_a_daemon_and_is_loaded_again(ctl, server, connect, link):
     done(ctl("xdp", "load", link.name))
     running = server()
     eventually(lambda: "native mode" in running.log())  # taken over

@@ -254,7 +254,7 @@ class Unlucky(LegacyLock):
     replaced = 0
 
 
-def test_a_lock_file_that_is_replaced_without_end_is_not_opened_without_end(tmp_path: Path) -> None:
+def test_endless_replacing_of_the_lock_file_costs_few_opens(tmp_path: Path) -> None:
     lock = Unlucky(tmp_path / "lock", create=True)
     try:
         with pytest.raises(LegacyError, match="keeps replacing it"):
@@ -264,9 +264,7 @@ def test_a_lock_file_that_is_replaced_without_end_is_not_opened_without_end(tmp_
         lock.close()
 
 
-def test_a_lock_file_that_is_opened_and_closed_without_end_is_not_looked_at_each_time(
-    daemon: StartDaemon, legacy_place: dict[str, str]
-) -> None:
+def test_endless_opening_of_the_lock_file_costs_few_looks(daemon: StartDaemon, legacy_place: dict[str, str]) -> None:
     """Each look reads the table, and costs the same system calls; there are to be fewer than fit one after another."""
     server = daemon("--legacy", 0, environment=legacy_place)
 

@@ -43,7 +43,7 @@ with mtlshm.manager_client.Manager(sys.argv[1]) as manager:
 
 
 @pytest.mark.parametrize("forged", [False, True])
-def test_a_member_of_the_group_cannot_touch_what_another_has_whatever_it_writes_into_the_segment(
+def test_forged_segment_gives_no_access_to_anothers_interface(
     daemon: StartDaemon,
     link: Veth,
     manager_socket: Path,
@@ -115,7 +115,7 @@ def test_a_map_that_waits_to_be_read_is_that_map_whatever_becomes_of_it(
     assert got == {"anon_inode:bpf-map", os.devnull}
 
 
-def test_who_is_not_in_the_group_cannot_open_what_he_could_lock_or_change(
+def test_outsider_cannot_open_state_that_it_could_lock_or_change(
     link_client: Callable[..., Manager], manager_socket: Path, segment: str, tmp_path: Path
 ) -> None:
     link_client()

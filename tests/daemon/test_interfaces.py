@@ -45,7 +45,7 @@ StartDaemon = Callable[..., Daemon]
 # --- loaded and unloaded -----------------------------------------------------------------------------------
 
 
-def test_an_interface_is_loaded_for_its_first_client_and_unloaded_after_the_last(
+def test_program_is_loaded_for_the_first_client_and_unloaded_after_the_last(
     link_client: Callable[..., Manager], link: Veth
 ) -> None:
     assert programs(link) == []
@@ -70,7 +70,7 @@ def test_what_is_named_by_nobody_is_not_known(link_client: Callable[..., Manager
     assert programs(link) == []
 
 
-def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
+def test_removed_interface_takes_its_clients_rows_from_the_ledger(
     link_client: Callable[..., Manager], link: Veth, ledger: Callable[[], Ledger]
 ) -> None:
     manager = link_client()
@@ -84,7 +84,7 @@ def test_an_interface_that_goes_takes_with_it_what_its_clients_had(
     manager.heartbeat()
 
 
-def test_an_interface_that_goes_amid_more_news_than_anyone_can_hear_is_noticed(
+def test_removed_interface_is_noticed_after_lost_netlink_messages(
     server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger]
 ) -> None:
     running = server()
@@ -125,7 +125,7 @@ def test_an_index_that_no_interface_can_have_is_not_there(
         manager.get_queue(link.index)
 
 
-def test_what_cannot_be_crossed_out_now_is_crossed_out_later(
+def test_rows_of_a_gone_client_are_deleted_once_the_ledger_is_unlocked(
     server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], tmp_path: Path
 ) -> None:
     running = server()
@@ -157,7 +157,7 @@ def ids(link: Veth) -> list[int]:
     return [program.id for program in asyncio.run(look(link.index)).programs]
 
 
-def test_what_somebody_detaches_is_put_back_under_traffic(link_client: Callable[..., Manager], link: Veth) -> None:
+def test_detached_program_is_put_back_under_traffic(link_client: Callable[..., Manager], link: Veth) -> None:
     """With the ports, and the sockets that clients made themselves and those that the daemon made."""
     manager, other = link_client(), link_client()
     manager.add_filter(link.index, PORT)
@@ -174,7 +174,7 @@ def test_what_somebody_detaches_is_put_back_under_traffic(link_client: Callable[
         assert watcher.send() == (0, 20)
 
 
-def test_what_somebody_detaches_while_no_daemon_runs_is_put_back_by_the_next(
+def test_detached_program_is_put_back_by_the_next_daemon(
     server: StartDaemon, manager_socket: Path, link: Veth, port_client: Callable[[], subprocess.Popen[str]]
 ) -> None:
     running = server()
@@ -191,7 +191,7 @@ def test_what_somebody_detaches_while_no_daemon_runs_is_put_back_by_the_next(
         eventually(lambda: watcher.send() == (20, 0))
 
 
-def test_what_is_kept_is_put_back_too(server: StartDaemon, link: Veth, tmp_path: Path) -> None:
+def test_kept_program_is_put_back(server: StartDaemon, link: Veth, tmp_path: Path) -> None:
     with Ledger(tmp_path / "state") as ledger:
         ledger.keep(link.index)
     running = server()
@@ -201,7 +201,7 @@ def test_what_is_kept_is_put_back_too(server: StartDaemon, link: Veth, tmp_path:
     eventually(lambda: ids(link) == before)
 
 
-def test_who_detaches_the_programs_without_end_is_not_fought_without_end(
+def test_endless_detaching_is_given_up_after_five_repairs(
     server: StartDaemon, manager_socket: Path, link: Veth
 ) -> None:
     running = server()
@@ -214,7 +214,7 @@ def test_who_detaches_the_programs_without_end_is_not_fought_without_end(
         assert refusal(manager.get_queue, link.index) == errno.ENETDOWN
 
 
-def test_a_program_that_takes_the_place_of_ours_stays_and_ours_comes_back_when_it_goes(
+def test_foreign_program_is_left_attached_and_ours_returns_after_it(
     server: StartDaemon, manager_socket: Path, link: Veth
 ) -> None:
     running = server()
@@ -277,7 +277,7 @@ def test_a_foreign_program_is_left_alone_and_clients_are_told(link_client: Calla
     assert programs(link) == before
 
 
-def test_who_names_an_interface_that_cannot_be_served_is_not_registered_if_it_understands_that(
+def test_register_fails_if_an_interface_cannot_be_served(
     server: StartDaemon, manager_socket: Path, link: Veth, segment: str, ledger: Callable[[], Ledger]
 ) -> None:
     """It lives on unregistered, and may try again. One of dialect A would take lcores from another table, unseen."""
@@ -327,9 +327,7 @@ def test_who_ends_while_its_interface_is_tried_in_vain_leaves_nothing(
 # --- ports -------------------------------------------------------------------------------------------------
 
 
-def test_packets_of_a_port_that_is_added_come_to_af_xdp_until_the_last_who_wants_it_has_ended(
-    link_client: Callable[..., Manager], link: Veth
-) -> None:
+def test_port_is_redirected_until_its_last_client_ends(link_client: Callable[..., Manager], link: Veth) -> None:
     first, second = link_client(), link_client()
     with Watcher(link, first) as watcher:
         assert watcher.send() == (0, 20)
@@ -413,7 +411,7 @@ def test_what_a_dead_client_had_is_free(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
+def test_restart_keeps_queues_of_the_living_and_frees_those_of_the_dead(
     server: StartDaemon,
     port_client: Callable[[], subprocess.Popen[str]],
     manager_socket: Path,
@@ -442,7 +440,7 @@ def test_a_restart_takes_nothing_from_the_living_and_frees_what_the_dead_had(
     eventually(lambda: programs(link) == [])
 
 
-def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
+def test_rules_lead_to_own_queues_and_are_deleted_with_their_owner(
     rules, link_client: Callable[..., Manager], link: Veth
 ) -> None:
     first, second = link_client(), link_client()
@@ -459,7 +457,7 @@ def test_rules_lead_to_queues_of_ones_own_and_are_deleted_with_their_owner(
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_of_an_interface_that_is_moved_away_it_is_said_what_it_keeps_and_how_to_remove_it(
+def test_log_names_what_a_moved_interface_keeps(
     rules, server: StartDaemon, manager_socket: Path, link: Veth, ledger: Callable[[], Ledger], seen: bool
 ) -> None:
     """That a NIC keeps its rules then is seen in tests/vm."""
@@ -492,7 +490,7 @@ def test_of_an_interface_that_is_moved_away_it_is_said_what_it_keeps_and_how_to_
             assert programs(there) == []
 
 
-def test_of_an_interface_that_is_removed_nothing_is_said_to_be_kept(
+def test_log_names_nothing_kept_by_a_removed_interface(
     rules, server: StartDaemon, manager_socket: Path, link: Veth
 ) -> None:
     running = server()

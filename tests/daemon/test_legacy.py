@@ -85,7 +85,7 @@ def test_what_is_given_back_can_be_taken_again(bridge: StartDaemon, legacy: Star
     assert of_legacy(segment) == {}
 
 
-def test_so_many_are_there_for_the_taking_and_what_is_too_many_comes_home(
+def test_loan_of_a_number_keeps_that_many_free_and_returns_the_rest(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
     online = sorted(os.sched_getaffinity(0))
@@ -107,7 +107,7 @@ def test_so_many_are_there_for_the_taking_and_what_is_too_many_comes_home(
     assert puppet().claim(second) == 0
 
 
-def test_what_a_client_holds_is_lent_once_it_is_free(
+def test_held_lcore_is_lent_once_it_is_released(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
     client = puppet()
@@ -175,9 +175,7 @@ def test_the_dead_from_before_its_start_are_not_taken_over(
     assert claim_all(living) == []
 
 
-def test_what_clients_hold_is_reserved_at_its_start(
-    bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet
-) -> None:
+def test_held_lcores_are_reserved_at_start(bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet) -> None:
     process, client = legacy(), puppet()
     client.claim(3)
     assert process.claim(0) == 0
@@ -297,9 +295,7 @@ def test_started_while_the_lock_is_held_it_serves_and_takes_over_later(
     assert server.end(signal.SIGTERM) == 0
 
 
-def test_begun_when_no_record_is_left_for_what_it_lends_it_goes_on_once_there_is_one(
-    bridge: StartDaemon, legacy: StartPuppet, segment: str
-) -> None:
+def test_lending_starts_once_an_instance_record_is_free(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     holder = legacy()
     holder.take_lock()
     server = bridge("5-7")
@@ -315,7 +311,7 @@ def test_begun_when_no_record_is_left_for_what_it_lends_it_goes_on_once_there_is
 
 
 @pytest.mark.parametrize("free", range(5))
-def test_for_want_of_descriptors_it_looks_again_until_there_are_some(
+def test_legacy_look_is_repeated_until_descriptors_are_free(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, free: int
 ) -> None:
     server = bridge("5-7")
@@ -344,7 +340,7 @@ def test_for_want_of_descriptors_it_looks_again_until_there_are_some(
 
 
 @pytest.mark.parametrize("room", [0, 4, 12, 24])
-def test_started_with_too_few_descriptors_for_what_is_there_it_takes_it_over_later(
+def test_legacy_owners_are_adopted_once_descriptors_are_free(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, room: int
 ) -> None:
     """The dead give theirs back, and nobody is taken for two owners."""
@@ -402,7 +398,7 @@ def test_any_build_of_libmtl_is_served(
         sysv_ipc.SharedMemory(int(legacy_place["MTLSHM_LEGACY_KEY"], 0)).remove()
 
 
-def test_what_is_no_table_of_libmtls_is_refused_and_left_alone(
+def test_foreign_system_v_segment_is_refused_and_left_alone(
     bridge: StartDaemon, legacy_place: dict[str, str], puppet: StartPuppet
 ) -> None:
     key = int(legacy_place["MTLSHM_LEGACY_KEY"], 0)
@@ -415,7 +411,7 @@ def test_what_is_no_table_of_libmtls_is_refused_and_left_alone(
     assert puppet().claim(2) == 0, "all else is served"
 
 
-def test_a_second_daemon_on_the_same_legacy_table_says_so_and_leaves_it_alone(
+def test_second_daemon_leaves_the_legacy_table_to_the_first(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, tmp_path: Path
 ) -> None:
     first = bridge("5-7")
@@ -433,7 +429,7 @@ def test_a_second_daemon_on_the_same_legacy_table_says_so_and_leaves_it_alone(
 
 
 @needs_root("a daemon that may not use the legacy table")
-def test_a_daemon_that_may_not_use_the_table_serves_its_segment_all_the_same(
+def test_daemon_without_access_to_the_legacy_table_serves_its_segment(
     bridge: StartDaemon, legacy_place: dict[str, str], puppet: StartPuppet, segment: str
 ) -> None:
     puppet()

@@ -52,7 +52,7 @@ def die_after_the_main_thread(victim: Puppet) -> None:
 
 @pytest.mark.parametrize("place", ["outside", "in a PID namespace", "in a container"])
 @pytest.mark.parametrize("die", [die_by_sigkill, die_while_stopped, die_with_the_lock, die_after_the_main_thread])
-def test_what_the_dead_had_is_free_at_once(
+def test_lcores_of_a_dead_owner_are_freed(
     bridge: StartDaemon,
     legacy: StartPuppet,
     segment: str,
@@ -70,7 +70,7 @@ def test_what_the_dead_had_is_free_at_once(
     assert claim_all(legacy()) == [5, 6]
 
 
-def test_who_dies_before_it_was_noticed_leaves_nothing(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
+def test_owner_that_dies_unseen_leaves_nothing(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     """With the daemon stopped, so that all comes at once."""
     server = bridge("5-6")
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_who_dies_before_it_was_noticed_leaves_nothing(bridge: StartDaemon, lega
         other.kill()
 
 
-def test_the_living_keep_theirs_whatever_becomes_of_the_others(
+def test_living_owners_keep_their_lcores_when_others_die(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     """One stopped, one without its main thread, one in a container whose PID and host name are its own."""
@@ -124,7 +124,7 @@ def test_containers_where_all_have_the_same_pid_are_told_apart(
     assert set(of_legacy(segment).values()) == {each.pid for each in processes}
 
 
-def test_a_host_that_was_renamed_makes_nobody_dead(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
+def test_renaming_the_host_kills_no_owner(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     """All in a UTS namespace of the test's own, where its name may be changed."""
     process = legacy(prefix=container("before"))
     assert process.claim(0) == 0
@@ -152,7 +152,7 @@ def test_a_forked_child_keeps_nothing_of_its_dead_parents(
         child.kill()
 
 
-def test_a_newcomer_with_the_pid_of_the_dead_is_not_taken_for_him(
+def test_newcomer_with_a_reused_pid_is_told_from_the_dead(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     """Neither if it has nothing to do with that table, nor if it draws from it. The daemon is stopped meanwhile."""
@@ -204,7 +204,7 @@ def test_the_same_key_in_another_ipc_namespace_is_another_table(
     assert stranger.claim(0) == 1
 
 
-def test_who_is_hidden_from_the_daemon_is_not_taken_for_dead(
+def test_owner_hidden_from_the_daemon_does_not_count_as_dead(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     """The daemon is in a PID namespace of its own and sees nobody; but the kernel counts who is attached."""
@@ -223,9 +223,7 @@ def test_who_is_hidden_from_the_daemon_is_not_taken_for_dead(
 
 
 @needs_root("an IPC namespace for the one who keeps the memory")
-def test_who_takes_long_to_die_leaves_nothing_in_the_end(
-    bridge: StartDaemon, legacy: StartPuppet, segment: str
-) -> None:
+def test_slowly_dying_owner_leaves_nothing(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     """The process is gone, but the kernel still counts its memory as attached, and tells nobody when it stops."""
     server = bridge("5-6")
     process = legacy()

@@ -54,7 +54,7 @@ def manager(manager_socket: Path) -> Iterator[Callable[[], Manager]]:
         each.close()
 
 
-def test_what_is_lent_and_unused_goes_to_who_asks_the_socket_if_nothing_else_is_left(
+def test_unused_loan_is_granted_to_a_socket_client_when_nothing_else_is_free(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, manager: Callable[[], Manager]
 ) -> None:
     first, *_, last = own_cpus(2)
@@ -74,7 +74,7 @@ def test_what_is_lent_and_unused_goes_to_who_asks_the_socket_if_nothing_else_is_
         eventually(lambda: lent(segment) == {last} == available(process))
 
 
-def test_what_is_lent_is_refused_while_others_are_free_and_that_is_said(
+def test_loan_is_refused_to_socket_clients_while_others_are_free(
     bridge: StartDaemon, segment: str, manager: Callable[[], Manager]
 ) -> None:
     *others, last = own_cpus(2)
@@ -108,7 +108,7 @@ def test_by_default_the_last_two_that_are_free_are_not_lent(
 
 
 @pytest.mark.parametrize("then", [0, "off", "6-6"])
-def test_what_is_no_longer_to_be_lent_comes_home_at_the_next_start(
+def test_smaller_loan_is_taken_back_at_the_next_start(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, then: int | str
 ) -> None:
     process = legacy()
@@ -129,7 +129,7 @@ def test_what_is_no_longer_to_be_lent_comes_home_at_the_next_start(
 
 @needs_root("lcores that were lent in another IPC namespace")
 @pytest.mark.parametrize("then", [0, "off", "8-9"])
-def test_what_was_lent_to_a_table_that_is_gone_comes_home(
+def test_loan_to_a_removed_table_is_taken_back(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, then: int | str
 ) -> None:
     """And what is lent to one that is only elsewhere stays: who is there may take it any time."""
@@ -148,7 +148,7 @@ def test_what_was_lent_to_a_table_that_is_gone_comes_home(
     eventually(come_home)  # not while the namespace of another test has got its inode
 
 
-def test_who_died_with_the_pid_namespace_of_an_earlier_daemon_is_dead(
+def test_owner_that_died_with_a_daemons_pid_namespace_counts_as_dead(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     first = legacy(prefix=namespaces("pid"))

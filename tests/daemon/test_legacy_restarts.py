@@ -51,7 +51,7 @@ def test_a_restart_changes_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_while_no_daemon_runs_both_sides_are_safe_from_each_other_and_it_catches_up(
+def test_both_sides_keep_apart_without_a_daemon_and_the_next_one_catches_up(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str, number: signal.Signals
 ) -> None:
     process, victim, client = legacy(), legacy(), puppet()
@@ -94,7 +94,7 @@ def test_while_it_runs_nobody_zeroes_or_removes_the_table(bridge: StartDaemon, l
         process.kill()
 
 
-def test_a_table_that_was_removed_by_hand_is_made_again_and_its_users_keep_theirs(
+def test_removed_legacy_table_is_made_again_and_its_users_keep_their_lcores(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     server = bridge("5-7")
@@ -114,7 +114,7 @@ def test_a_table_that_was_removed_by_hand_is_made_again_and_its_users_keep_their
     assert claim_all(new) == [5]
 
 
-def test_what_is_in_the_place_of_a_removed_table_is_waited_for(
+def test_legacy_table_is_made_again_once_its_key_is_free(
     bridge: StartDaemon, legacy: StartPuppet, segment: str, legacy_place: dict[str, str]
 ) -> None:
     """No event tells that it is gone."""
@@ -143,7 +143,7 @@ def test_what_is_in_the_place_of_a_removed_table_is_waited_for(
     eventually(lambda: lent(segment) == {5, 6, 7})
 
 
-def test_a_list_that_became_shorter_is_brought_home_as_it_is_given_back(
+def test_shorter_loan_list_returns_lcores_as_they_are_released(
     bridge: StartDaemon, legacy: StartPuppet, segment: str
 ) -> None:
     server = bridge("5-7")
@@ -189,7 +189,7 @@ mtlshm.daemon.app.main()
 
 
 @pytest.mark.slow
-def test_it_may_be_killed_between_any_two_steps(
+def test_bridge_killed_at_any_step_recovers(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
     """Start, take-over, loan, return, death. What a killed daemon leaves is never free on both sides."""
@@ -242,7 +242,7 @@ def test_it_may_be_killed_between_any_two_steps(
 
 
 @pytest.mark.slow
-def test_nobody_gets_an_lcore_twice_and_none_is_lost(
+def test_no_lcore_is_given_twice_or_lost(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, host64: Path, segment: str
 ) -> None:
     """Legacy processes and clients of ours claim, give back and die, and so does the daemon, over 200 rounds."""

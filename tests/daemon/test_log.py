@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import BIN, DEADLINE, UNPRIVILEGED, as_user, eventually, needs_root
+from lab.processes import BIN, DEADLINE, UNPRIVILEGED, as_user, daemon_settings, eventually, needs_root
 from mtlshm.daemon.bounded_log import SELDOM, Bounded
 from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.manager_client import Manager
@@ -32,14 +32,7 @@ NO_MORE = 4096  # bytes that a pipe takes; so it is full soon
 @pytest.fixture
 def start(segment: str, manager_socket: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a daemon whose standard error is a descriptor of ours."""
-    settings = {
-        "MTLSHM_PATH": segment,
-        "MTLSHMD_CONFIG": "/dev/null",
-        "MTL_MANAGER_SOCK_PATH": str(manager_socket),
-        "MTLSHMD_LEGACY": "off",
-        "MTLSHMD_XDP": "off",
-        "MTLSHMD_STATE": str(tmp_path / "state"),
-    }
+    settings = daemon_settings(segment, manager_socket, tmp_path / "state")
     with ExitStack() as stack:
 
         def run(stderr: int, command: list[str] | None = None) -> subprocess.Popen[bytes]:

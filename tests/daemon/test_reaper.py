@@ -209,7 +209,7 @@ def test_of_a_hundred_clients_only_the_dead_lose_their_lcores(
     assert all(client.alive(client.owner()) == 1 for client in clients if client not in victims)
 
 
-def test_a_newcomer_with_the_pid_of_the_dead_is_not_taken_for_him(
+def test_newcomer_with_a_reused_pid_is_told_from_the_dead(
     daemon: StartDaemon, puppet: StartPuppet, segment: str, others_come_and_die: Callable[[], None]
 ) -> None:
     """All in one PID namespace, so that a pid can be given out again. The daemon sleeps meanwhile."""

@@ -92,9 +92,7 @@ def test_a_client_that_asks_for_much_waits_for_its_turn_like_others(daemon, mana
 
 
 @pytest.mark.parametrize("room", [0, 4, 12, 24])
-def test_with_too_few_descriptors_for_its_orphans_it_serves_and_adopts_them_later(
-    daemon, manager_socket, segment, room
-):
+def test_orphans_are_adopted_once_descriptors_are_free(daemon, manager_socket, segment, room):
     server = daemon()
     used = len(os.listdir(f"/proc/{server.pid}/fd"))
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
@@ -134,7 +132,7 @@ def test_with_too_few_descriptors_for_its_orphans_it_serves_and_adopts_them_late
     eventually(lambda: held(segment) == set())
 
 
-def test_with_no_descriptor_left_every_request_is_answered_all_the_same(daemon, manager_socket):
+def test_every_request_is_answered_without_free_descriptors(daemon, manager_socket):
     server = daemon()
     manager = Manager(manager_socket, timeout=DEADLINE)
     manager.heartbeat(1)
@@ -159,7 +157,7 @@ PIDFD_OPEN = "434"
 PEERPIDFD = f"{55 if os.uname().machine == 'x86_64' else 209}:1={socket.SOL_SOCKET}:2=77"
 
 
-def test_where_no_end_can_be_seen_clients_are_refused_and_it_is_said_once(daemon, manager_socket):
+def test_clients_are_refused_if_their_death_cannot_be_seen(daemon, manager_socket):
     prefix = (sys.executable, "-m", "lab.seccomp", f"{PIDFD_OPEN} {PEERPIDFD}")
     running = daemon(prefix=prefix)
     for _ in range(3):
@@ -173,7 +171,7 @@ def test_where_no_end_can_be_seen_clients_are_refused_and_it_is_said_once(daemon
 
 
 @pytest.mark.parametrize("forbidden", [PIDFD_OPEN, PEERPIDFD])
-def test_one_way_to_see_an_end_is_enough(daemon, manager_socket, segment, forbidden):
+def test_one_way_to_see_a_death_suffices(daemon, manager_socket, segment, forbidden):
     daemon(prefix=(sys.executable, "-m", "lab.seccomp", forbidden))
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register()

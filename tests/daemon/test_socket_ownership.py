@@ -45,7 +45,7 @@ def test_a_dead_client_holds_nothing(daemon, client, segment):
     eventually(lambda: held(segment) == set())
 
 
-def test_a_child_that_holds_the_socket_does_not_keep_a_dead_clients_lcores(daemon, client, segment):
+def test_socket_inherited_by_a_child_keeps_no_lcores_of_a_dead_client(daemon, client, segment):
     daemon()
     process = client(1, "fork")
     os.kill(process.pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ def test_after_a_restart_living_clients_still_hold_what_they_held(daemon, client
         newcomer.get_lcore(1)
 
 
-def test_a_dead_clients_pid_that_is_a_thread_of_somebodys_now_is_nobodys(daemon, segment):
+def test_reused_pid_that_is_a_thread_counts_as_dead(daemon, segment):
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
     thread.start()
@@ -87,7 +87,7 @@ def test_a_dead_clients_pid_that_is_a_thread_of_somebodys_now_is_nobodys(daemon,
         thread.join()
 
 
-def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightly(connect, segment, own_cpu):
+def test_own_direct_claim_is_granted_over_the_socket_and_survives_a_put(connect, segment, own_cpu):
     manager = connect()
     with Host(segment) as host, host.register("direct") as me:
         me.claim(own_cpu)
@@ -103,7 +103,7 @@ def test_what_the_same_process_claimed_directly_is_granted_and_given_back_rightl
     assert held(segment) == set()
 
 
-def test_asking_for_what_the_same_process_lets_go_this_moment_is_answered(connect, segment, own_cpu):
+def test_get_is_answered_while_the_same_process_releases_the_lcore(connect, segment, own_cpu):
     manager = connect()
     over = threading.Event()
 
@@ -162,7 +162,7 @@ def test_ids_that_are_no_cpus_here_are_refused(connect):
     assert refusal(connect().get_lcore, 65535) == errno.EINVAL
 
 
-def test_where_threads_cannot_be_seen_ids_are_not_taken_for_cpus_in_silence(daemon, manager_socket, own_cpu):
+def test_unreadable_threads_are_logged_before_ids_are_taken_for_cpus(daemon, manager_socket, own_cpu):
     server = daemon(prefix=namespaces("pid"))
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register()
@@ -184,9 +184,7 @@ with Host(sys.argv[1]) as host, host.register("direct") as me, Manager(sys.argv[
 
 @pytest.mark.parametrize("of_client", [(), ("pid",)])
 @pytest.mark.parametrize("of_daemon", [(), ("pid",)])
-def test_what_a_process_claimed_directly_is_granted_in_pid_namespaces_too(
-    daemon, manager_socket, segment, own_cpu, of_client, of_daemon
-):
+def test_own_direct_claim_is_granted_in_a_pid_namespace(daemon, manager_socket, segment, own_cpu, of_client, of_daemon):
     daemon(prefix=namespaces(*of_daemon) if of_daemon else ())
     prefix = namespaces(*of_client) if of_client else ()
     command = [*prefix, sys.executable, "-c", OWN_LIBMTL, segment, str(manager_socket), str(own_cpu)]

@@ -51,7 +51,7 @@ def examples(manager_socket: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("language", ["C", "Python"])
-def test_one_with_no_capability_receives_by_af_xdp_from_another_network_namespace(
+def test_unprivileged_client_of_another_network_namespace_receives_by_af_xdp(
     daemon: StartDaemon, manager_socket: Path, link: Veth, examples: dict[str, list[str]], language: str, tmp_path: Path
 ) -> None:
     daemon("--socket-group", "nogroup", environment={"MTLSHMD_XDP": "auto"})
@@ -118,9 +118,7 @@ def test_a_socket_too_large_or_senseless_is_refused_and_takes_no_queue(
     assert manager.get_queue(link.index) == 1
 
 
-def test_who_keeps_the_memory_of_sockets_gets_no_more_than_for_his_queues(
-    server: StartDaemon, manager_socket: Path, link: Veth
-) -> None:
+def test_umem_kept_by_a_client_counts_against_its_limit(server: StartDaemon, manager_socket: Path, link: Veth) -> None:
     """Whoever of his processes asks: what one got, another may keep."""
     server("--umem-limit", 1)
     request = wire.OpenXsk(link.index, "", 2048, 512, 64, 64, 64, 0)

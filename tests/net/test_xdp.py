@@ -63,7 +63,7 @@ def gate(request: pytest.FixtureRequest, loader: Loader, link: Veth) -> Iterator
         yield gate
 
 
-def test_ports_that_are_set_arrive_on_the_sockets_and_all_others_in_the_stack(link: Veth, gate: Gate) -> None:
+def test_only_set_ports_are_redirected_to_sockets(link: Veth, gate: Gate) -> None:
     with sockets(link, gate) as xsks, ExitStack() as stack:
         receiver = Receiver(link, xsks, stack)
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -80,7 +80,7 @@ def test_ports_that_are_set_arrive_on_the_sockets_and_all_others_in_the_stack(li
     assert counted.unclaimed == 0
 
 
-def test_hits_with_no_socket_on_their_queue_go_to_the_stack_and_are_counted(link: Veth, gate: Gate) -> None:
+def test_hits_without_a_socket_go_to_the_stack_and_are_counted(link: Veth, gate: Gate) -> None:
     with ExitStack() as stack:
         receiver = Receiver(link, [], stack)
         send(link, PORTS, "media")
@@ -215,7 +215,7 @@ def test_without_ip_what_was_detached_is_loaded_anew(
     assert_whole(loader, link)
 
 
-def test_an_interface_that_is_gone_leaves_only_pins_and_unload_removes_them(loader: Loader, link: Veth) -> None:
+def test_unload_removes_the_pins_of_a_removed_interface(loader: Loader, link: Veth) -> None:
     load(loader, link).close()
     subprocess.run(["ip", "link", "delete", link.name], check=True)
     assert loader.interfaces() == [link.index]

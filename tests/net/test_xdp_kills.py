@@ -47,9 +47,7 @@ ROUNDS = 8
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_when_who_loaded_it_is_killed_and_started_again_during_traffic(
-    loader: Loader, link: Veth, tmp_path: Path
-) -> None:
+def test_no_packet_is_lost_when_the_loader_is_killed_under_traffic(loader: Loader, link: Veth, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SERVE, str(tmp_path), str(link.index), *map(str, PORTS)]
 
     def start() -> subprocess.Popen[str]:
@@ -145,7 +143,7 @@ def in_a_child(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.slow
-def test_killed_at_any_line_of_a_load_the_next_one_finishes_it_or_removes_it(link: Veth, tmp_path: Path) -> None:
+def test_load_killed_at_any_line_is_finished_or_undone_by_the_next(link: Veth, tmp_path: Path) -> None:
     tools = Tools(tmp_path, timeout=DEADLINE)
     lines = run_traced(Loader(tools).load(link.index))
     unload(Loader(tools), link)
@@ -169,7 +167,7 @@ def test_killed_at_any_line_of_a_load_the_next_one_finishes_it_or_removes_it(lin
 
 
 @pytest.mark.slow
-def test_killed_at_any_line_of_an_unload_the_next_one_finishes_it_or_loads_again(loader: Loader, link: Veth) -> None:
+def test_unload_killed_at_any_line_is_finished_by_the_next(loader: Loader, link: Veth) -> None:
     load(loader, link).close()
     lines = run_traced(loader.unload(link.index))
     for n, moment in enumerate(moments(lines)):
@@ -185,7 +183,7 @@ def test_killed_at_any_line_of_an_unload_the_next_one_finishes_it_or_loads_again
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_the_next_one_waits_for_the_orphaned_command(link: Veth, tmp_path: Path) -> None:
+def test_next_load_waits_for_the_command_of_a_killed_one(link: Veth, tmp_path: Path) -> None:
     """In the middle of xdp-loader, mostly, which goes on without us."""
     tools = Tools(tmp_path, timeout=DEADLINE)
     for n in range(30):

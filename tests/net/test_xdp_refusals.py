@@ -77,7 +77,7 @@ def skip_if_chained(loader: Loader, link: Veth, what: str) -> None:
     unload(loader, link)
 
 
-def test_where_programs_cannot_be_chained_that_is_said_and_nothing_is_left(loader: Loader, link: Veth) -> None:
+def test_unsupported_chain_is_reported_and_leaves_nothing(loader: Loader, link: Veth) -> None:
     skip_if_chained(loader, link, "the refusal")
     load_refused(loader, link, errno.EOPNOTSUPP, "no freplace programs", Way.CHAIN)
     assert_nothing_is_left(link)
@@ -120,7 +120,7 @@ def test_mounts_may_have_any_name(loader: Loader, link: Veth, tmp_path: Path, na
         pass
 
 
-def test_an_object_that_is_missing_is_named_with_the_places_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_missing_object_is_reported_with_the_places_searched(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"nothing.o is in none of {tmp_path}, .*/usr/lib/bpf.*meson install"):
         xdp.find_object("nothing.o", tmp_path)
 

@@ -50,9 +50,7 @@ def test_users_see_the_chain_they_know(nic: Nic, loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("mode", [Mode.NATIVE, Mode.SKB])
-def test_ports_that_are_set_arrive_on_their_queues_socket_and_all_others_in_the_stack(
-    nic: Nic, loader: Loader, mode: Mode
-) -> None:
+def test_only_set_ports_are_redirected_to_their_queues_socket(nic: Nic, loader: Loader, mode: Mode) -> None:
     if mode is Mode.SKB:
         nic.link.set_mtu(9000)  # more than veth can do in native mode
     nic.steer(30000, 2)

@@ -153,6 +153,18 @@ def _innermost(process: subprocess.Popen[bytes], name: str) -> int:
     return found
 
 
+def daemon_settings(segment: str, socket: Path, state: Path) -> dict[str, str]:
+    """The environment of a daemon of the test's own, which nothing configured on this machine reaches."""
+    return {
+        "MTLSHM_PATH": segment,
+        "MTLSHMD_CONFIG": "/dev/null",
+        "MTL_MANAGER_SOCK_PATH": str(socket),
+        "MTLSHMD_LEGACY": "off",
+        "MTLSHMD_XDP": "off",
+        "MTLSHMD_STATE": str(state),
+    }
+
+
 class Daemon:
     """A running mtlshmd. Its log is in a file."""
 
