@@ -174,14 +174,13 @@ int mtlshm_reservation(struct mtlshm_host *host, const char *key, struct mtlshm_
 int mtlshm_end(struct mtlshm_host *host, uint64_t owner)
 {
 	uint64_t control = control_make(owner_generation(owner), MTLSHM_PROXIED);
-	struct mtlshm_record *record = segment_record(host, owner);
 
 	if (host->read_only)
 		return -EROFS;
-	if (!record || !segment_proxied(host, owner) ||
-	    __atomic_load_n(&record->kind, __ATOMIC_RELAXED) != MTLSHM_KIND_RESERVATION ||
-	    !__atomic_compare_exchange_n(&record->control, &control, control_after(control), false, __ATOMIC_SEQ_CST,
-					 __ATOMIC_RELAXED))
+	if (!segment_proxied(host, owner) ||
+	    __atomic_load_n(&segment_record(host, owner)->kind, __ATOMIC_RELAXED) != MTLSHM_KIND_RESERVATION ||
+	    !__atomic_compare_exchange_n(&segment_record(host, owner)->control, &control, control_after(control), false,
+					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
 	lease_clear(host, owner_of(owner), 0);
 	return 0;
