@@ -18,7 +18,7 @@ from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check
 from mtlshm.instance import Instance, want
-from mtlshm.kinds import Kind
+from mtlshm.kinds import NOBODY, Kind, TableOwner
 from mtlshm.snapshot import InstanceInfo, Process, Snapshot
 from mtlshm.topology import Topology
 
@@ -90,7 +90,7 @@ class Host:
         *,
         kind: Kind = Kind.SHM,
         cpus: Iterable[int] | None = None,
-        parent: int | None = None,
+        parent: TableOwner | None = None,
     ) -> Instance:
         """Become an instance, shown in the table as `label` (the command's name if None).
 
@@ -109,7 +109,7 @@ class Host:
         check(lib.mtlshm_register(result, self._opened().c, identity), f"register in {self.path}")
         return self._instance(result[0])
 
-    def register_proxy(self, kind: Kind, process: Process, parent: int = 0) -> Instance:
+    def register_proxy(self, kind: Kind, process: Process, parent: TableOwner = NOBODY) -> Instance:
         """For the daemon: an instance that stands for a process which does not map the table, a tenant of `parent` if
         that is not 0.
 
@@ -126,7 +126,7 @@ class Host:
         check(code, f"register {process.label} in {self.path}")
         return self._instance(result[0], proxied=True)
 
-    def adopt(self, owner: int) -> Instance:
+    def adopt(self, owner: TableOwner) -> Instance:
         """For the daemon: find again what an earlier daemon made by register_proxy()."""
         result = ffi.new("struct mtlshm_instance **")
         check(lib.mtlshm_adopt(result, self._opened().c, owner), f"owner {owner:#x}")
@@ -140,27 +140,27 @@ class Host:
         self._instances.add(instance)
         return instance
 
-    def holder(self, lcore: int) -> tuple[int, int]:
+    def holder(self, lcore: int) -> tuple[TableOwner, int]:
         """Who holds an lcore, 0 for nobody, and the daemon's note on it. No system call."""
         owner, tag = ffi.new("uint64_t *"), ffi.new("uint32_t *")
         check(self._call(lib.mtlshm_holder, lcore, owner, tag), f"lcore {lcore}")
         return owner[0], tag[0]
 
-    def tag(self, lcore: int, owner: int, tag: int) -> None:
+    def tag(self, lcore: int, owner: TableOwner, tag: int) -> None:
         """For the daemon: note something with an lcore of `owner`; its next claim clears it."""
         check(self._call(lib.mtlshm_tag, lcore, owner, tag), f"lcore {lcore}")
 
-    def lease(self, owner: int) -> str:
+    def lease(self, owner: TableOwner) -> str:
         """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from `owner`."""
         text = ffi.new("char[]", lib.MTLSHM_LEASE_SIZE)
         check(self._call(lib.mtlshm_lease_format, owner, text), f"owner {owner:#x}")
         return os.fsdecode(ffi.string(text))
 
-    def parse_lease(self, text: str) -> int:
+    def parse_lease(self, text: str) -> TableOwner:
         """The owner that a $MTLSHM_LEASE names. errno EINVAL: it is none; ESRCH: it is one of another segment."""
         owner = ffi.new("uint64_t *")
         check(self._call(lib.mtlshm_lease_parse, ffi.new("char[]", os.fsencode(text)), owner), f"lease {text}")
-        return int(owner[0])
+        return TableOwner(owner[0])
 
     def reserve(
         self, key: str, count: int, *, label: str | None = None, cpus: Iterable[int] | None = None, **policy: Any
@@ -186,11 +186,13 @@ class Host:
         check(code, f"reservation {key}")
         return Reservation.from_c(result, True)
 
-    def end(self, owner: int) -> None:
+    def end(self, owner: TableOwner) -> None:
         """End a reservation. What its tenants use stays theirs until they give it back. errno ESRCH: it is none."""
         check(self._call(lib.mtlshm_end, owner), f"reservation {owner:#x}")
 
-    def choose(self, count: int, *, parent: int = 0, cpus: Iterable[int] | None = None, **policy: Any) -> CpuSet:
+    def choose(
+        self, count: int, *, parent: TableOwner = NOBODY, cpus: Iterable[int] | None = None, **policy: Any
+    ) -> CpuSet:
         """What Instance.claim_many() would choose now. Nothing is claimed."""
         lcores = ffi.new("uint16_t[]", max(count, 1))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
@@ -209,7 +211,7 @@ class Host:
         check(self._call(lib.mtlshm_snapshot, c), f"snapshot of {self.path}")
         return Snapshot.from_c(c)
 
-    def inspect(self, owner: int) -> InstanceInfo | None:
+    def inspect(self, owner: TableOwner) -> InstanceInfo | None:
         """One instance; None if it is gone. Its lcores are in a snapshot only."""
         c = ffi.new("struct mtlshm_instance_info *")
         code = self._call(lib.mtlshm_inspect, owner, c)
@@ -218,23 +220,23 @@ class Host:
         check(code, f"owner {owner:#x}")
         return InstanceInfo.from_c(c, time.monotonic_ns())
 
-    def owners(self) -> list[int]:
+    def owners(self) -> list[TableOwner]:
         """The owners of all instances that registered themselves, dead ones not yet collected included."""
         return self._list(lib.mtlshm_owners)
 
-    def proxies(self) -> list[int]:
+    def proxies(self) -> list[TableOwner]:
         """The owners of all instances that a daemon keeps for others."""
         return self._list(lib.mtlshm_proxies)
 
-    def _list(self, function: Any) -> list[int]:
+    def _list(self, function: Any) -> list[TableOwner]:
         owners = ffi.new("uint64_t[]", lib.MTLSHM_INSTANCES)
         return list(ffi.unpack(owners, check(self._call(function, owners), "owners")))
 
-    def alive(self, owner: int) -> bool:
+    def alive(self, owner: TableOwner) -> bool:
         """Does the instance live?"""
         return bool(check(self._call(lib.mtlshm_alive, owner), f"owner {owner:#x}"))
 
-    def collect(self, owner: int) -> int:
+    def collect(self, owner: TableOwner) -> int:
         """Collect one dead instance; returns how many lcores that freed. Busy if it lives."""
         return check(self._call(lib.mtlshm_collect, owner), f"owner {owner:#x}")
 
@@ -242,7 +244,7 @@ class Host:
         """Collect all dead instances; returns how many."""
         return check(self._call(lib.mtlshm_sweep), f"sweep of {self.path}")
 
-    def evict(self, lcore: int, owner: int) -> None:
+    def evict(self, lcore: int, owner: TableOwner) -> None:
         """Take an lcore away from `owner`, dead or alive. The owner is not told: this is for operators."""
         check(self._call(lib.mtlshm_evict, lcore, owner), f"lcore {lcore}")
 
@@ -277,7 +279,7 @@ class Host:
 class Reservation:
     """Lcores that are held for tenants by nobody who could die."""
 
-    owner: int
+    owner: TableOwner
     lcores: CpuSet  # those that tenants use included
     found: bool  # it was there already
 

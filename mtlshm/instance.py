@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check, error
-from mtlshm.kinds import LcoreType, Smt
+from mtlshm.kinds import LcoreType, Smt, TableOwner
 from mtlshm.snapshot import Snapshot
 
 # Looked up once: every claim passes here.
@@ -27,7 +27,7 @@ class Registry(Protocol):
     def snapshot(self) -> Snapshot:
         """Everything at a moment, without stopping anyone."""
 
-    def lease(self, owner: int) -> str:
+    def lease(self, owner: TableOwner) -> str:
         """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from that owner."""
 
 
@@ -61,7 +61,7 @@ class Instance:
         except OverflowError:
             raise error(-errno.ERANGE, f"lcore {lcore}") from None
 
-    def take(self, lcore: int, owner: int, type: int = _APP) -> None:
+    def take(self, lcore: int, owner: TableOwner, type: int = _APP) -> None:
         """For the daemon: take over an lcore of `owner`, a proxied instance; it is not free for a moment."""
         check(lib.mtlshm_take(self._c, lcore, owner, type), f"lcore {lcore}")
 
@@ -93,9 +93,9 @@ class Instance:
         return check(lib.mtlshm_release_all(self._c), "all lcores")
 
     @property
-    def owner(self) -> int:
+    def owner(self) -> TableOwner:
         """What snapshots name this instance by; 0 once it is closed."""
-        return int(lib.mtlshm_owner(self._c))
+        return TableOwner(lib.mtlshm_owner(self._c))
 
     @property
     def lease(self) -> str:

@@ -4,8 +4,14 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NewType
 
 from mtlshm._core import lib
+
+TableOwner = NewType("TableOwner", int)
+"""Names an instance in the table: record index and generation in one number. It is no owner's number in the ledger."""
+
+NOBODY = TableOwner(0)
 
 
 class Kind(IntEnum):

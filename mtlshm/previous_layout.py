@@ -13,7 +13,7 @@ import time
 
 from mtlshm._core import lib
 from mtlshm.cpuset import CpuSet
-from mtlshm.kinds import Kind, LcoreType
+from mtlshm.kinds import NOBODY, Kind, LcoreType, TableOwner
 from mtlshm.segment import open_for_reading
 from mtlshm.snapshot import InstanceInfo, Lcore, Snapshot, printable
 from mtlshm.topology import Topology
@@ -76,7 +76,7 @@ def _snapshot(fd: int, data: bytes, header: tuple[int, ...]) -> Snapshot:
     for index in range(_RECORDS):
         control = _RECORD.unpack_from(data, _HEADER.size + index * _RECORD.size)[0]
         if control & 0xFF in (_LIVE, _PROXIED):
-            owner = control >> 8 << 20 | index << 8
+            owner = TableOwner(control >> 8 << 20 | index << 8)
             instances[owner] = _instance(fd, data, index, owner, CpuSet(held.get(owner, ())))
     now = int(time.time())
     return Snapshot(
@@ -88,7 +88,7 @@ def _snapshot(fd: int, data: bytes, header: tuple[int, ...]) -> Snapshot:
             for number, (token, note) in enumerate(words)
             if token & ~0xFF in instances
         ),
-        semaphore=instances.get(header[7] & ~0xFF),
+        semaphore=instances.get(TableOwner(header[7] & ~0xFF)),
         registered=header[8],
         collected=header[9],
         recovered=header[10],
@@ -96,14 +96,14 @@ def _snapshot(fd: int, data: bytes, header: tuple[int, ...]) -> Snapshot:
     )
 
 
-def _instance(fd: int, data: bytes, index: int, owner: int, lcores: CpuSet) -> InstanceInfo:
+def _instance(fd: int, data: bytes, index: int, owner: TableOwner, lcores: CpuSet) -> InstanceInfo:
     control, registered, kind, start, namespace, inode, pid, uid, *texts = _RECORD.unpack_from(
         data, _HEADER.size + index * _RECORD.size
     )
     comm, hostname, label = (printable(text.split(b"\0")[0].decode(errors="replace")) for text in texts)
     return InstanceInfo(
         owner=owner,
-        parent=0,
+        parent=NOBODY,
         kind=Kind(kind) if kind in Kind.__members__.values() else kind,
         alive=control & 0xFF == _PROXIED or _locked(fd, lib.MTLSHM_LIFE_BASE + index),
         pid=pid,

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlshm._core import ffi
 from mtlshm.cpuset import CpuSet
-from mtlshm.kinds import Kind, LcoreType
+from mtlshm.kinds import Kind, LcoreType, TableOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Process:
 class InstanceInfo:
     """One registered instance; what it says of itself is for people and decides nothing."""
 
-    owner: int  # names it in the table: record index and generation in one number
-    parent: int  # the owner that it draws lcores from; 0: none
+    owner: TableOwner  # names it in the table: record index and generation in one number
+    parent: TableOwner  # the owner that it draws lcores from; 0: none
     kind: Kind | int
     alive: bool | None  # False: dead and not yet collected; None: could not be asked
     pid: int  # as the process sees itself, in pid_namespace

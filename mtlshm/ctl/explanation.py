@@ -10,6 +10,7 @@ from mtlshm import Cpu, CpuSet, InstanceInfo, LcoreType, Snapshot, Topology
 from mtlshm.ctl import wording
 from mtlshm.ctl.families import Families
 from mtlshm.ctl.policy import Demand
+from mtlshm.kinds import NOBODY, TableOwner
 
 _NOT_ENOUGH = "taken because there were not enough others"
 
@@ -24,7 +25,7 @@ class Explanation:
     topology: Topology
     snapshot: Snapshot
     me: int = 0
-    parent: int = 0
+    parent: TableOwner = NOBODY
 
     def lines(self) -> Iterator[str]:
         """One for each lcore."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from mtlshm import CpuSet, InstanceInfo, Kind, LcoreType, Snapshot
 from mtlshm.ctl import wording
+from mtlshm.kinds import TableOwner
 
 _DEPTH = 8  # MTLSHM_DEPTH: a longer chain, or a circle, is damage
 
@@ -29,17 +30,17 @@ class Families:
         """The one it draws lcores from; None: it has none, or that is gone."""
         return self._known.get(info.parent)
 
-    def tenants(self, owner: int) -> list[InstanceInfo]:
+    def tenants(self, owner: TableOwner) -> list[InstanceInfo]:
         """Those that draw lcores from it, and their tenants."""
         if owner not in self._parents:  # as most
             return []
         return [info for info in self._snapshot.instances if self._descends(info, owner)]
 
-    def lent(self, owner: int) -> CpuSet:
+    def lent(self, owner: TableOwner) -> CpuSet:
         """What its tenants hold, and theirs."""
         return CpuSet(number for info in self.tenants(owner) for number in info.lcores)
 
-    def _descends(self, info: InstanceInfo, owner: int) -> bool:
+    def _descends(self, info: InstanceInfo, owner: TableOwner) -> bool:
         above: InstanceInfo | None = info
         for _ in range(_DEPTH):
             if above is None or not above.parent:
@@ -57,7 +58,7 @@ class Families:
         """As wording.state(), or kept."""
         return "kept" if self.kept(info) else wording.state(info)
 
-    def pool(self, owner: int) -> tuple[CpuSet, CpuSet]:
+    def pool(self, owner: TableOwner) -> tuple[CpuSet, CpuSet]:
         """What tenants of this one can have at all, and what of that is free now."""
         held = self._snapshot.lcores
         free = CpuSet(one.number for one in held if one.owner.owner == owner and one.type == LcoreType.LEASE)

@@ -12,6 +12,7 @@ from mtlshm import CpuSet, Host, InstanceInfo, MtlshmError, Snapshot
 from mtlshm.ctl import wording
 from mtlshm.ctl.families import Families
 from mtlshm.ctl.policy import Demand
+from mtlshm.kinds import NOBODY, TableOwner
 
 _LEASE = "MTLSHM_LEASE"
 _HOLDERS = 5  # named; the table has them all
@@ -19,7 +20,7 @@ _EXPLAINED = (errno.EBUSY, errno.ERANGE)
 
 
 @contextmanager
-def explained(host: Host, demand: Demand, parent: int) -> Iterator[None]:
+def explained(host: Host, demand: Demand, parent: TableOwner) -> Iterator[None]:
     """Of a claim by policy within; `parent` is the owner that the lcores are to come from, or 0."""
     try:
         yield
@@ -33,7 +34,7 @@ def explained(host: Host, demand: Demand, parent: int) -> Iterator[None]:
         raise type(error)(error.errno, text) from None
 
 
-def _numbers(host: Host, demand: Demand, parent: int, *, ever: bool) -> str:
+def _numbers(host: Host, demand: Demand, parent: TableOwner, *, ever: bool) -> str:
     topology, snapshot = host.topology(), host.snapshot()
     families = Families(snapshot)
     mask, node = demand.mask, None if demand.device else demand.node
@@ -65,7 +66,7 @@ def _numbers(host: Host, demand: Demand, parent: int, *, ever: bool) -> str:
     return text
 
 
-def _whose(snapshot: Snapshot, owner: int) -> str:
+def _whose(snapshot: Snapshot, owner: TableOwner) -> str:
     return next((wording.name(info) for info in snapshot.instances if info.owner == owner), "one that has ended")
 
 
@@ -73,10 +74,10 @@ def _holder(info: InstanceInfo) -> str:
     return wording.name(info) + (", which is dead: mtlshm-ctl gc" if info.alive is False else "")
 
 
-def inherited(host: Host) -> int:
+def inherited(host: Host) -> TableOwner:
     """The owner that a registration now would make its parent: $MTLSHM_LEASE, or 0."""
     lease = os.environ.get(_LEASE)
-    return host.parse_lease(lease) if lease else 0
+    return host.parse_lease(lease) if lease else NOBODY
 
 
 @contextmanager

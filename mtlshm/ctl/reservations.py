@@ -14,6 +14,7 @@ from mtlshm.ctl.families import Families
 from mtlshm.ctl.policy import Policy, demand, lcores_option, one_of, policy_options, workers_option
 from mtlshm.ctl.refusal import explained
 from mtlshm.host import Reservation
+from mtlshm.kinds import NOBODY
 
 _LONGEST = 63  # bytes of a key
 
@@ -48,7 +49,7 @@ def reserve(
     one_of(lcores=lcores, workers=workers)
     with Host(context.obj) as host:
         wanted = demand(host, lcores, workers, policy)
-        with explained(host, wanted, 0):
+        with explained(host, wanted, NOBODY):
             there = host.reserve(name, wanted.count, **wanted.terms())
         if there.found and len(there.lcores) != wanted.count:
             text = f"{name} has {len(there.lcores)} lcores reserved ({there.lcores}), {wanted.count} asked for"

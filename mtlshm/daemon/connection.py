@@ -35,6 +35,7 @@ from mtlshm.daemon.door import Store
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.session import Interfaces, Loans, Reply, Session
+from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
@@ -91,11 +92,11 @@ class Connection:
             server.loop.add_reader(self._peer.pidfd, self._died)
 
     @property
-    def owner(self) -> int:
+    def owner(self) -> TableOwner:
         """Its instance in the table, or 0."""
         return self._session.owner
 
-    def resume(self, owner: int, dialect: Dialect) -> None:
+    def resume(self, owner: TableOwner, dialect: Dialect) -> None:
         """Be the connection of an instance that is in the table already. OSError if it is not."""
         try:
             self._session.resume(owner, dialect)

@@ -38,7 +38,7 @@ from mtlshm.net import links, news
 from mtlshm.net.attached import Attached, Way, look
 from mtlshm.net.flow import FlowSpec
 from mtlshm.net.gate import Gate
-from mtlshm.net.ledger import Ledger, Owner, patiently
+from mtlshm.net.ledger import Ledger, LedgerOwner, Owner, QueueNumber, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
 from mtlshm.net.tool import Tools
 from mtlshm.net.umem import Memories
@@ -54,6 +54,7 @@ _BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
 _PUT_BACK = 5, 60.0  # times within so many seconds
 _PUT_BACK_AGAIN = 15.0  # seconds; if it could not be
 _DROP_AGAIN = (1.0, 10.0, 60.0)  # seconds; the last again and again, as somebody else may want what is not free
+_GONE = LedgerOwner(0)  # nobody has that number
 
 
 class Interfaces:
@@ -71,7 +72,7 @@ class Interfaces:
         self._umem_limit = umem_limit
         self._memories = Memories()
         self._loop = asyncio.get_running_loop()
-        self._owners: dict[tuple[int, ...], int] = {}  # in the ledger, by Client.identity
+        self._owners: dict[tuple[int, ...], LedgerOwner] = {}  # in the ledger, by Client.identity
         self._orphans = Deaths()  # by the owner in the ledger
         self._gates: dict[int, Gate] = {}  # by ifindex, as all that follows
         self._failures: dict[int, OSError] = {}
@@ -132,7 +133,7 @@ class Interfaces:
             raise OSError(number, f"interface {body.ifindex} is in use by no client; name it in REGISTER first")
         if kind in (Type.ADD_UDP_DP_FILTER, Type.IF_GET_QUEUE, Type.IF_ADD_FLOW):
             await self._use(client, body.ifindex)
-        owner = self._owners.get(client.identity, 0)
+        owner = self._owners.get(client.identity, _GONE)
         match body:
             case wire.Filter(ifindex, port) if kind == Type.ADD_UDP_DP_FILTER:
                 if await patiently(self._ledger.add_port, owner, ifindex, port):
@@ -143,12 +144,12 @@ class Interfaces:
             case wire.Interface() if kind == Type.IF_GET_QUEUE:
                 return await self._nics.claim_queue(owner, body.ifindex, self._gate(body.ifindex).queues)
             case wire.Interface() if kind == Type.IF_PUT_QUEUE:
-                await self._nics.put_queue(owner, body.ifindex, body.queue)
+                await self._nics.put_queue(owner, body.ifindex, QueueNumber(body.queue))
             case wire.Interface() if kind == Type.IF_ADD_FLOW:
                 ports = body.source_port, body.destination_port
                 spec = FlowSpec.from_wire(body.flow_type, body.source, body.destination, *ports)
                 most = self._gate(body.ifindex).queues
-                return await self._nics.add_flow(owner, body.ifindex, body.queue, spec, most)
+                return await self._nics.add_flow(owner, body.ifindex, QueueNumber(body.queue), spec, most)
             case _:
                 await self._nics.delete_flow(owner, body.ifindex, body.flow_id)
         return 0
@@ -172,9 +173,9 @@ class Interfaces:
 
     async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
         """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
-        owner, uid = self._owners.get(client.identity, 0), client.process.uid  # 0: its process has died meanwhile
+        owner, uid = self._owners.get(client.identity, _GONE), client.process.uid  # 0: its process has died meanwhile
         self._check_memory(uid, layout.size)
-        passed_by: list[int] = []
+        passed_by: list[QueueNumber] = []
         try:
             while True:
                 try:
@@ -222,7 +223,7 @@ class Interfaces:
 
     def gone(self, client: Client) -> None:
         """Nobody asks for this owner any more; what it had is free."""
-        if number := self._owners.pop(client.identity, 0):
+        if number := self._owners.pop(client.identity, _GONE):
             self._orphans.forget(number)
             self._in_background(self._drop(number))
 
@@ -234,7 +235,7 @@ class Interfaces:
         self._owners[client.identity] = owner.id
         self._orphans.adopt(owner.id, lambda: owner.process, partial(self.gone, client))
 
-    async def _drop(self, owner: int) -> None:
+    async def _drop(self, owner: LedgerOwner) -> None:
         """Until nothing is left of it."""
         used = {use.ifindex for use in self._ledger.uses() if owner in use.owners}
         for pause in chain(_DROP_AGAIN, repeat(_DROP_AGAIN[-1])):
@@ -273,7 +274,7 @@ class Interfaces:
             self._owners[client.identity] = await patiently(self._ledger.enter, client.owner, client.process)
         async with self._turns[ifindex]:
             # Until now anyone might have unloaded it, if this is the first who uses it.
-            first = await patiently(self._ledger.use, self._owners.get(client.identity, 0), ifindex)
+            first = await patiently(self._ledger.use, self._owners.get(client.identity, _GONE), ifindex)
             if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):

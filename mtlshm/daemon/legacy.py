@@ -44,6 +44,7 @@ from pathlib import Path
 from mtlshm import Busy, CpuSet, Host, Instance, LcoreType
 from mtlshm.daemon.legacy_events import Events
 from mtlshm.daemon.legacy_owners import Owner, Owners
+from mtlshm.kinds import NOBODY, TableOwner
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.entry import RESERVATION, Entry
 from mtlshm.legacy.lending import LENT_BY_HAND, bring_home, hand_over, lend, open_pool
@@ -90,7 +91,7 @@ class Legacy:
         self._owners = Owners(host, self._on_death)
         self._asking: asyncio.Task[None] | None = None
         self._asked: dict[int, Entry] = {}  # by lcore, at the last look: whose owners we do not know
-        self._clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        self._clashes: set[tuple[int, TableOwner, tuple[str, str, int]]] = set()
         self._shut_out = False  # was the lock somebody else's?
         self._wanting = False  # is there an lcore that we would claim, if it were free?
         self._troubles: set[str] = set()  # what kept the last look from its end, in general or for some lcores
@@ -278,7 +279,7 @@ class Legacy:
                 entries[lcore] = RESERVATION
         available: set[int] = set()
         given_back: set[int] = set()
-        clashes: set[tuple[int, int, tuple[str, str, int]]] = set()
+        clashes: set[tuple[int, TableOwner, tuple[str, str, int]]] = set()
         present: set[Owner] = set()
         for lcore in lcores:
             entry, holder = entries[lcore], self._holder(lcore)
@@ -315,10 +316,10 @@ class Legacy:
         self._owners.forget_all_but(present, holders, only_dead=bool(self._asked))
         self._owners.forget_answer(all_known=not self._asked)
 
-    def _holder(self, lcore: int) -> int:
-        return self._host.holder(lcore)[0] if lcore < self._size else 0
+    def _holder(self, lcore: int) -> TableOwner:
+        return self._host.holder(lcore)[0] if lcore < self._size else NOBODY
 
-    def _lent(self, holder: int) -> bool:
+    def _lent(self, holder: TableOwner) -> bool:
         """Does the legacy table decide about the lcore?"""
         if self._pool and holder == self._pool.owner:
             return True
@@ -396,7 +397,7 @@ class Legacy:
             return [lcore for lcore in ours if lcore not in self._wish]
         return ours[: max(0, len(ours) - max(0, self._wish - reclaimed))]
 
-    def _report(self, clashes: set[tuple[int, int, tuple[str, str, int]]]) -> None:
+    def _report(self, clashes: set[tuple[int, TableOwner, tuple[str, str, int]]]) -> None:
         for lcore, holder, (hostname, user, pid) in sorted(clashes - self._clashes):
             info = self._host.inspect(holder)
             name = f"{info.label} (pid {info.pid} on {info.hostname})" if info else "somebody"

@@ -24,6 +24,7 @@ from mtlshm.daemon import process
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.legacy_sight import Sight, look
 from mtlshm.daemon.observer import Observer
+from mtlshm.kinds import TableOwner
 from mtlshm.legacy.entry import Entry
 from mtlshm.legacy.table import LegacyTable
 from mtlshm.strangers import Attached
@@ -53,7 +54,7 @@ class Owners:
     def __init__(self, host: Host, died: Callable[[], None]) -> None:
         self._host = host
         self._died = died
-        self._owners: dict[int, Owner] = {}  # by the owner of its instance
+        self._owners: dict[TableOwner, Owner] = {}  # by the owner of its instance
         self._deaths = Deaths()  # likewise; of those that we see
         self._known: dict[tuple[str, str, int], Owner] = {}  # those that we see, by Entry.owner
         self._observer = Observer()
@@ -73,7 +74,7 @@ class Owners:
         """Is there one of whom the observer has to tell on which table it is?"""
         return any(owner.elsewhere is None for owner in self._owners.values())
 
-    def is_here(self, holder: int) -> bool:
+    def is_here(self, holder: TableOwner) -> bool:
         """Is that one of them, and does the table decide about its lcores?"""
         owner = self._owners.get(holder)
         return owner is not None and (owner.dead or owner.elsewhere is False)
@@ -194,7 +195,7 @@ class Owners:
         owner = self._owners[instance.owner] = Owner(instance, who.label, who.pid)
         return owner
 
-    def forget_all_but(self, present: set[Owner], holders: set[int], *, only_dead: bool) -> None:
+    def forget_all_but(self, present: set[Owner], holders: set[TableOwner], *, only_dead: bool) -> None:
         """End the instances of those who have no entry left and are not among the holders in our table."""
         for number, owner in list(self._owners.items()):
             if owner not in present and number not in holders and (owner.dead or not only_dead):

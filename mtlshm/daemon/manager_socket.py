@@ -33,6 +33,7 @@ from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
 from mtlshm.daemon.session import Interfaces, Loans
+from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class ManagerSocket:
                 self._door.resume(stored)
                 return
             _, number, word = name.split("-")
-            owner, dialect = int(number, 16), Dialect(word)
+            owner, dialect = TableOwner(int(number, 16)), Dialect(word)
             connection = Connection(self, stored, self._gid)
             connection.resume(owner, dialect)
         except (ValueError, OSError) as error:
@@ -140,11 +141,11 @@ class ManagerSocket:
             return
         self._connections.add(connection)
 
-    def _orphan(self, owner: int) -> InstanceInfo | None:
+    def _orphan(self, owner: TableOwner) -> InstanceInfo | None:
         info = self.host.inspect(owner)
         return info if info and info.kind == Kind.SOCKET else None
 
-    def _bury(self, owner: int) -> None:
+    def _bury(self, owner: TableOwner) -> None:
         with suppress(MtlshmError):  # who may write the table has removed it this moment
             self.host.adopt(owner).unregister()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtlshm import InstanceInfo, Process, namespaces
+from mtlshm.kinds import TableOwner
 from mtlshm.snapshot import printable
 from mtlshm.strangers import inner_pid
 
@@ -40,7 +41,7 @@ _SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descrip
 class Client(NamedTuple):
     """A registration at the manager socket."""
 
-    owner: int  # its instance in the table
+    owner: TableOwner  # its instance in the table
     process: Process
 
     @property

@@ -39,6 +39,7 @@ from mtlshm import Busy, Host, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.watch import Watch
 from mtlshm.errors import reason
+from mtlshm.kinds import TableOwner
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +64,14 @@ class Reaper:
     the one we have open: then there is nothing left to do here.
     """
 
-    def __init__(self, host: Host, spare: int, lost: Callable[[MtlshmError], None]) -> None:
+    def __init__(self, host: Host, spare: TableOwner, lost: Callable[[MtlshmError], None]) -> None:
         self._host = host
         self._spare = spare
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._namespace = _pid_namespace()
-        self._watched: dict[int, _Watch] = {}
-        self._unseen: set[int] = set()  # those of them that have no pidfd
+        self._watched: dict[TableOwner, _Watch] = {}
+        self._unseen: set[TableOwner] = set()  # those of them that have no pidfd
         self._next_look: asyncio.TimerHandle | None = None
         self._understanding: asyncio.Handle | None = None
         self._watch_file = Watch(host.path, _EVENTS, self._on_segment, self._look, _WITHOUT_EVENTS)
@@ -141,7 +142,7 @@ class Reaper:
         for owner in present - self._watched.keys():
             self._watch(owner)
 
-    def _watch(self, owner: int) -> None:
+    def _watch(self, owner: TableOwner) -> None:
         try:
             info = self._host.inspect(owner)
             if info is None:
@@ -162,7 +163,7 @@ class Reaper:
         elif pidfd is not None:
             self._loop.add_reader(pidfd, self._collect, owner)
 
-    def _collect(self, owner: int) -> None:
+    def _collect(self, owner: TableOwner) -> None:
         """Its process may have died: free what it held, if the lock agrees."""
         watch = self._watched[owner]
         try:
@@ -182,12 +183,12 @@ class Reaper:
         if freed is not None:
             log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
 
-    def _forget(self, owner: int) -> None:
+    def _forget(self, owner: TableOwner) -> None:
         self._drop_pidfd(owner)
         self._unseen.discard(owner)
         del self._watched[owner]
 
-    def _drop_pidfd(self, owner: int) -> None:
+    def _drop_pidfd(self, owner: TableOwner) -> None:
         """From now on it is watched by its lock only."""
         watch = self._watched[owner]
         if watch.pidfd is not None:

@@ -34,6 +34,7 @@ from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
 from mtlshm.errors import reason
+from mtlshm.kinds import NOBODY, TableOwner
 from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
 from mtlshm.wire import Dialect, Type
 
@@ -138,9 +139,9 @@ class Session:
         self._refused: set[int] = set()  # lcores that are lent, of which that is said
         self._said = ""  # of it in the log, last, which is not repeated
         self.dialect: Dialect | None = None
-        self.owner = 0  # 0: not registered
+        self.owner = NOBODY  # 0: not registered
 
-    def resume(self, owner: int, dialect: Dialect) -> None:
+    def resume(self, owner: TableOwner, dialect: Dialect) -> None:
         """Be that of an instance that is in the table already. OSError if it is not."""
         self._instance = self._host.adopt(owner)
         self.owner, self.dialect = owner, dialect
@@ -262,7 +263,7 @@ class Session:
             self._instance.unregister()
             self._interfaces.gone(client)
             self._instance = self._client = self.dialect = None
-            self.owner = 0
+            self.owner = NOBODY
         return _reply(Type.REGISTER, -errno.ENODEV)
 
     async def _request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> Reply:

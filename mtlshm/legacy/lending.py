@@ -44,7 +44,7 @@ from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, MtlshmError
 from mtlshm.host import Host
 from mtlshm.instance import Instance
-from mtlshm.kinds import Kind
+from mtlshm.kinds import Kind, TableOwner
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.table import LegacyTable
 from mtlshm.snapshot import InstanceInfo, Process
@@ -137,13 +137,13 @@ def lend(pool: Instance, table: LegacyTable, lcore: int) -> bool:
     return False
 
 
-def hand_over(to: Instance, table: LegacyTable, lcore: int, pool: int, kind: int) -> None:
+def hand_over(to: Instance, table: LegacyTable, lcore: int, pool: TableOwner, kind: int) -> None:
     """Give one of the pool that no legacy process uses to an instance. Nobody else can have it in between."""
     table.reserve(lcore)
     to.take(lcore, pool, kind)
 
 
-def bring_home(host: Host, table: LegacyTable, lcore: int, holder: int, *, reclaimed: bool = False) -> None:
+def bring_home(host: Host, table: LegacyTable, lcore: int, holder: TableOwner, *, reclaimed: bool = False) -> None:
     """Take back one that no legacy process uses. `holder` is the pool, or the instance of who used it."""
     table.reserve(lcore, reclaimed=reclaimed)
     host.evict(lcore, holder)

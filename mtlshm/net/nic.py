@@ -36,7 +36,7 @@ from mtlshm.net import chosen
 from mtlshm.net.chosen import Chosen
 from mtlshm.net.ethtool import Ethtool, Refused, Rule
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger import CHOSEN_BY_DRIVER, Flow, Ledger, number_at, patiently
+from mtlshm.net.ledger import CHOSEN_BY_DRIVER, Flow, Ledger, LedgerOwner, QueueNumber, number_at, patiently
 from mtlshm.net.tool import Change, Tools
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Nics:
         self._chosen = Chosen(ledger.path.parent)
         self._turn = asyncio.Lock()  # so that we do not wait for our own lock, in which there is no order
 
-    async def claim_queue(self, owner: int, ifindex: int, most: int = sys.maxsize) -> int:
+    async def claim_queue(self, owner: LedgerOwner, ifindex: int, most: int = sys.maxsize) -> QueueNumber:
         """A queue that nobody holds, never 0. ENOSPC if there is none. Queues from `most` on are of no use."""
         device = _name(ifindex)
         number = await self._ethtool.channels(device)
@@ -81,17 +81,19 @@ class Nics:
                 raise OSError(errno.ENOSPC, f"{_few(device, number, most)}, and all of them are in use") from None
             raise
 
-    async def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    async def put_queue(self, owner: LedgerOwner, ifindex: int, queue: QueueNumber) -> None:
         """It is free. EINVAL if it is not the owner's, EBUSY if flow rules lead to it."""
         await patiently(self._put_queue, owner, ifindex, queue)
 
-    def _put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    def _put_queue(self, owner: LedgerOwner, ifindex: int, queue: QueueNumber) -> None:
         with self._ledger.alone():
             self._ledger.check_queue(owner, ifindex, queue)
             self._clear(ifindex, (), (queue,))
             self._ledger.put_queue(owner, ifindex, queue)
 
-    async def add_flow(self, owner: int, ifindex: int, queue: int, spec: FlowSpec, most: int = sys.maxsize) -> int:
+    async def add_flow(
+        self, owner: LedgerOwner, ifindex: int, queue: QueueNumber, spec: FlowSpec, most: int = sys.maxsize
+    ) -> int:
         """Steer packets to a queue of the owner's; nobody's queue becomes so. Returns the rule's location. `most` as in
         claim_queue()."""
         async with self._changing() as change:
@@ -150,7 +152,7 @@ class Nics:
             self._chosen.forget(flow.ifindex, flow.location)
             return number
 
-    async def delete_flow(self, owner: int, ifindex: int, location: int) -> None:
+    async def delete_flow(self, owner: LedgerOwner, ifindex: int, location: int) -> None:
         """EINVAL if the rule is not the owner's."""
         async with self._changing() as change:
             ours = (flow for flow in self._ledger.flows(ifindex, owner) if flow.location == location and flow.complete)
@@ -158,7 +160,7 @@ class Nics:
                 raise OSError(errno.EINVAL, f"interface {ifindex}: there is no rule of yours at {location}")
             await self._withdraw(change, flow)
 
-    async def drop(self, owner: int) -> bool:
+    async def drop(self, owner: LedgerOwner) -> bool:
         """It has ended: take back all that it has. False if a rule could not be deleted: call it again."""
         await patiently(self._ledger.leave, owner)
         if self._ledger.flows(owner=owner):
@@ -201,7 +203,7 @@ class Nics:
             commands = "; ".join(f"ethtool -N DEVICE delete {location}" for location in rules)
             log.warning("interface %d keeps flow rules of ours %s; to delete them there: %s", ifindex, place, commands)
 
-    def _release(self, owner: int) -> bool:
+    def _release(self, owner: LedgerOwner) -> bool:
         """All but flow rules, and the queues they lead to."""
         with self._ledger.alone():
             led_to = {(flow.ifindex, flow.queue) for flow in self._ledger.flows(owner=owner)}

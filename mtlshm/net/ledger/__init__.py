@@ -2,17 +2,30 @@
 """Who owns which queue, flow rule and port, and which interfaces are in use: ledger.py says more."""
 
 from mtlshm.net.ledger.ledger import Ledger
-from mtlshm.net.ledger.rows import CHOSEN_BY_DRIVER, Flow, Owner, PortReference, Queue, State, Use, number_at
+from mtlshm.net.ledger.rows import (
+    CHOSEN_BY_DRIVER,
+    Flow,
+    LedgerOwner,
+    Owner,
+    PortReference,
+    Queue,
+    QueueNumber,
+    State,
+    Use,
+    number_at,
+)
 from mtlshm.net.ledger.store import Locked, patiently
 
 __all__ = [
     "CHOSEN_BY_DRIVER",
     "Flow",
     "Ledger",
+    "LedgerOwner",
     "Locked",
     "Owner",
     "PortReference",
     "Queue",
+    "QueueNumber",
     "State",
     "Use",
     "number_at",

@@ -21,8 +21,9 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from mtlshm.kinds import TableOwner
 from mtlshm.net.flow import FlowSpec
-from mtlshm.net.ledger.rows import Flow, Owner, PortReference, Queue, State, Use, flow_of_row
+from mtlshm.net.ledger.rows import Flow, LedgerOwner, Owner, PortReference, Queue, QueueNumber, State, Use, flow_of_row
 from mtlshm.net.ledger.store import Store
 from mtlshm.snapshot import Process, printable
 
@@ -43,7 +44,7 @@ class Ledger(Store):
         with self._told():
             rows = self._db.execute(f"SELECT {fields} FROM owners ORDER BY id").fetchall()
         return tuple(
-            Owner(id, int(token, 16), Process(*who[:5], *map(printable, who[5:])), bool(leaving))
+            Owner(id, TableOwner(int(token, 16)), Process(*who[:5], *map(printable, who[5:])), bool(leaving))
             for id, token, leaving, *who in rows
         )
 
@@ -62,11 +63,11 @@ class Ledger(Store):
             for ifindex in dict.fromkeys(row[0] for row in rows)
         )
 
-    def queues(self, ifindex: int | None = None, owner: int | None = None) -> tuple[Queue, ...]:
+    def queues(self, ifindex: int | None = None, owner: LedgerOwner | None = None) -> tuple[Queue, ...]:
         """The queues that are owned: all, or those of an interface, an owner, or both."""
         return tuple(Queue(*row) for row in self._select("ifindex, queue, owner", "queues", ifindex, owner))
 
-    def flows(self, ifindex: int | None = None, owner: int | None = None) -> tuple[Flow, ...]:
+    def flows(self, ifindex: int | None = None, owner: LedgerOwner | None = None) -> tuple[Flow, ...]:
         """The flow rules, incomplete ones included: all, or those of an interface, an owner, or both."""
         fields = "ifindex, location, queue, owner, complete, type, source, destination, source_port, destination_port"
         return tuple(flow_of_row(*row) for row in self._select(fields, "flows", ifindex, owner))
@@ -78,7 +79,7 @@ class Ledger(Store):
     def _ports(self) -> tuple[PortReference, ...]:
         return tuple(PortReference(*row) for row in self._select("ifindex, port, owner, count", "ports", None, None))
 
-    def _select(self, fields: str, table: str, ifindex: int | None, owner: int | None) -> list[tuple[Any, ...]]:
+    def _select(self, fields: str, table: str, ifindex: int | None, owner: LedgerOwner | None) -> list[tuple[Any, ...]]:
         wanted = {"ifindex": ifindex, "owner": owner}
         where = [f"{name} = {value:d}" for name, value in wanted.items() if value is not None]
         with self._told():
@@ -87,7 +88,7 @@ class Ledger(Store):
 
     # -- owners
 
-    def enter(self, token: int, process: Process) -> int:
+    def enter(self, token: TableOwner, process: Process) -> LedgerOwner:
         """The number of an owner; if it is known already, the one it has."""
         text = f"{token:x}"
         who = (process.pid, process.pid_namespace, process.start_ticks, process.pidfd_inode)
@@ -98,7 +99,7 @@ class Ledger(Store):
                 (text, *who),
             ).fetchone()
             if known:
-                return int(known[0])
+                return LedgerOwner(known[0])
             display = (process.uid, process.comm, process.hostname, process.label)
             cursor = db.execute(
                 "INSERT INTO owners (token, pid, pid_namespace, start_ticks, pidfd_inode, uid, comm, hostname, label)"
@@ -106,15 +107,15 @@ class Ledger(Store):
                 (text, *who, *display),
             )
             assert cursor.lastrowid is not None
-            return cursor.lastrowid
+            return LedgerOwner(cursor.lastrowid)
 
-    def leave(self, owner: int) -> None:
+    def leave(self, owner: LedgerOwner) -> None:
         """It has ended, and gets nothing more."""
         with self._change() as db:
             db.execute("UPDATE owners SET leaving = 1 WHERE id = ?", (owner,))
             db.execute("DELETE FROM uses WHERE owner = ?", (owner,))
 
-    def last_references(self, owner: int) -> dict[int, tuple[int, ...]]:
+    def last_references(self, owner: LedgerOwner) -> dict[int, tuple[int, ...]]:
         """By interface, the ports that nobody but this owner has a reference to."""
         found: dict[int, list[int]] = {}
         with self._told():
@@ -126,7 +127,7 @@ class Ledger(Store):
                 found.setdefault(ifindex, []).append(port)
         return {ifindex: tuple(ports) for ifindex, ports in found.items()}
 
-    def settle(self, owner: int) -> bool:
+    def settle(self, owner: LedgerOwner) -> bool:
         """Cross out what an owner that is leaving had, but for its flow rules and the queues they lead to. True if
         nothing is left, and so the owner is crossed out too."""
         with self._change() as db:
@@ -143,7 +144,7 @@ class Ledger(Store):
 
     # -- interfaces
 
-    def use(self, owner: int, ifindex: int) -> bool:
+    def use(self, owner: LedgerOwner, ifindex: int) -> bool:
         """An owner wants the interface served. True if it is the first who does."""
         with self._change() as db:
             self._check_owner(owner)
@@ -181,19 +182,19 @@ class Ledger(Store):
 
     # -- queues
 
-    def claim_queue(self, owner: int, ifindex: int, number: int) -> int:
+    def claim_queue(self, owner: LedgerOwner, ifindex: int, number: int) -> QueueNumber:
         """The lowest free queue of an interface that has `number`, which is the owner's from now on. 0 is nobody's."""
         with self._change() as db:
             self._check_owner(owner)
             taken = {queue.queue for queue in self.queues(ifindex)}
-            queue = next((queue for queue in range(1, number) if queue not in taken), None)
+            queue = next((QueueNumber(queue) for queue in range(1, number) if queue not in taken), None)
             if queue is None:
                 text = f"interface {ifindex}: all of its {number} queues are in use"
                 raise OSError(errno.ENOSPC, f"{text}; more of them, if it can: ethtool -L … combined N")
             db.execute("INSERT INTO queues VALUES (?, ?, ?)", (ifindex, queue, owner))
             return queue
 
-    def check_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    def check_queue(self, owner: LedgerOwner, ifindex: int, queue: QueueNumber) -> None:
         """OSError if the owner cannot give it back: EINVAL if it is not its own, EBUSY if flow rules lead to it."""
         with self._told():
             if self._holder(ifindex, queue) != owner:
@@ -203,20 +204,20 @@ class Ledger(Store):
                     errno.EBUSY, f"interface {ifindex}: rules {rules} lead to queue {queue}: delete them first"
                 )
 
-    def put_queue(self, owner: int, ifindex: int, queue: int) -> None:
+    def put_queue(self, owner: LedgerOwner, ifindex: int, queue: QueueNumber) -> None:
         """It is free again. OSError as check_queue()."""
         with self._change() as db:
             self.check_queue(owner, ifindex, queue)
             db.execute("DELETE FROM queues WHERE ifindex = ? AND queue = ?", (ifindex, queue))
 
-    def _holder(self, ifindex: int, queue: int) -> int | None:
+    def _holder(self, ifindex: int, queue: QueueNumber) -> LedgerOwner | None:
         query = "SELECT owner FROM queues WHERE ifindex = ? AND queue = ?"
         row = self._db.execute(query, (ifindex, queue)).fetchone()
-        return row and int(row[0])
+        return row and LedgerOwner(row[0])
 
     # -- flow rules
 
-    def intend_flow(self, owner: int, ifindex: int, queue: int, location: int, spec: FlowSpec) -> None:
+    def intend_flow(self, owner: LedgerOwner, ifindex: int, queue: QueueNumber, location: int, spec: FlowSpec) -> None:
         """A rule is about to be inserted. A queue that is nobody's becomes the owner's; EBUSY if somebody else's."""
         with self._change() as db:
             self._check_owner(owner)
@@ -257,7 +258,7 @@ class Ledger(Store):
 
     # -- ports
 
-    def add_port(self, owner: int, ifindex: int, port: int) -> bool:
+    def add_port(self, owner: LedgerOwner, ifindex: int, port: int) -> bool:
         """One more reference. True if it is anyone's first: let the port's packets through."""
         with self._change() as db:
             self._check_owner(owner)
@@ -268,7 +269,7 @@ class Ledger(Store):
             )
             return first
 
-    def drop_port(self, owner: int, ifindex: int, port: int) -> bool:
+    def drop_port(self, owner: LedgerOwner, ifindex: int, port: int) -> bool:
         """One reference fewer; EINVAL if the owner has none. True if it was anyone's last."""
         which = (ifindex, port, owner)
         with self._change() as db:
@@ -285,6 +286,6 @@ class Ledger(Store):
         query = "SELECT 1 FROM ports WHERE ifindex = ? AND port = ? LIMIT 1"
         return self._db.execute(query, (ifindex, port)).fetchone() is not None
 
-    def _check_owner(self, owner: int) -> None:
+    def _check_owner(self, owner: LedgerOwner) -> None:
         if not self._db.execute("SELECT 1 FROM owners WHERE id = ? AND NOT leaving", (owner,)).fetchone():
             raise OSError(errno.ESRCH, f"owner {owner} has left")

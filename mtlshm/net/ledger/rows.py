@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NewType
 
+from mtlshm.kinds import TableOwner
 from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.snapshot import Process
+
+LedgerOwner = NewType("LedgerOwner", int)
+"""Of an owner in the ledger, which gives each number once. It says nothing about the table."""
+QueueNumber = NewType("QueueNumber", int)
+"""Of a queue of an interface. 0 is nobody's: what no rule steers arrives there."""
 
 CHOSEN_BY_DRIVER = 1 << 31
 """From here on, numbers of flows whose place is not known; the kernel has no places beyond."""
@@ -18,8 +25,8 @@ _PLACE_0 = CHOSEN_BY_DRIVER - 1  # the number of a flow whose rule is at 0, whic
 class Owner:
     """A registration."""
 
-    id: int
-    token: int  # its instance in the segment, for people
+    id: LedgerOwner
+    token: TableOwner  # its instance in the segment, for people
     process: Process
     leaving: bool  # it has ended, and not all that it had could be taken away yet
 
@@ -30,7 +37,7 @@ class Use:
 
     ifindex: int
     kept: bool  # whoever uses it: an administrator wants it
-    owners: tuple[int, ...]
+    owners: tuple[LedgerOwner, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,8 @@ class Queue:
     """A queue of an interface, from 1 on, and the number of its owner."""
 
     ifindex: int
-    queue: int
-    owner: int
+    queue: QueueNumber
+    owner: LedgerOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,8 @@ class Flow:
 
     ifindex: int
     location: int  # its number for its owner: where it is in the NIC, but see `place`
-    queue: int
-    owner: int
+    queue: QueueNumber
+    owner: LedgerOwner
     spec: FlowSpec
     complete: bool
 
@@ -72,7 +79,7 @@ class PortReference:
 
     ifindex: int
     port: int
-    owner: int
+    owner: LedgerOwner
     count: int
 
 
@@ -90,8 +97,8 @@ class State:
 def flow_of_row(
     ifindex: int,
     location: int,
-    queue: int,
-    owner: int,
+    queue: QueueNumber,
+    owner: LedgerOwner,
     complete: int,
     number: int,
     source: str | None,
