@@ -2,7 +2,7 @@
 """The figures of the table, as C and as Python programs see it."""
 
 import os
-import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import posix_ipc
@@ -34,12 +34,12 @@ def noop_library() -> Any:
         "static int noop(void *pointer, int number) { (void)pointer; (void)number; return 0; }",
         extra_compile_args=["-O2"],
     )
-    place = ROOT / "build" / "bench"
-    ffi.compile(tmpdir=str(place))
-    sys.path.insert(0, str(place))
-    import bench_noop
-
-    return bench_noop
+    spec = spec_from_file_location("bench_noop", ffi.compile(tmpdir=str(ROOT / "build" / "bench")))
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def claims(instance: Instance, n: int) -> None:
