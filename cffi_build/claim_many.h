@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The two halves of a claim by policy: what is slow, and what needs the semaphore.
+ * The two halves of a claim by policy: the slow one, and the one that needs the semaphore.
  */
 #ifndef MTLSHM_CLAIM_MANY_H
 #define MTLSHM_CLAIM_MANY_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * One clock for all who share the table. In a time namespace, as some containers have, CLOCK_MONOTONIC is shifted, and
+ * One clock for all processes that share the table. In a time namespace, as some containers have, CLOCK_MONOTONIC is shifted, and
  * the kernel tells by how much. CLOCK_REALTIME is the same for all, but an administrator or NTP may set it.
  */
 #ifndef MTLSHM_CLOCK_H

@@ -17,7 +17,7 @@ static const struct {
 	{EALREADY, "this instance holds that lcore already"},
 	{EBADF, "the instance was unregistered: register again"},
 	{EBADMSG, "not a mtlshm segment, truncated or damaged: if nobody uses it, remove the file"},
-	{EBUSY, "held by somebody who lives, or not enough is free: see mtlshm-ctl status"},
+	{EBUSY, "held by a living owner, or not enough is free: see mtlshm-ctl status"},
 	{ECHILD, "the instance belongs to the parent process: register in the child, after fork"},
 	{EDOM, "outside the CPUs this instance may claim: widen the affinity mask or cpuset, or register with a set of CPUs"},
 	{EEXIST, "a daemon serves this segment already: stop it first, or name another segment"},

@@ -70,7 +70,7 @@ static bool is_kept(const struct mtlshm_segment *table, uint64_t owner)
 	return false;
 }
 
-/* Could the word have been left by somebody who is gone? What a tenant gives back to a parent that has ended says so. */
+/* Could the word be a leftover of an owner that has ended? A tenant leaves one when it gives back to such a parent. */
 static bool is_leftover(const struct mtlshm_segment *table, uint64_t token)
 {
 	uint32_t index = owner_index(token);

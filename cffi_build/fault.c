@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A file that is cut short under those who have it mapped.
+ * A file that is cut short under processes that have it mapped.
  *
- * Whoever may write the segment may truncate it. From then on each access to what was cut off is a SIGBUS, which
+ * Any process that may write the segment may truncate it. From then on each access to the part cut off is a SIGBUS, which
  * kills. To look before each access helps nothing: the file can be cut between look and access, and a look is a
- * system call, ten times a claim. To read copies serves those who only look (examine.c does); a claim has to be
+ * system call, ten times a claim. Readers can read copies (examine.c does); a claim has to be
  * made in the page that all share. tmpfs has no seals for files with a name.
  *
  * So the signal is caught. The handler puts private memory in place of the whole table, in one step (mremap(2)
  * replaces what is there under the kernel's lock of the address space), and returns; the access is done again,
  * and succeeds. That memory is filled with ones, which is what keeps the hot path free of any question: no word
  * of it says "free" and none is a token that anybody could have, so each single compare-and-swap of a claim, a
- * release or the semaphore fails there, and the way of those who failed asks segment_lost(). All ones is no
- * state of a segment either, so nobody registers; nor a state of a record, so nobody is seen alive or dead. What
- * writes to that memory all the same is seen by nobody. So after a fault everything that is asked of this
- * handle is -EBADMSG, or nothing where nothing can fail; the process goes on; what it held, nobody knows
- * any more, since the table is where that was written.
+ * release or the semaphore fails there, and the path of a failure asks segment_lost(). All ones is no
+ * state of a segment either, so nobody registers; nor a state of a record, so nobody is seen alive or dead. Nobody sees
+ * what is written to that memory all the same. So after a fault every question to this
+ * handle is answered with -EBADMSG, or with nothing where nothing can fail. The process goes on; what it held is unknown
+ * from then on, since only the table said so.
  *
  * A LIBRARY IS NOT TO INSTALL SIGNAL HANDLERS LIGHTLY. This one is installed if SIGBUS would kill the process
  * when mtlshm_open() is called, and then does nothing but the above: of a SIGBUS that is not ours it puts back the

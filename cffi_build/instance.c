@@ -11,10 +11,8 @@
  *               A tenant may be a parent itself, and then its record must be kept: only a collector, which holds the
  *               read lock, can tell. So a tenant lets go of its life lock first, and is collected like the dead.
  *
- * A proxied instance is made in the same way, but goes PROXIED and keeps no lock. It is nobody's who could
- * die with it, so it stays until a daemon unregisters it.
- *   A RESERVATION is made LIVE, under the life lock of its maker, gets its lcores, and becomes PROXIED: killed before, it is a
- * dead instance, and after, it is whole. It ends in one step, FREE first; its words then name nobody.
+ * Instances without a life lock are made by the same steps: see proxy.c and reservation.c. What each lock protects is said in
+ * life.c.
  */
 #include "instance.h"
 
@@ -233,7 +231,7 @@ static void leave(struct mtlshm_instance *me, uint64_t owner)
 	life_unpin(me->pin);
 }
 
-/* If the life lock cannot be asked for lack of descriptors, what is left is a dead instance like any. */
+/* If the life lock cannot be queried for lack of descriptors, a dead instance like any is left. */
 static void leave_lease(struct mtlshm_instance *me, uint64_t owner)
 {
 	uint64_t parent = tenancy_parent(me->host, owner);

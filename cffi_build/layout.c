@@ -12,7 +12,7 @@
  *   Records of proxied processes have no lock. Only a daemon can tell whether such a process lives, so here it does. The
  * pool of the legacy table is no process: the next daemon finds in that table what was lent.
  *
- * REMOVING races with those who register in the old layout meanwhile. It goes as in retire.c: the burial lock, a look,
+ * REMOVING races with processes that register in the old layout meanwhile. It goes as in retire.c: the burial lock, a look,
  * the mark RETIRED, a second look, unlink; the mark and the burial byte are at the same place in all layouts. Killed after
  * the mark, what is left is a retired segment of another layout, which nobody can register in: the next one to come
  * removes it.
@@ -100,7 +100,7 @@ int layout_proxied(const struct life *life, const struct mtlshm_header *header)
 
 		if (length < 0)
 			return failure("read the segment", "");
-		if (length != (ssize_t)geometry.size) /* cut short: nobody can use it, but who did may not know yet */
+		if (length != (ssize_t)geometry.size) /* cut short: nobody can use it, but its users may not know yet */
 			return 1;
 		memcpy(&control, record, sizeof(control));
 		memcpy(&kind, record + geometry.kind_at, sizeof(kind));

@@ -14,13 +14,13 @@
  *
  * Words can outlive their record all the same: what a tenant gives back to a parent that is gone, a thread that
  * claims while another of its process unregisters, or bytes written by accident. segment_knows() tells them, and
- * whoever wants the lcore takes it.
+ * any claim of the lcore takes it.
  *
  * TENANTS claim and give back words of their parent instead of 0: one field of the instance, `lease`, is both what a claim
  * expects and what a release writes. Two rules keep an lcore in its family. What a dead tenant had goes to the
- * parent, never straight to who wants it: a sibling takes it from there. And a collector looks whether the dead one has
+ * parent, never straight to the claimant: a sibling takes it from there. And a collector looks whether the dead one has
  * tenants before it clears words, not after: words that come back in between would be left in a record that is then
- * freed. If it has, the record stays LIVE, and whoever ends a tenant tries its parent again.
+ * freed. If it has, the record stays LIVE, and the end of each tenant tries its parent again.
  */
 #include "lease.h"
 
@@ -55,7 +55,7 @@ uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease)
 }
 
 /* Of the record's owner LIVE and nothing else: a reservation that is just made goes from LIVE to PROXIED, and lets go of
- * its life lock after. Release: whoever sees FREE sees the words cleared. Only one of several collectors changes it. */
+ * its life lock after. Release: a process that sees FREE sees the words cleared. Only one of several collectors changes it. */
 bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared)
 {
 	struct mtlshm_record *record = segment_record(host, owner);
@@ -330,7 +330,7 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 	if (unlikely(lcore >= me->host->lcores))
 		return refuse(-ERANGE);
 	/* Guess the token instead of loading it: right after a locked instruction on its line a load is
-	 * slow, and most instances have one type of lcore. A wrong guess tells what is there. */
+	 * slow, and most instances have one type of lcore. A wrong guess returns the word that is there. */
 	token = owner | __atomic_load_n(&me->usual_type, __ATOMIC_RELAXED);
 	if (unlikely(!give_back(slot(me->host, lcore), &token, me->lease))) {
 		if (owner_of(token) != owner || !give_back(slot(me->host, lcore), &token, me->lease))

@@ -27,7 +27,7 @@
 /* No errno, since unlink(2) may fail with any: the file is in use, so it stays. */
 enum { IN_USE = 1 };
 
-/* Remove the file, if nobody uses it: no lock is held on any byte of it, since those of another layout may be anywhere, and
+/* Remove the file, if it is not in use: no lock is held on any byte of it, since those of another layout may be anywhere, and
  * no instance is in it that has none. */
 static int remove_unused(const char *path, struct life *life, const struct mtlshm_segment *table)
 {

@@ -16,17 +16,29 @@
  *
  * This header is the public interface, and the only place where the segment's layout is written down.
  *
- * Conventions. Functions return 0 or a count on success and a negative errno on failure; mtlshm_failure()
- * says what failed in the operating system; if it says nothing, mtlshm_strerror() says what each means here and what to
- * do about it. Of being killed inside, functions that only look say
- * nothing, since it leaves nothing. Every function may be called from any thread at any time unless its
- * comment says otherwise; none is a cancellation point, none but mtlshm_fault() may be called from a signal
- * handler (nor fork(), in a handler that may have interrupted one). An lcore is named by its CPU number in the kernel
- * (sysfs cpuN). Times in nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise.
+ * Conventions. Functions return 0 or a count on success and a negative errno on failure; what they return through pointers
+ * means nothing then. mtlshm_failure() tells which step failed in the operating system; if it returns NULL, mtlshm_strerror()
+ * tells what the error means here and what to do about it. Pointers must not be NULL unless the comment says so. "Killed
+ * inside" tells what is left if the process dies during the call; read-only functions carry no such note. Every function
+ * may be called from any thread at any time unless its comment says otherwise; none is a cancellation point, none but
+ * mtlshm_fault() may be called from a signal handler (nor fork(), in a handler that may have interrupted one).
  *
- * Trust. Whoever may write the segment's file can do anything to it, but not crash those who have it open: see
- * mtlshm_fault(). Whoever may read it can keep newcomers
- * out, by holding read locks on their bytes; neither can be told from a living owner.
+ * Units. An lcore is named by its CPU number in the kernel (sysfs cpuN), from 0 to below `lcores` in the header, which is
+ * at least 128 and at most 1,024. Times in nanoseconds are of CLOCK_MONOTONIC unless the name says otherwise. Where
+ * an owner is an argument, any value is allowed; an unknown one, such as 0, names nobody.
+ *
+ * Errors that several functions share:
+ *   -EBADMSG  the segment was cut short, see mtlshm_fault(): close the handle
+ *   -EBADF    the instance is NULL or was unregistered
+ *   -ECHILD   the instance is that of the parent process: register in the child
+ *   -EROFS    the segment was opened with MTLSHM_READ_ONLY
+ *   -ERANGE   (of one lcore) the table has no such lcore
+ *   -ESTALE, -EACCES, -EMFILE  the file could not be opened once more, to ask or take a life lock: its path leads to another
+ *             file by now, the process may not open it, or has no descriptor left
+ *
+ * Trust. A process that may write the segment's file can do anything to it, but cannot crash those that have it open: see
+ * mtlshm_fault(). A process that may read it can keep newcomers out, by holding read locks on their bytes. Neither can be
+ * told from a living owner.
  *
  * Processes. No file descriptor is kept, so closefrom() after opening or registering harms nothing. An
  * instance belongs to the process that registered it: a child made by fork() inherits the mapped table but
@@ -226,19 +238,22 @@ enum mtlshm_open_flags {
 	MTLSHM_READ_ONLY = 2, /* look, do not touch: needs read permission only */
 };
 
-/* The path mtlshm_open() takes for NULL, the same for all processes of a host: $MTLSHM_PATH, else `segment` in the
+/* The path that mtlshm_open() takes for NULL, the same for all processes of a host: $MTLSHM_PATH, else `segment` in the
  * daemon's settings file ($MTLSHMD_CONFIG, else /etc/mtlshm/mtlshmd.toml), else /dev/shm/mtlshm. With the privileges
  * of a set-user-ID program the environment does not count.
  *
- * Valid until the calling thread calls this again. NULL and errno if that file is there but cannot be used, as
- * mtlshm_configured_path() says; ENOENT if $MTLSHMD_CONFIG names a file that is not there. */
+ * Valid until the calling thread calls this again. On failure NULL, and errno is set: as mtlshm_configured_path() returns,
+ * but positive, if the settings file cannot be used; ENOENT if $MTLSHMD_CONFIG names a file that does not exist. */
 const char *mtlshm_default_path(void);
 
-/* Read `segment` from a settings file into `path`, which has room for `size` bytes. This knows it only on a line of
- * its own, between plain quotes, before the first [table]: segment = "/run/imtl/mtlshm"
+/* Read `segment` from a settings file. This knows it only on a line of its own, between plain quotes, before the first
+ * [table]: segment = "/run/imtl/mtlshm"
  *
- * Returns 1, or 0 if the file does not set it. Errors: -EINVAL written otherwise, or no absolute path; -ENAMETOOLONG
- * the path, -EFBIG the file (64 KiB); -ENOMEM, and what open(2) and read(2) return. */
+ * file  the settings file, at most 64 KiB
+ * path  receives the path, NUL-terminated; has room for `size` bytes
+ *
+ * Returns 1, or 0 if the file does not set it. Errors: -EINVAL it is set in another form, or to a relative path;
+ * -ENAMETOOLONG the path does not fit; -EFBIG the file is too large; -ENOMEM, and what open(2) and read(2) return. */
 int mtlshm_configured_path(const char *file, char *path, size_t size);
 
 /* Open the segment at `path` (NULL: the default path), check it, map it.
@@ -249,11 +264,13 @@ int mtlshm_configured_path(const char *file, char *path, size_t size);
  *        mtlshm_replaced().
  * sysfs  where to read the host's CPUs from, NULL for /sys. Another directory in sysfs format describes
  *        another machine, for planning and for tests.
+ * host   receives the handle, for mtlshm_close()
+ * path   at most 4,095 bytes; a relative one is made absolute. A symbolic link is not followed.
  *
  * Errors: -ENOENT no segment there (or no such directory); -EACCES not permitted; -EBADMSG not a segment,
- * truncated or half written; -EPROTO a segment of another layout; -ESTALE retired, or made before the last boot or by
- * another host (on no tmpfs, and nobody holds a lock on it); -EOPNOTSUPP the file system lacks O_TMPFILE or
- * open-file-description locks;
+ * truncated or half written; -EPROTO a segment of another layout (with MTLSHM_CREATE: that is in use, or may not
+ * be removed); -ESTALE retired, or made before the last boot or by another host (not on a tmpfs, and without any lock on it);
+ * -EOPNOTSUPP the file system lacks O_TMPFILE or open-file-description locks;
  * -ENOSPC no room for it (in a container: /dev/shm too small); -EINVAL flags, or path too long; -ENOMEM,
  * -EMFILE and what else open(2), mmap(2) and linkat(2) return; for a path of NULL, those of mtlshm_default_path().
  *
@@ -270,31 +287,36 @@ struct mtlshm_file {
 	uint32_t reserved;
 };
 
+/* Which file that is, into *file. Never fails. */
 void mtlshm_file(const struct mtlshm_host *host, struct mtlshm_file *file);
 
-/* The layout version of the segment that mtlshm_open() has replaced, 0 if it replaced none. */
+/* The layout version of the segment that mtlshm_open() has replaced, 0 if it replaced none. Never fails. */
 uint32_t mtlshm_replaced(const struct mtlshm_host *host);
 
-/* Unmap the segment and free the handle. -EBUSY while an instance registered through it has not been freed
- * with mtlshm_instance_free(). No other call may use `host` at the same time or later. Killed inside:
- * nothing is left. */
+/* Unmap the segment and free the handle. No other call may use `host` at the same time or later.
+ *
+ * Errors: -EBUSY an instance registered through it has not been freed with mtlshm_instance_free(); the handle stays valid.
+ * Killed inside: nothing is left, but that a segment which this handle had retired stays so. */
 int mtlshm_close(struct mtlshm_host *host);
 
 /* Mark the segment retired, so that nobody can register or open it, and keep others from removing the
  * file until this handle is closed: the caller unlinks the path in between. If it does not, closing takes the
- * mark off. If it dies before, the next mtlshm_open() with MTLSHM_CREATE puts a new segment in its place.
+ * mark off. If it dies before, the next mtlshm_open() with MTLSHM_CREATE puts a new segment in its place. Once more with the
+ * same handle it does nothing and returns 0.
  *
- * Errors: -EBUSY an instance lives (the segment stays as it was), or somebody else is removing it; -EROFS;
- * -EBADMSG truncated; -ESTALE the path is no longer this segment. Killed inside: the segment is in use or retired, both whole. */
+ * Errors: -EBUSY an instance lives (the segment stays as it was), or another process is removing it; -ESTALE the path is
+ * no longer this segment; -EROFS, -EBADMSG, -EACCES, -EMFILE, -ENOMEM. Killed inside: the segment is in use or
+ * retired, both whole. */
 int mtlshm_retire(struct mtlshm_host *host);
 
-/* A segment cut short under those who have it open (which anyone who may write it can do) is a SIGBUS at the next
+/* A segment cut short under those that have it open (which any process that may write it can do) is a SIGBUS at the next
  * access. If that would kill the process when it opens a segment, mtlshm_open() installs a handler, and then it
- * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. (Of a file
- * of which a part is left, claims and releases in that part go on until anything else is called.) A
- * process with a handler of its own keeps that, and has the same if it calls this from there, with si_addr of a
- * signal that was not sent (si_code > 0). Returns 1 if the access was to a segment: return, and it will succeed;
- * 0: not ours. A process that replaces our handler without calling this, or blocks SIGBUS, dies. errno is kept. */
+ * does not: every call that needs the table fails with -EBADMSG from then on, and the handle can be closed. (If a part
+ * of the file is left, claims and releases in that part go on until any other function is called.) A
+ * process with a handler of its own keeps it, and is as safe if it calls this from there, with si_addr of a
+ * signal that was not sent (si_code > 0). A process that replaces our handler without calling this, or blocks SIGBUS, dies.
+ *
+ * Returns 1 if the access was to a segment: return from the handler, and the access succeeds; 0: not ours. errno is kept. */
 int mtlshm_fault(const void *address);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -302,7 +324,7 @@ int mtlshm_fault(const void *address);
  */
 struct mtlshm_identity {
 	const char *label;  /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
-	uint32_t kind;      /* enum mtlshm_kind */
+	uint32_t kind;      /* MTLSHM_KIND_SHM or MTLSHM_KIND_DAEMON */
 	/* The CPUs this instance may claim. NULL: those in the affinity mask, which the kernel keeps inside
 	 * the cpuset and free of offline CPUs. Threads have masks of their own. mtlshm_claim_many() goes by
 	 * that of its caller, at the time. mtlshm_claim() goes by the one that was looked up last, at
@@ -318,14 +340,15 @@ struct mtlshm_identity {
 
 enum { MTLSHM_NO_PARENT = 1 }; /* no owner has this value */
 
-/* Become an instance: take a record and its life lock, and ring the doorbell. `identity` may be NULL.
- * Needs no daemon. Cost: about six system calls.
+/* Become an instance: take a record and its life lock, and ring the doorbell. Needs no daemon. Cost: about six system calls.
+ *
+ * instance  receives the handle, for mtlshm_unregister() and mtlshm_instance_free()
+ * identity  NULL: of kind SHM, with the command's name, the CPUs of the affinity mask, and the parent of $MTLSHM_LEASE
  *
  * Errors: -EUSERS all 256 records are held by living instances; -EEXIST kind is DAEMON and one lives;
- * -ESTALE the segment was retired or its path is another file now; -EBADMSG truncated; -EROFS; -EINVAL kind, or
+ * -ESTALE the segment was retired or its path is another file now; -EINVAL kind, or
  * $MTLSHM_LEASE is no lease; -ESRCH the parent is dead, unknown or of another segment, or is a proxied instance and no
- * reservation; -ELOOP the chain of parents is longer than MTLSHM_DEPTH; -EMFILE, -ENOMEM, -EACCES from opening the file
- * once more.
+ * reservation; -ELOOP the chain of parents is longer than MTLSHM_DEPTH; -EROFS, -EBADMSG, -EMFILE, -ENOMEM, -EACCES.
  *
  * Killed inside: the record is free, or it is that of a dead instance and is collected as such. */
 int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
@@ -336,59 +359,63 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
  * may still return 0; it is released as well. If the process is killed right then, while that thread of a tenant has
  * an lcore in hand, the lcore becomes free and does not go back to the parent.
  *
- * Errors: -EBADF already unregistered; -ECHILD it is the parent's. Of a truncated segment there is nothing to
- * release, and this returns 0. Killed inside: what is left is that of
- * a dead instance. */
+ * Errors: -EBADF, -ECHILD. A truncated segment has nothing to release: this returns 0. Killed inside: the rest
+ * belongs to a dead instance. */
 int mtlshm_unregister(struct mtlshm_instance *instance);
 
 /* Unregister if need be, and free the handle; in a forked child, and of a proxied instance, only free it. No
- * other call may use it at the same time or later. NULL is allowed. */
+ * other call may use it at the same time or later. NULL is allowed. Killed inside: as mtlshm_unregister(). */
 void mtlshm_instance_free(struct mtlshm_instance *instance);
 
-/* For the daemon: make a proxied instance of a process that is not the caller, or find again the one that
+/* For the daemon: make a proxied instance of a process that is not the caller, or (adopt) find again the one that
  * an earlier daemon made. Its lcores are claimed and released like any (it may claim all there are);
  * mtlshm_unregister() collects it, which is for a caller that has proven the process dead or that its claims
- * are no longer wanted; mtlshm_instance_free() leaves it as it is. `parent` is the owner it draws from, or 0; the
- * environment is not asked.
+ * are no longer wanted; mtlshm_instance_free() leaves it as it is.
  *
- * Errors: of mtlshm_register(), -EBADMSG among them; -EINVAL kind is none of a proxied process; -ESRCH (adopt) `owner`
+ * kind     MTLSHM_KIND_SOCKET, _LEGACY or _POOL
+ * process  what the record says of it, copied as it is
+ * parent   the owner it draws from, or 0; the environment is not asked
+ * owner    of a proxied instance, as mtlshm_proxies() lists them
+ *
+ * Errors: of mtlshm_register(), -EBADMSG among them; -EINVAL kind is none of these; -ESRCH (adopt) `owner`
  * is no proxied instance, or is a reservation. Killed inside: there is no such instance, or one that the next daemon
  * finds. */
 int mtlshm_register_proxy(struct mtlshm_instance **instance, struct mtlshm_host *host, uint32_t kind,
 			  const struct mtlshm_process *process, uint64_t parent);
 int mtlshm_adopt(struct mtlshm_instance **instance, struct mtlshm_host *host, uint64_t owner);
 
-/* The owner (token without type) of an instance, by which snapshots name it; 0 once it is unregistered. */
+/* The owner (token without type) of an instance, by which snapshots name it. 0 for NULL, for one that is unregistered, and
+ * in a forked child. */
 uint64_t mtlshm_owner(const struct mtlshm_instance *instance);
 
-/* Does the owner live? 1 yes, as a proxied one always does here, 0 no (dead, or gone and its record in other hands), or a negative errno of
- * the kind mtlshm_claim() gives when it cannot ask, -EBADMSG among them. One open, one lock query: about 2 microseconds. */
+/* Does the owner live? Returns 1 if alive (always, if proxied), 0 if dead or collected. One open, one lock query: about 2
+ * microseconds. Errors: the lock cannot be queried: -EBADMSG, -ESTALE, -EACCES, -EMFILE. */
 int mtlshm_alive(struct mtlshm_host *host, uint64_t owner);
 
-/* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES]; returns how many. No
- * system call. Errors: -EBADMSG. */
+/* The owners of all records that say LIVE, dead or not, into owners[MTLSHM_INSTANCES], by ascending record; returns how
+ * many. No system call. Errors: -EBADMSG. */
 int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners);
 
 /* The same for those that say PROXIED. Errors: -EBADMSG. */
 int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
 
-/* The parent of an instance into *parent; 0 if it has none. No system call. Errors: -ESRCH there is no such instance (any
- * more); -EBADMSG. */
+/* The parent of an instance into *parent; 0 if it has none. No system call. Errors: -ESRCH there is no such instance, or
+ * it has been collected (then *parent is 0 too); -EBADMSG. */
 int mtlshm_parent(struct mtlshm_host *host, uint64_t owner, uint64_t *parent);
 
 enum { MTLSHM_LEASE_SIZE = 40 };
 
-/* The value of $MTLSHM_LEASE that makes whoever registers with it a tenant of `owner`, into text[MTLSHM_LEASE_SIZE]; and
- * the owner that such a text names. Errors: -EBADMSG; of mtlshm_lease_parse() -EINVAL it is no lease, -ESRCH it is one of
- * another segment. */
+/* The value of $MTLSHM_LEASE that makes an instance registered with it a tenant of `owner`, into
+ * text[MTLSHM_LEASE_SIZE], NUL-terminated; and the owner that such a text names, into *owner. Whether that lives is not
+ * asked. Errors: -EBADMSG; of mtlshm_lease_parse() -EINVAL it is no lease, -ESRCH it is one of another segment. */
 int mtlshm_lease_format(struct mtlshm_host *host, uint64_t owner, char *text);
 int mtlshm_lease_parse(struct mtlshm_host *host, const char *text, uint64_t *owner);
 
 /* Collect one dead instance: free its lcores, or give them to its parent, then free its record, unless that is kept for
  * its tenants. Then the same for its parent, if that was kept for it. Returns how many lcores it gave up.
  *
- * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance (any more); -EROFS; -EBADMSG, -ESTALE,
- * -EACCES, -EMFILE. Killed inside: the next collector does it again from the start; it is idempotent. */
+ * Errors: -EBUSY it lives, or is proxied; -ESRCH there is no such instance, or it has been collected; -EROFS; -EBADMSG,
+ * -ESTALE, -EACCES, -EMFILE. Killed inside: the next collector does it again from the start; it is idempotent. */
 int mtlshm_collect(struct mtlshm_host *host, uint64_t owner);
 
 /* Collect every dead instance, and free lcores whose owner is long gone. Returns how many instances were
@@ -400,19 +427,21 @@ int mtlshm_sweep(struct mtlshm_host *host);
  */
 
 /* Claim one lcore. If it is free this is one compare-and-swap: no lock, no system call, no allocation.
- * If it is held, the owner's life lock is asked, and an lcore of a dead owner is taken: a dead process never
+ * If it is held, the owner's life lock is queried, and an lcore of a dead owner is taken: a dead process never
  * costs anyone a failure. A tenant claims from its parent: for it an lcore is free if the parent holds it with type LEASE.
  *
- * Errors: -EBUSY held by somebody who lives; -EALREADY held by this instance; -ERANGE no such lcore in
- * the table; -ENODEV that CPU is absent or offline; -EDOM outside the CPUs the instance may claim, or its parent does
- * not hold it; -EINVAL type; -EBADF, -ECHILD as above; -EBADMSG; -ESTALE, -EACCES, -EMFILE the life lock could not be
- * asked.
+ * lcore  see "Units" at the head of this file
+ * type   enum mtlshm_lcore_type
+ *
+ * Errors: -EBUSY held by a living owner; -EALREADY held by this instance; -ERANGE; -ENODEV that CPU is absent or
+ * offline; -EDOM outside the CPUs the instance may claim, or its parent does
+ * not hold it; -EINVAL type; -EBADF, -ECHILD, -EBADMSG, -ESTALE, -EACCES, -EMFILE.
  *
  * Killed inside: the lcore is not claimed, or it is and belongs to a dead instance. */
 int mtlshm_claim(struct mtlshm_instance *instance, uint32_t lcore, uint32_t type);
 
-/* Release one lcore: one compare-and-swap. Errors: -EPERM it is not held by this instance; -ERANGE;
- * -EBADMSG, -EBADF, -ECHILD. Killed inside: released, or collected later. */
+/* Release one lcore: one compare-and-swap. It is free then, or its parent's. Errors: -EPERM it is not held by this instance;
+ * -ERANGE, -EBADMSG, -EBADF, -ECHILD. Killed inside: released, or collected later. */
 int mtlshm_release(struct mtlshm_instance *instance, uint32_t lcore);
 
 /* Release every lcore of the instance; returns how many. Errors: -EBADMSG, -EBADF, -ECHILD. Killed inside: those not
@@ -442,46 +471,52 @@ struct mtlshm_want {
 	uint32_t timeout_ms; /* how long to wait for other claims of this kind; 0: 1,000 ms */
 };
 
-/* Claim `want->count` lcores or none, and write their numbers, ascending, to lcores[].
+/* Claim `want->count` lcores or none, and write their numbers, ascending, to lcores[], which has room for so many.
  *
- * Which CPUs are online is looked up at most once a second. Runs under the semaphore, so that two such
+ * The online CPUs are looked up at most once a second. Runs under the semaphore, so that two such
  * claims cannot each take half. Lcores of dead instances are collected before the claim is refused for lack
  * of them. Single claims by others go on meanwhile.
  *
  * Errors: -EBUSY not enough free now; -ERANGE more than this instance could ever have (so many CPUs do not
  * exist, are offline, not in the affinity mask or not on the node; or whole cores do not add up to it);
- * -ENXIO no such NUMA node; -EINVAL count 0, smt or type; -ETIMEDOUT the semaphore's holder is stopped or
- * busy; -EBADMSG, -EBADF, -ECHILD; -ENOMEM or what reading sysfs gave, on the first call.
+ * -ENXIO no such NUMA node; -EINVAL count 0, smt, near above 1, or type; -ETIMEDOUT the semaphore's holder is stopped or
+ * busy; -EBADMSG, -EBADF, -ECHILD, -ESTALE, -EACCES, -EMFILE; -ENOMEM or what reading sysfs gave, on the first call.
  *
- * Killed inside: what was taken so far belongs to a dead instance; the semaphore is taken over. */
+ * Killed inside: the lcores taken so far belong to a dead instance; the semaphore is taken over. */
 int mtlshm_claim_many(struct mtlshm_instance *instance, const struct mtlshm_want *want, uint16_t *lcores);
 
-/* What mtlshm_claim_many() would choose now, for an instance with these CPUs (NULL: the caller's affinity mask) and this
- * parent (0: none). Nothing is claimed and nobody collected. Errors: as mtlshm_claim_many(), -EBADMSG among them. */
+/* The lcores that mtlshm_claim_many() would choose now, into lcores[]. Nothing is claimed and nobody collected.
+ *
+ * cpus    the CPUs to choose from; NULL: the caller's affinity mask
+ * parent  the owner to draw from; 0: none
+ *
+ * want->type and want->timeout_ms are not used. Errors: of mtlshm_claim_many(), -EBADMSG among them, but none of an instance
+ * or the semaphore. */
 int mtlshm_choose(struct mtlshm_host *host, const struct mtlshm_want *want, const struct mtlshm_cpuset *cpus,
 		  uint64_t parent, uint16_t *lcores);
 
-/* The NUMA node of a network interface (by its name in sysfs), for want.numa_node; MTLSHM_ANY_NODE if the kernel knows none,
- * as of virtual ones. Errors: -ENODEV no such interface in this network namespace; -EBADMSG, -EACCES, -EMFILE. */
+/* The NUMA node of a network interface (by its name in sysfs) into *node, for want.numa_node; MTLSHM_ANY_NODE if the kernel
+ * knows none, as for virtual ones. Errors: -ENODEV no such interface in this network namespace; -EBADMSG sysfs says no
+ * number; -EACCES, -EMFILE. */
 int mtlshm_interface_node(struct mtlshm_host *host, const char *interface, int32_t *node);
 
 /* Take an lcore away from its owner, dead or alive, if the owner is still `owner` (as a snapshot showed
- * it). It goes to the owner's parent, or is free. A living owner is not told: this is for operators. Killed inside:
- * taken, or not. Errors: -ESRCH it is held by somebody else, or nobody; -ERANGE; -EROFS; -EBADMSG. */
+ * it). It goes to the owner's parent, or is free. A living owner is not told: this is for operators. Errors: -ESRCH it is
+ * free or held by another owner; -ERANGE, -EROFS, -EBADMSG. Killed inside: taken, or not. */
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner);
 
-/* For the daemon: make an lcore of `from` one of `instance` without its being free for a moment. `from` is the pool, a
- * legacy process, or the parent of `instance`, if that is proxied: what a process claimed goes so to its own libmtl.
- * Errors: -ESRCH it is held by somebody else, or nobody, or `from` is none of those; -ERANGE; -EINVAL type;
- * -EBADMSG, -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
+/* For the daemon: make an lcore of `from` one of `instance`, of this type, without its being free for a moment. `from` is
+ * the pool, a legacy process, or the parent of `instance`, if that is proxied: so an lcore that a process claimed goes to its
+ * own libmtl. Errors: -ESRCH it is free or held by another owner, or `from` is none of those; -EINVAL type;
+ * -ERANGE, -EBADMSG, -EBADF, -ECHILD. Killed inside: it belongs to the one or the other. */
 int mtlshm_take(struct mtlshm_instance *instance, uint32_t lcore, uint64_t from, uint32_t type);
 
-/* For the daemon: note something with an lcore, if its owner is `owner`; snapshots show it. The next claim of
- * that lcore clears it, and one that comes at the same moment may leave either. Errors: as mtlshm_evict(), -EBADMSG
- * among them. */
+/* For the daemon: note 32 bits with an lcore, if its owner is `owner`; snapshots show them. The next claim of
+ * that lcore clears them, and one that comes at the same moment may leave either. Errors: of mtlshm_evict(), -EBADMSG
+ * among them. Killed inside: noted, or not. */
 int mtlshm_tag(struct mtlshm_host *host, uint32_t lcore, uint64_t owner, uint32_t tag);
 
-/* Who holds an lcore, into *owner (0: nobody). Errors: -ERANGE, -EBADMSG. No system call. */
+/* The owner of an lcore into *owner (0: free), and its tag into *tag. No system call. Errors: -ERANGE, -EBADMSG. */
 int mtlshm_holder(struct mtlshm_host *host, uint32_t lcore, uint64_t *owner, uint32_t *tag);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -495,21 +530,26 @@ struct mtlshm_reserved {
 	uint16_t lcores[1024]; /* ascending */
 };
 
-/* Reserve `want->count` lcores under `key`, or find what is reserved under it. want->type is not used: the type is
- * LEASE. `label` is what people read (NULL: the key). Lcores come from `cpus` (NULL: the caller's affinity mask). Returns 0, or 1 if
- * `key` was there already; then `want` is not looked at, and lcores[] tells what is reserved and not in use by tenants
- * as well as what they use.
+/* Reserve `want->count` lcores under `key`, or find the reservation that has this key.
  *
- * Errors: -EINVAL key empty or longer than 63 bytes; of mtlshm_claim_many() and mtlshm_register(), -EBADMSG among them.
+ * key       1 to 63 bytes
+ * label     what people read; NULL: the key. Cut at 63 bytes.
+ * want      as for mtlshm_claim_many(); want->type is not used, the type is LEASE
+ * cpus      the CPUs to choose from; NULL: the caller's affinity mask
+ * reserved  receives the reservation: its lcores, and those that its tenants have in use
+ *
+ * Returns 0, or 1 if the key was there already; then `want` and `cpus` were not looked at. Takes two records for a moment.
+ *
+ * Errors: -EINVAL the key is empty or too long; of mtlshm_claim_many() and mtlshm_register(), -EBADMSG among them.
  * Killed inside: the whole reservation is there, or nothing of it. */
 int mtlshm_reserve(struct mtlshm_host *host, const char *key, const char *label, const struct mtlshm_want *want,
 		   const struct mtlshm_cpuset *cpus, struct mtlshm_reserved *reserved);
 
-/* Find a reservation by its key. Errors: -ESRCH there is none; -EINVAL as above; -EBADMSG. */
+/* Find a reservation by its key. Errors: -ESRCH there is none; -EINVAL the key is empty or too long; -EBADMSG. */
 int mtlshm_reservation(struct mtlshm_host *host, const char *key, struct mtlshm_reserved *reserved);
 
-/* End a reservation: its lcores are free, those that tenants use when they give them back. Errors: -ESRCH `owner` is no
- * reservation (any more); -EROFS; -EBADMSG. Killed inside: it is there, or it is ended. */
+/* End a reservation: its lcores are free, those in use by tenants as soon as they give them back. Errors: -ESRCH `owner` is
+ * no reservation, or it has ended; -EROFS; -EBADMSG. Killed inside: it is there, or it is ended. */
 int mtlshm_end(struct mtlshm_host *host, uint64_t owner);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -517,16 +557,17 @@ int mtlshm_end(struct mtlshm_host *host, uint64_t owner);
  *
  * For what spans several slots. It is one word that holds the owner of the instance that holds it, so it
  * works across PID namespaces and outlives its holder's death. Not recursive: a second lock by the same
- * instance, from whatever thread, waits like anybody's.
+ * instance, from any thread, waits like that of any other.
  */
 
-/* Take the semaphore, waiting up to timeout_ms. Returns 0; or 1 if the holder before died holding it: the
- * semaphore is ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it,
- * perhaps stopped); -EINVAL a proxied instance; -EBADMSG, -EBADF, -ECHILD. Killed inside: not taken, or taken over by the next. */
+/* Take the semaphore, waiting up to timeout_ms milliseconds (0: do not wait). Returns 0; or 1 if the holder before died
+ * holding it: the semaphore is ours, and what it protects may be half done. Errors: -ETIMEDOUT (a living holder keeps it,
+ * perhaps stopped); -EINVAL a proxied instance; -EBADMSG, -EBADF, -ECHILD; -ESTALE, -EACCES, -EMFILE until the time-out the
+ * holder's life lock could not be queried. Killed inside: not taken, or taken over by the next. */
 int mtlshm_lock(struct mtlshm_instance *instance, uint32_t timeout_ms);
 
-/* Give it back; any thread of the instance may. Errors: -EPERM not held by this instance; -EBADMSG, -EBADF, -ECHILD. Killed inside: given back, with
- * waiters noticing at their next look (within 20 ms), or taken over. */
+/* Give it back; any thread of the instance may. Errors: -EPERM not held by this instance; -EBADMSG, -EBADF, -ECHILD.
+ * Killed inside: given back, with waiters noticing at their next look (within 20 ms), or taken over. */
 int mtlshm_unlock(struct mtlshm_instance *instance);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -569,34 +610,36 @@ struct mtlshm_snapshot {
 
 /* Read everything, without stopping anyone. Consistent pair by pair: every lcore shown as held was held by
  * the instance shown, and that record was LIVE, at one moment during the call; moments of different
- * lcores may differ. An lcore that changes hands faster than it can be read is shown as free. Errors:
- * -EBADMSG, -ESTALE, -EACCES, -EMFILE. Nothing is written. */
+ * lcores may differ. An lcore that changes hands faster than it can be read is shown as free. Nothing is written. Instances
+ * are in the order of their records, but for those that came during the call.
+ *
+ * Errors: -EBADMSG, -ESTALE, -EACCES, -EMFILE. */
 int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
 
-/* The same for one instance. Errors: -ESRCH there is no such instance (any more); -EBADMSG, -ESTALE,
+/* The same for one instance. Errors: -ESRCH there is no such instance, or it has been collected; -EBADMSG, -ESTALE,
  * -EACCES, -EMFILE. */
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
 
 /* ---------------------------------------------------------------------------------------------------
  * Damage
  *
- * All who may write the segment trust each other, and one of them may have gone wrong. Nothing of the kind
- * crashes or hangs anyone here; but people want to know. These take any file, in whatever state.
+ * All processes that may write the segment trust each other, and one of them may have gone wrong. That
+ * crashes or hangs nobody here; but people want to know. These functions take any file, in any state.
  */
 enum mtlshm_damage_kind {
-	MTLSHM_DAMAGE_FOREIGN = 1, /* no segment at all. Of this one and the next, nothing else is said. */
+	MTLSHM_DAMAGE_FOREIGN = 1, /* no segment at all. This one and the next are reported alone. */
 	MTLSHM_DAMAGE_LAYOUT = 2,  /* a segment of another layout, or what says so is damaged; value: its version */
 	MTLSHM_DAMAGE_SHORT = 3,   /* cut short; value: to how many bytes */
 	MTLSHM_DAMAGE_HEADER = 4,  /* a field that never changes has changed; index: its offset, value: what it says */
 	MTLSHM_DAMAGE_BOOT = 5,    /* of another boot or host: its header says so, it is on no tmpfs, and nobody holds a lock */
 	MTLSHM_DAMAGE_STATE = 6,   /* neither in use nor retired, so nobody can register; value: what it says */
-	MTLSHM_DAMAGE_RETIRED = 7, /* retired by one who died before he removed it */
-	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by somebody dead, or by nobody; value: its word */
-	MTLSHM_DAMAGE_RECORD = 9,  /* in no state that there is; index: which record, value: its control word */
-	MTLSHM_DAMAGE_HIDDEN = 10, /* does not say LIVE or PROXIED, or not of whom, while its owner lives; likewise */
-	MTLSHM_DAMAGE_KIND = 11,   /* of an instance: none that there is; index: which record, value: the kind */
-	MTLSHM_DAMAGE_DEAD = 12,   /* an instance that is dead and not collected; likewise, value: its owner */
-	MTLSHM_DAMAGE_TOKEN = 13,  /* an lcore held by nobody; index: which, value: its token */
+	MTLSHM_DAMAGE_RETIRED = 7, /* retired by a process that died before it removed the file */
+	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by a dead owner, or an unknown one; value: its word */
+	MTLSHM_DAMAGE_RECORD = 9,  /* a record in an unknown state; index: the record, value: its control word */
+	MTLSHM_DAMAGE_HIDDEN = 10, /* a record that does not name its owner, which lives; likewise */
+	MTLSHM_DAMAGE_KIND = 11,   /* an instance of an unknown kind; index: the record, value: the kind */
+	MTLSHM_DAMAGE_DEAD = 12,   /* an instance that is dead and not collected; index: the record, value: its owner */
+	MTLSHM_DAMAGE_TOKEN = 13,  /* an lcore held by an unknown owner; index: the lcore, value: its token */
 
 	MTLSHM_DAMAGES = 2048,     /* more than there can be */
 };
@@ -607,17 +650,17 @@ struct mtlshm_damage {
 	uint64_t value;
 };
 
-/* What is wrong with the file at `path`, into damages[MTLSHM_DAMAGES]; returns how many. Reads a copy and writes
- * nothing. What is only passing (somebody is just registering, or has just died) is seen as well: what is there
- * a second time, some 100 ms later, is not that. Errors: -ENOENT, -EACCES and what else open(2) and pread(2)
- * return; -EBADMSG it is no file. */
+/* Find what is wrong with the file at `path`, into damages[MTLSHM_DAMAGES]; returns how many. Reads a copy and writes
+ * nothing. Transient states are reported too (an instance that is just registering, or has just died): repeat after 100 ms
+ * and keep what persists. Errors: -ENOENT, -EACCES and what else open(2) and pread(2) return; -EBADMSG it is no regular
+ * file; -ENOMEM. */
 int mtlshm_examine(const char *path, struct mtlshm_damage *damages);
 
-/* Put one of them right, if it is still there and nobody who lives loses anything by it. A file that cannot be
- * made good is removed if nobody uses it.
+/* Repair one of them, if it is still there and that cannot cost a live process anything. A file that cannot be
+ * repaired is removed if it is not in use.
  *
- * Errors: -EBUSY somebody lives who would lose; -EOPNOTSUPP there is no way to put it right; -ESRCH it is not there
- * any more; and as above. Killed inside: it is put right or not. */
+ * Errors: -EBUSY a live process would lose something; -EOPNOTSUPP it cannot be repaired; -ESRCH it is no longer there;
+ * of mtlshm_examine(), and what pwrite(2), mmap(2) and unlink(2) return. Killed inside: repaired or not. */
 int mtlshm_mend(const char *path, const struct mtlshm_damage *damage);
 
 /* ---------------------------------------------------------------------------------------------------
@@ -641,8 +684,9 @@ struct mtlshm_topology {
  * devices/system/node as in the kernel's Documentation/ABI/stable/sysfs-devices-system-cpu. What is
  * missing is made up harmlessly: a CPU with no siblings of its own core, one cache a socket, node 0.
  *
- * NULL: of this host, from /sys and the calling thread's affinity mask. CPUs in the mask are online whatever /sys shows,
- * which in a container may be anything; where /sys cannot be read, they are all there are, on one node.
+ * sysfs  the directory. NULL: of this host, from /sys and the calling thread's affinity mask. CPUs in the mask are online
+ *        whatever /sys shows, which in a container may be anything; where /sys cannot be read, they are all there are, on
+ *        one node.
  *
  * Errors, of a directory: -ENOENT no devices/system/cpu/{possible,online} there; -EBADMSG a file is not what the kernel
  * writes; -EACCES. Of this host or a directory: -EMFILE, -ENOMEM. */
@@ -652,13 +696,13 @@ int mtlshm_topology_read(struct mtlshm_topology *topology, const char *sysfs);
  * sched_getaffinity(2). */
 int mtlshm_affinity(struct mtlshm_cpuset *cpus);
 
-/* The sentence for a condition of this library's own, by the negative errno it returned: what is wrong and what to
- * do next. For an error of the operating system: what strerror(3) says. Never NULL; a constant. */
+/* The sentence for a condition of this library's own, by the errno it returned, with either sign: what is wrong and what to
+ * do next. For an error of the operating system: as strerror(3). Never NULL; a constant. */
 const char *mtlshm_strerror(int error);
 
-/* Of the calling thread's latest call that failed with this error: which step of the operating system failed, and its
- * path, as in "cannot open /sys/devices/system/cpu/online: Permission denied"; or what stands in a path's place.
- * NULL if mtlshm_strerror() says it all. Good until the thread's next call; ask at once. */
+/* Of the calling thread's latest call that failed with this error, with either sign: the step of the operating system that
+ * failed, and its path, as in "cannot open /sys/devices/system/cpu/online: Permission denied"; or a sentence about the
+ * path. NULL if mtlshm_strerror() says it all. Valid until the thread's next call; ask at once. */
 const char *mtlshm_failure(int error);
 
 /* cffi: end */

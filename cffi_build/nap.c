@@ -9,7 +9,7 @@
 
 #define SECOND 1000000000
 
-/* Not FUTEX_PRIVATE_FLAG: who waits may be any process. */
+/* Not FUTEX_PRIVATE_FLAG: the waiter may be any process. */
 static void futex(const uint32_t *word, int operation, uint32_t value, int64_t ns)
 {
 	/* The kernel's timespec: of each system call of a 64-bit machine, and of those with "time64". */

@@ -15,7 +15,7 @@
  * shared with other processes. */
 void nap_on(const uint32_t *word, uint32_t value, int64_t ns);
 
-/* Wake one who sleeps on the word. */
+/* Wake one sleeper on the word. */
 void nap_end(uint32_t *word);
 
 /* Sleep so many ns, or until a signal comes. */

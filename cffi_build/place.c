@@ -12,7 +12,7 @@
  *
  * DOMAINS. Units are taken from one last-level cache if one has enough, else from one NUMA node, else from
  * several. Of the domains that have enough, the one with least is best: it leaves the others whole for
- * those who need more. Where none has enough, the fullest is taken entirely and the rest sought anew, which
+ * claims that need more. Where none has enough, the fullest is taken entirely and the rest sought anew, which
  * makes the domains touched as few as they can be. Hence two steps do for everything: fit, and drain.
  *   A cache can be wider than a node (Intel's sub-NUMA clustering divides the L3 of a socket into nodes, and
  * sysfs shows one cache), so a cache here means the CPUs that share both cache and node.
@@ -252,7 +252,7 @@ static struct domain *first_from(struct choice *choice, uint64_t floor, bool ful
 	return first;
 }
 
-/* Leave only the domain that what is needed fills best. False: none has enough. */
+/* Leave only the domain that the missing weight fills best. False: none has enough. */
 static bool fit(struct choice *choice)
 {
 	struct domain *domain = first_from(choice, (uint64_t)choice->need << 32, false);
@@ -297,7 +297,7 @@ static void narrow(struct choice *choice, bool by_node)
 		;
 }
 
-/* Take what is needed from any unit that is left, isolated ones first. */
+/* Take the missing weight from any unit that is left, isolated ones first. */
 static void finish(struct choice *choice)
 {
 	uint16_t quota[MTLSHM_LCORES + 1];

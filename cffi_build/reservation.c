@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Reservations: lcores held for tenants by nobody who could die.
+ * Reservations: lcores held for tenants, by a record with no process that could die.
  *
  * MAKING ONE takes two records for a moment. One is the maker's, which holds the semaphore; so two makers cannot both
  * find that there is no such key. The other is the reservation. It is LIVE under a life lock of the maker's until it has

@@ -15,7 +15,7 @@
  * becomes of a file that is truncated later is said in fault.c.
  *
  * OTHER BOOTS. A file on a disk can be left over from before the last boot; its boot id says so. But the id that a process
- * reads may be its container's own (systemd-nspawn, LXC), so alone it proves nothing: whoever holds a lock on the file is
+ * reads may be its container's own (systemd-nspawn, LXC), so alone it proves nothing: a process that holds a lock on the file is
  * of this boot, whatever the ids say, and nothing on a tmpfs outlives a boot. The id in the header never changes.
  */
 #include "segment.h"
@@ -336,7 +336,7 @@ static int attach_or_create(struct mtlshm_host *host, bool may_create)
 		}
 		if (rc < 0)
 			return rc;
-		if (missing) /* attach to it, whoever made it */
+		if (missing) /* attach to it, whether we made it or another */
 			continue;
 		if (!retire_marked(host) && retire_named(host))
 			return 0;

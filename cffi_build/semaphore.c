@@ -8,7 +8,7 @@
  * first when it finds the semaphore taken and again each time its sleep ends, and takes the word from a
  * dead holder by compare-and-swap: of several waiters one succeeds, and is told.
  *
- * Sleeps have a limit because the one who should wake us may be killed between giving back and waking. The
+ * Sleeps have a limit because the process that should wake us may be killed between giving back and waking. The
  * limit is what such a death can cost.
  *
  * The futex is the lower half of the word. It holds index, type bits and the lowest bits of the generation;
@@ -79,7 +79,7 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 		int alive;
 
 		held = __atomic_load_n(word, __ATOMIC_RELAXED);
-		/* We may have slept, and others may still: whoever gives back next shall wake one. */
+		/* We may have slept, and others may still: the next to give back shall wake one. */
 		if (segment_lost(host))
 			return -EBADMSG;
 		if (!owner_of(held)) {

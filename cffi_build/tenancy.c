@@ -14,7 +14,7 @@
  * before LIVE is not enough for that: an early version had only that one, and lost lcores to such a collector.
  *
  * A parent's field is read from the segment, and may be anything: it is checked in one place, parent_of(). A chain that
- * leads in a circle can only be damage; whoever walks up counts the steps.
+ * leads in a circle can only be damage; each walk up counts its steps.
  */
 #include "tenancy.h"
 

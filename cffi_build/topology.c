@@ -46,7 +46,7 @@
 /* CPUs that sched_getaffinity() can tell us about: four times the highest NR_CPUS of any architecture. */
 #define AFFINITY_CPUS 32768
 
-/* These two are asked by who goes on without the file: its failure is nobody's, then. */
+/* For callers that go on without the file: its failure is not reported then. */
 static bool forgotten(bool tolerable)
 {
 	if (tolerable)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is wrong with a segment, in plain words, and putting it right. cffi_build/examine.c finds and mends it."""
+"""What is wrong with a segment, in plain words, and its repair: cffi_build/examine.c finds it, mend.c repairs it."""
 
 from __future__ import annotations
 

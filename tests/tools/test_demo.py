@@ -21,5 +21,5 @@ def test_it_works_and_leaves_nothing() -> None:
     before = left()
     done = subprocess.run([ROOT / "tools/demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
-    assert "held by somebody who lives" in done.stdout
+    assert "held by a living owner" in done.stdout
     assert left() == before
