@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlshm import CpuSet, Host, InstanceInfo, Kind, OtherLayout, Snapshot
+from mtlshm import CpuSet, Host, InstanceInfo, Kind, Lcore, LcoreType, OtherLayout, Snapshot
 from mtlshm.ctl import listening, survey, wording
 from mtlshm.ctl.families import Families
 from mtlshm.ctl.options import pins_option, state_option
@@ -46,8 +46,9 @@ def status(context: click.Context, as_json: bool, watch: float | None, state: Pa
     """Show lcores, instances and interfaces in use.
 
     Needs read permission for the segment only, and changes nothing. What a dead process left is shown as its own until
-    it is collected. An lcore of type lease is held for tenants, as by `run`; one that a tenant uses is shown as that
-    one's, with the parent it came from. CPU % counts all processes on that CPU.
+    it is collected. An lcore of type lease is held for tenants, as by a reservation; that of a process which uses it
+    itself until a tenant claims it, as the command of `run` does, is of type app (lease). One that a tenant uses is
+    shown as that one's, with the parent it came from. CPU % counts all processes on that CPU.
     """
     if watch is not None and not watch >= 0.1:  # FloatRange lets "nan" pass
         raise click.BadParameter("is not a number", param_hint="--watch")
@@ -180,7 +181,8 @@ def _as_data(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse) -> d
             {
                 "lcore": lcore.number,
                 "id": lcore.id,
-                "type": _name(lcore.type),
+                "type": _use(lcore),
+                "lease": lcore.type == LcoreType.LEASE,
                 **_identity(families, lcore.owner),
                 "age": round(lcore.age, 3),
                 "cpu_percent": use.get(lcore.number),
@@ -201,6 +203,13 @@ def _identity(families: Families, info: InstanceInfo) -> dict[str, Any]:
         "user": wording.user(info.uid),
         "host": info.hostname,
     }
+
+
+def _use(lcore: Lcore) -> str:
+    """What it is for. What a process holds for tenants it uses itself, as long as none has claimed it."""
+    if lcore.type == LcoreType.LEASE and lcore.owner.kind == Kind.SHM:
+        return _name(LcoreType.APP)
+    return _name(lcore.type)
 
 
 def _name(value: Any) -> str:
@@ -234,7 +243,7 @@ def _as_tables(host: Host | PreviousHost, snapshot: Snapshot, usage: _CpuUse, fo
         busy = "-" if (percent := use.get(lcore.number)) is None else f"{percent:.0f}"
         lcores.add_row(
             str(lcore.number) if lcore.id == lcore.number else f"{lcore.number} (id {lcore.id})",
-            _name(lcore.type),
+            _use(lcore) + " (lease)" * (lcore.type == LcoreType.LEASE and _use(lcore) != "lease"),
             *cells(lcore.owner),
             *parent(lcore.owner),
             wording.duration(lcore.age),

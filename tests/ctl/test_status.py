@@ -182,7 +182,9 @@ def test_under_run_each_lcore_is_shown_with_who_uses_it_and_where_it_comes_from(
     used = [lcore for lcore in data["lcores"] if lcore["owner"] == worker["owner"]]
     assert [lcore["lcore"] for lcore in used] == worker["lcores"] == outer["lent"]
     assert used[0]["parent"] == outer["owner"]
-    assert {lcore["type"] for lcore in data["lcores"] if lcore["owner"] == outer["owner"]} <= {"lease"}
+    rest = [lcore for lcore in data["lcores"] if lcore["owner"] == outer["owner"]]
+    assert all((lcore["type"], lcore["lease"]) == ("app", True) for lcore in rest)
+    assert not used[0]["lease"]
     assert sorted(outer["lcores"] + outer["lent"]) == own_cpus
     (row,) = [line for line in done.stdout[end:].splitlines() if line.split()[1:3] == ["app", "worker"]]
     assert f"({outer['pid']})" in row
@@ -195,3 +197,4 @@ def test_without_tenants_the_table_has_no_column_for_parents(ctl, segment, own_c
         me.release(own_cpus[0])
         me.claim(own_cpus[0], LcoreType.LEASE)
         assert "parent" in ctl("status").stdout
+        assert "app (lease)" in ctl("status").stdout
