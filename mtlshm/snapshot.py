@@ -68,7 +68,6 @@ class InstanceInfo:
         )
 
 
-GRANTED_TO_ITS_LIBMTL = 1 << 31  # in a tag: claimed directly, and granted through the manager socket as well
 _ID_MASK = 0xFFFF  # in a tag: lcore id + 1, or 0
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cmp_to_key
+from io import RawIOBase
 from itertools import islice
 from typing import Any
 
@@ -40,6 +41,8 @@ _KCMP_VM = 1  # linux/kcmp.h
 _CLONE_NEWUTS = 0x04000000  # linux/sched.h
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)  # or not ours to see
 _MEMORY = 256 << 20  # bytes, of a process that runs this
+_LONGEST = 256  # bytes of a variable
+TOO_LONG = "it is too long"
 
 
 class Unfinished(Exception):
@@ -224,7 +227,7 @@ class _Looking:
                     same_host,
                     os.uname().nodename if same_host else None,
                     os.fstat(pidfd).st_ino,
-                    _start_ticks(pid),
+                    start_ticks(pid),
                 )
                 alive = not select.select([pidfd], [], [], 0)[0]  # else all that may have been read of a newcomer
                 return (found, count) if alive else None
@@ -262,10 +265,16 @@ def inner_pid(pidfd: int) -> int:
         return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), 0)
 
 
-def _start_ticks(pid: int) -> int:
-    # Not /proc/PID/stat, which adds up all threads.
-    with open(f"/proc/{pid}/task/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[22 - 3])
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot."""  # not /proc/PID/stat, which adds up all threads
+    return int(_stat(f"/proc/{pid}/task/{pid}")[22 - 1])
+
+
+def _stat(task: str) -> list[bytes]:
+    """The fields of proc(5) stat, of which the second may hold spaces."""
+    with open(f"{task}/stat", "rb") as file:
+        before, _, after = file.read().rpartition(b")")
+    return [*before.split(b" ", 1), *after.split()]
 
 
 def _same_namespace(task: str, name: str) -> bool:
@@ -342,6 +351,61 @@ def _comm(task: str) -> str:
         os.close(fd)
 
 
+# --- a process that registers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """What is asked of it once."""
+
+    start_ticks: int  # 0: unknown
+    value: str | None = None  # of the variable; None: there is none
+    unread: str = ""  # why not all of its environment could be read
+
+
+def newcomer(pid: int, variable: str, *, most: int = _THOROUGH[0], without: Iterable[int] = ()) -> Newcomer:
+    """When it started, and a variable of the environment that it was started with. Of several, the first counts, as for
+    getenv(3)."""
+    started = 0
+    try:
+        if pid in without:
+            raise Unfinished
+        started = start_ticks(pid)
+        return Newcomer(started, _variable(pid, variable.encode(), most))
+    except Unfinished:
+        return Newcomer(started, unread=TOO_LONG)
+    except OSError as error:
+        return Newcomer(started, unread=os.strerror(error.errno or errno.EIO))
+
+
+def _variable(pid: int, name: bytes, most: int) -> str | None:
+    limit = _Limit(most, time.process_time() + _THOROUGH[1])
+    with os.scandir(f"/proc/{pid}/task") as entries:  # the main thread may have ended: the others still have the memory
+        tasks = [f"/proc/{pid}/task/{pid}", *(entry.path for entry in islice(entries, _TASKS))]
+    for task in tasks:
+        begin, end = (int(field) for field in _stat(task)[50 - 1 : 51])  # env_start, env_end
+        with open(f"{task}/environ", "rb", buffering=0) as file:
+            value, read = _search(file, b"\0" + name + b"=", limit)
+        if value is None and read < end - begin:
+            raise OSError(errno.EFAULT, "")  # a page of it is not there, or is a file's
+        if value is not None or begin:
+            return None if value is None else value.decode(errors="replace")
+    raise OSError(errno.ESRCH, "")  # it has no memory any more
+
+
+def _search(file: RawIOBase, wanted: bytes, limit: _Limit) -> tuple[bytes | None, int]:
+    """What follows the first `wanted`, up to a NUL, and how much was read until then."""
+    rest, length = b"\0", 0
+    while piece := file.read(_PIECE):
+        limit.spend(len(piece))
+        length += len(piece)
+        _, found, value = (rest + piece).partition(wanted)
+        if found and (b"\0" in value or len(value) > _LONGEST):
+            return value.partition(b"\0")[0][:_LONGEST], length
+        rest = found + value if found else (rest + piece)[1 - len(wanted) :]
+    return (rest.removeprefix(wanted) if rest.startswith(wanted) else None), length
+
+
 # --- as a program ---------------------------------------------------------------------------------------------
 
 
@@ -349,6 +413,11 @@ def _answer(question: dict[str, Any], at: Callable[[int], object]) -> Any:
     what = question.pop("what")
     if what == "census":
         return asdict(census(Segment(**question.pop("of")), at=at, **question))
+    if what == "newcomer":
+        at(question["pid"])
+        answer = newcomer(**question)
+        at(0)
+        return asdict(answer) | {"unfinished": [question["pid"]] * (answer.unread == TOO_LONG)}
     if what == "threads":
         at(question["pid"])
         found = threads(**question)

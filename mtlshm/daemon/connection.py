@@ -96,6 +96,11 @@ class Connection:
         """Its instance in the table, or 0."""
         return self._session.owner
 
+    @property
+    def owners(self) -> set[TableOwner]:
+        """All that it is in the table."""
+        return self._session.owners
+
     def resume(self, owner: TableOwner, dialect: Dialect) -> None:
         """Be the connection of an instance that is in the table already. OSError if it is not."""
         try:

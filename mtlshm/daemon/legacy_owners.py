@@ -155,10 +155,10 @@ class Owners:
         except (FileNotFoundError, ProcessLookupError):
             return None
         try:
-            identity = process.identify(pidfd, pid, uid, entry.hostname)
-            if (os.fstat(pidfd).st_ino, identity.start_ticks) != (found.pidfd_inode, found.start_ticks):
+            if not process.is_that(pidfd, pid, found.pidfd_inode, found.start_ticks):
                 os.close(pidfd)
                 return None
+            identity = process.identify(pidfd, pid, uid, entry.hostname, found.start_ticks)
             instance = self._host.register_proxy(Kind.LEGACY, identity)
         except BaseException:
             os.close(pidfd)

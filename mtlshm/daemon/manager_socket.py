@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _FOR_WORK = 16  # descriptors that are not for clients: a look into /proc, a command with its files
 _FINISH_WITHIN = 15.0  # seconds; a command is killed after 10
+_OBSERVER_IDLE = 600.0  # seconds; each newcomer is looked at, and to start it takes the time of hundreds of them
 _ACCEPT_AGAIN = 1.0  # seconds; also as soon as a connection ends
 
 
@@ -60,7 +61,7 @@ class ManagerSocket:
         self.host = host
         self.loans = loans
         self.interfaces = interfaces
-        self.observer = Observer()  # of members: not the one that strangers keep busy
+        self.observer = Observer(idle=_OBSERVER_IDLE)  # of members: not the one that strangers keep busy
         self.store = store
         self.loop = asyncio.get_running_loop()
         self.null = _open_null()
@@ -79,7 +80,7 @@ class ManagerSocket:
             log.error("no client can be served, as its end would not be noticed: %s", why)
         for name, fd in self.store.stored:
             self._resume(name, fd)
-        connected = {connection.owner for connection in self._connections}
+        connected = {owner for connection in self._connections for owner in connection.owners}
         for owner in self.host.proxies():
             if owner not in connected:
                 self._orphans.adopt(owner, partial(self._orphan, owner), partial(self._bury, owner))

@@ -26,17 +26,18 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = str(Path(__file__).parent.with_name("strangers.py"))
 _START_WITHIN = 60.0  # seconds; nobody else decides about that
-_IDLE = 30.0
 _LONGEST = 1 << 20  # bytes of an answer
 _AVOID, _AVOID_AT_MOST = 1.0, 60.0  # seconds
 _AVOIDED = 4096  # processes
 
 
 class Observer:
-    """Answers questions, one at a time, until close(). It is killed if it takes longer than `within` seconds."""
+    """Answers questions, one at a time, until close(). It is killed if it takes longer than `within` seconds, and ended
+    after `idle` seconds without a question."""
 
-    def __init__(self, within: float = 10.0) -> None:
+    def __init__(self, within: float = 10.0, idle: float = 30.0) -> None:
         self.within = within
+        self._idle_for = idle
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,7 +74,7 @@ class Observer:
                 self._stop()
                 raise
             self._avoid(answer.get("unfinished", ()))
-            self._idle = self._loop.call_later(_IDLE, self._stop)
+            self._idle = self._loop.call_later(self._idle_for, self._stop)
             return answer
 
     def close(self) -> None:

@@ -17,10 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mtlshm import InstanceInfo, Process, namespaces
+from mtlshm import InstanceInfo, Process, namespaces, strangers
 from mtlshm.kinds import TableOwner
 from mtlshm.snapshot import printable
-from mtlshm.strangers import inner_pid
 
 # ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
 _NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
@@ -51,9 +50,12 @@ class Client(NamedTuple):
         return self.owner, who.pid, who.pid_namespace, who.start_ticks, who.pidfd_inode
 
 
-def identify(pidfd: int, pid: int, uid: int, hostname: str) -> Process:
-    """What there is to know of the process behind a pidfd. `pid` is 0 if it is in no namespace that we see into."""
-    comm, start_ticks = _stat(pid)
+def identify(pidfd: int, pid: int, uid: int, hostname: str, start_ticks: int) -> Process:
+    """What there is to know of the process behind a pidfd. `pid` is 0 if it is in no namespace that we see into.
+
+    `start_ticks` is for the caller to find out, 0 if he cannot: a process can keep us waiting for it (lease.py).
+    """
+    comm = _comm(pid)
     return Process(
         pid=pid,
         pid_namespace=namespace(),
@@ -82,12 +84,18 @@ def find(info: InstanceInfo | Process) -> int | None:
         if error.errno not in _NO_PROCESS:
             raise
         return None
-    inode = _inode(pidfd)
-    same = inode == info.pidfd_inode if inode and info.pidfd_inode else _stat(info.pid)[1] == info.start_ticks
+    same = is_that(pidfd, info.pid, info.pidfd_inode, info.start_ticks)
     if same and not _ended(pidfd):  # else nobody has waited for it yet
         return to_keep(pidfd)
     os.close(pidfd)
     return None
+
+
+def is_that(pidfd: int, pid: int, pidfd_inode: int, start_ticks: int) -> bool:
+    """Is the process with a pidfd and a PID here the one of which that is known? A start time of 0 is not."""
+    if (inode := _inode(pidfd)) and pidfd_inode:
+        return inode == pidfd_inode
+    return not start_ticks or start_ticks == _start_ticks(pid)
 
 
 def _ended(pidfd: int) -> bool:
@@ -112,7 +120,7 @@ def is_same(info: InstanceInfo, pidfd: int, pid: int) -> bool:
     if info.pid_namespace == namespace():
         return info.pid == pid
     with suppress(OSError):
-        return (inner_pid(pidfd), os.stat(f"/proc/{pid}/ns/pid").st_ino) == (info.pid, info.pid_namespace)
+        return (strangers.inner_pid(pidfd), os.stat(f"/proc/{pid}/ns/pid").st_ino) == (info.pid, info.pid_namespace)
     return False
 
 
@@ -127,11 +135,15 @@ def _inode(pidfd: int) -> int:
     return inode if inode != _SHARED_INODE else 0
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """comm and start time of proc(5) stat; comm may hold spaces and parentheses."""
+def _comm(pid: int) -> str:
     try:
-        # Not /proc/PID/stat, for which the kernel adds up all threads.
-        before, _, after = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace").rpartition(")")
+        return printable(Path(f"/proc/{pid}/comm").read_text(errors="replace").removesuffix("\n"))
     except OSError:
-        return "", 0
-    return printable(before.partition("(")[2]), int(after.split()[22 - 3])
+        return ""
+
+
+def _start_ticks(pid: int) -> int:
+    try:
+        return strangers.start_ticks(pid)
+    except OSError:
+        return -1

@@ -2,15 +2,15 @@
 """What one client of the manager socket asks for, and what it is told.
 
 REGISTER makes a proxied instance for it. That ends with the session or stays when we stop, to be found by our
-successor: connection.py says when.
+successor: connection.py says when. What it draws its lcores from, lease.py says.
 
-WHAT TAKES ITS TIME, which is whatever concerns an interface, is work to be awaited; all else is answered at once.
+WHAT TAKES ITS TIME, which is the first REGISTER and whatever concerns an interface, is work to be awaited; nearly all
+else is answered at once.
 
 WHICH CPU an lcore id means is looked up in the process (eal.py). If id and CPU differ, the id is noted with the lcore
 in the table, in the tag.
 
-AN LCORE THAT THE SAME PROCESS CLAIMED DIRECTLY is granted when its libmtl asks for it, and noted as such in the
-tag; giving it back then undoes the note, not the claim.
+AN LCORE THAT THE SAME PROCESS CLAIMED DIRECTLY is granted when its libmtl asks for it; see own_claims.py.
 
 DESCRIPTORS that go with a reply are its own until it is closed, but for /dev/null: a reply may have to wait for its
 client to read, and a number that is closed meanwhile would soon stand for something that is none of its business.
@@ -27,15 +27,17 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, wire
-from mtlshm.daemon import eal, process
+from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
+from mtlshm.daemon import eal, lease, process
 from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.lease import Lease
 from mtlshm.daemon.observer import Observer
+from mtlshm.daemon.own_claims import OwnClaims
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
 from mtlshm.errors import reason
 from mtlshm.kinds import NOBODY, TableOwner
-from mtlshm.snapshot import GRANTED_TO_ITS_LIBMTL, tag_of_id
+from mtlshm.snapshot import tag_of_id
 from mtlshm.wire import Dialect, Type
 
 if TYPE_CHECKING:
@@ -134,9 +136,14 @@ class Session:
         self._withdrawn = withdrawn
         self._instance: Instance | None = None
         self._client: Client | None = None  # the same, for whoever serves interfaces
+        self._who: Process | None = None  # the same, as the table has it
+        self._own = OwnClaims(host, self._is_us)
+        self._over = False
+        self._lease: Lease | None = None  # once looked up
         self._lcores: eal.Lcores | None = None  # once looked up
         self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
         self._refused: set[int] = set()  # lcores that are lent, of which that is said
+        self._refused_all = False  # which is said once
         self._said = ""  # of it in the log, last, which is not repeated
         self.dialect: Dialect | None = None
         self.owner = NOBODY  # 0: not registered
@@ -145,18 +152,20 @@ class Session:
         """Be that of an instance that is in the table already. OSError if it is not."""
         self._instance = self._host.adopt(owner)
         self.owner, self.dialect = owner, dialect
-        if self._peer.pidfd is None:
-            raise OSError(errno.EPERM, self._peer.unseen)
-        who = process.identify(self._peer.pidfd, self._peer.pid, self._peer.uid, os.uname().nodename)
-        self._client = Client(owner, who)
+        if (info := self._host.inspect(owner)) is None:
+            raise OSError(errno.ESRCH, "its instance is gone")
+        self._name(self._identify(info.hostname, info.start_ticks))
+        if info.parent:  # else it may have a lease that was none
+            self._lease = Lease(info.parent)
         for lcore in self._host.snapshot().lcores:
-            shared = lcore.tag & GRANTED_TO_ITS_LIBMTL and self._is_us(lcore.owner)
-            if lcore.owner.owner == owner or shared:
+            if lcore.owner.owner == owner:
                 self._held[lcore.id] = lcore.number
+        self._held |= self._own.resume(info)
 
     def end(self) -> Callable[[], None]:
         """Give back all that was granted. What is returned does so with what it has of interfaces, and is to be called
         once no work for it is left."""
+        self._over = True
         for lcore_id in list(self._held):
             self._put(lcore_id)
         if self._instance is None or self._client is None:
@@ -167,8 +176,15 @@ class Session:
 
     def leave(self) -> None:
         """Everything stays in the table."""
+        self._over = True
+        self._own.leave()
         if self._instance:
             self._instance.close()
+
+    @property
+    def owners(self) -> set[int]:
+        """All that it is in the table."""
+        return {self.owner} | self._own.owners
 
     @property
     def lcores(self) -> int:
@@ -181,9 +197,9 @@ class Session:
             kind, lcore_id = request
             if kind != _GET_LCORE:
                 return _response(_RESPONSE, self._put(lcore_id))
-            if self._lcores is None and self._instance:
+            if self._instance and (self._lcores is None or self._lease is None):
                 self._lcores = eal.at_once(self._peer.pid)
-                if self._lcores is None:
+                if self._lcores is None or self._lease is None:
                     return self._work(kind, self._get_later(lcore_id))
                 self._check_lcores()
             return self._grant(lcore_id)
@@ -193,11 +209,9 @@ class Session:
             case wire.Heartbeat(seq):
                 return Reply(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
             case wire.Register() | wire.TooManyInterfaces():
-                new = self._instance is None
-                value = self._register(body)
-                if value == 0 and isinstance(body, wire.Register) and body.interfaces:
-                    assert self._client
-                    return self._work(kind, self._name_interfaces(self._client, body.interfaces, new))
+                value = self._refusal(body)
+                if value == 0 and isinstance(body, wire.Register) and (body.interfaces or self._instance is None):
+                    return self._work(kind, self._register(body))
             case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
                 return self._map_of(body.ifindex)
             case wire.Filter() | wire.Interface() if client:
@@ -224,7 +238,8 @@ class Session:
             log.exception("pid %d, request %d", self._peer.pid, kind)
         return _reply(kind, -number)
 
-    def _register(self, body: wire.Register | wire.TooManyInterfaces) -> int:
+    def _refusal(self, body: wire.Register | wire.TooManyInterfaces) -> int:
+        """Of REGISTER, or 0."""
         if isinstance(body, wire.TooManyInterfaces):
             return -errno.EINVAL
         pid, uid = self._peer.pid, self._peer.uid
@@ -234,19 +249,41 @@ class Session:
         if self._peer.pidfd is None:
             log.warning("pid %d is refused: %s", pid, self._peer.unseen, extra=SELDOM)
             return -errno.EPERM
-        if self._instance is None:
-            self.dialect = body.dialect
-            try:
-                who = process.identify(self._peer.pidfd, pid, uid, body.hostname)
-                self._instance = self._host.register_proxy(Kind.SOCKET, who)
-            except OSError as error:  # no record left, or no descriptor
-                log.error("cannot register pid %d: %s", pid, reason(error))
-                return -(error.errno or errno.EIO)
-            self.owner = self._instance.owner
-            # By its own word only the table shall call its host.
-            self._client = Client(self.owner, replace(who, hostname=os.uname().nodename))
-            self._registered()
         return 0
+
+    async def _register(self, body: wire.Register) -> Reply:
+        new = self._instance is None
+        if new:
+            found, start_ticks = await lease.find(self._host, self._observer, self._peer.pid)
+            if self._over:
+                return _reply(Type.REGISTER, -errno.ESRCH)
+            try:
+                self._become(body, found, start_ticks)
+            except OSError as error:  # no record left, or no descriptor
+                log.error("cannot register pid %d: %s", self._peer.pid, reason(error))
+                return _reply(Type.REGISTER, -(error.errno or errno.EIO))
+        assert self._client
+        if body.interfaces:
+            return await self._name_interfaces(self._client, body.interfaces, new)
+        return _reply(Type.REGISTER, 0)
+
+    def _become(self, body: wire.Register, found: Lease, start_ticks: int) -> None:
+        """OSError if it is not registered."""
+        who = self._identify(body.hostname, start_ticks)
+        self._instance, self._lease = lease.register(self._host, who, found)
+        self.dialect, self.owner = body.dialect, self._instance.owner
+        self._name(who)
+        self._registered()
+
+    def _name(self, who: Process) -> None:
+        self._who = who
+        # By its own word only the table shall call its host.
+        self._client = Client(self.owner, replace(who, hostname=os.uname().nodename))
+
+    def _identify(self, hostname: str, start_ticks: int) -> Process:
+        if self._peer.pidfd is None:
+            raise OSError(errno.EPERM, self._peer.unseen)
+        return process.identify(self._peer.pidfd, self._peer.pid, self._peer.uid, hostname, start_ticks)
 
     async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...], new: bool) -> Reply:
         if await self._interfaces.register(client, interfaces):
@@ -262,7 +299,7 @@ class Session:
             self._withdrawn()
             self._instance.unregister()
             self._interfaces.gone(client)
-            self._instance = self._client = self.dialect = None
+            self._instance = self._client = self._lease = self.dialect = None
             self.owner = NOBODY
         return _reply(Type.REGISTER, -errno.ENODEV)
 
@@ -296,22 +333,40 @@ class Session:
         if cpu is None:
             self._say(f"lcore {lcore_id} stands for no CPU: no worker thread of it, or no online CPU, has that number")
             return -errno.EINVAL
-        tag = tag_of_id(lcore_id) if cpu != lcore_id else 0
+        assert self._lease
+        assert self._who
         try:
-            try:
-                self._instance.claim(cpu, _SCH)
-                if tag:
-                    self._host.tag(cpu, self.owner, tag)
-            except Busy:
-                if not self._share(cpu, tag):
-                    return -errno.EBUSY
+            refusal = self._lease.refusal(self._host)
+            if (refusal or not self._claim(self._instance, cpu)) and not self._own.take(self._who, cpu):
+                self._check_lease(refusal)
+                return -(refusal or errno.EBUSY)
         except MtlshmError as error:
             return -errno.EINVAL if error.errno == errno.ERANGE else -(error.errno or errno.EIO)
-        self._held[lcore_id] = cpu
+        self._granted(lcore_id, cpu)
         return 0
 
+    def _claim(self, instance: Instance, cpu: int) -> bool:
+        try:
+            instance.claim(cpu, _SCH)
+        except Busy:
+            return False
+        except MtlshmError as error:
+            if error.errno != errno.EDOM:  # else its parent has not leased that one to it
+                raise
+            return False
+        return True
+
+    def _granted(self, lcore_id: int, cpu: int) -> None:
+        self._held[lcore_id] = cpu
+        if cpu != lcore_id:
+            with suppress(MtlshmError):  # an operator has taken it this moment
+                self._host.tag(cpu, self._own.owner(cpu) or self.owner, tag_of_id(lcore_id))
+
     async def _get_later(self, lcore_id: int) -> Reply:
-        self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
+        if self._lease is None:
+            self._lease = lease.late((await lease.find(self._host, self._observer, self._peer.pid))[0])
+        if self._lcores is None:
+            self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
         self._check_lcores()
         answer = self._grant(lcore_id)
         return answer if isinstance(answer, Reply) else await answer
@@ -324,24 +379,24 @@ class Session:
                 "and in the PID namespace of the host"
             )
 
+    def _check_lease(self, refusal: int) -> None:
+        assert self._lease
+        if (parent := self._lease.parent) and not self._host.alive(parent):
+            self._lease = lease.gone()
+            refusal = self._lease.error
+        if refusal and not self._refused_all:
+            self._refused_all = True
+            log.warning("pid %d of uid %d: %s", self._peer.pid, self._peer.uid, self._lease.why)
+
     def _say(self, text: str) -> None:
         if text != self._said:
             self._said = text
             log.warning("pid %d of uid %d: %s", self._peer.pid, self._peer.uid, text)
 
-    def _share(self, cpu: int, tag: int) -> bool:
-        """Does the client's own process hold it in the table? Then note that its libmtl has it too."""
-        with suppress(OSError):  # its direct owner lets it go this moment; or there is no /proc any more
-            owner, noted = self._host.holder(cpu)
-            info = self._host.inspect(owner) if owner else None
-            if info and not noted & GRANTED_TO_ITS_LIBMTL and self._is_us(info):
-                self._host.tag(cpu, owner, tag | GRANTED_TO_ITS_LIBMTL)
-                return True
-        return False
-
     def _grant(self, lcore_id: int) -> Reply | Coroutine[Any, Any, Reply]:
         value = self._get(lcore_id)
-        if value == -errno.EBUSY and lcore_id not in self._held and self._is_lent(self._cpu(lcore_id)):
+        free = self._lease and not self._lease.parent and lcore_id not in self._held
+        if value == -errno.EBUSY and free and self._is_lent(self._cpu(lcore_id)):
             return self._work(_GET_LCORE, self._get_lent(lcore_id))
         return _response(_RESPONSE, value)
 
@@ -364,9 +419,7 @@ class Session:
         assert cpu is not None
         if self._instance and self._loans and not self._has_choice():
             if await self._loans.hand_over(cpu, self._instance, _SCH):
-                if cpu != lcore_id:
-                    self._host.tag(cpu, self.owner, tag_of_id(lcore_id))
-                self._held[lcore_id] = cpu
+                self._granted(lcore_id, cpu)
                 return _reply(Type.GET_LCORE, 0)
             why = "it could not be taken back now"
         else:
@@ -392,7 +445,9 @@ class Session:
         """Did the client's process register this one itself?"""
         if info.kind != Kind.SHM or not info.alive or self._peer.pidfd is None:
             return False
-        return process.is_same(info, self._peer.pidfd, self._peer.pid)
+        with suppress(OSError):  # there is no /proc any more
+            return process.is_same(info, self._peer.pidfd, self._peer.pid)
+        return False
 
     def _put(self, lcore_id: int) -> int:
         if self._instance is None:
@@ -400,11 +455,7 @@ class Session:
         cpu = self._held.pop(lcore_id, None)
         if cpu is None:
             return -errno.EINVAL
-        try:
-            self._instance.release(cpu)
-        except MtlshmError:  # claimed directly; or taken by an operator meanwhile
-            owner, tag = self._host.holder(cpu)
-            if owner and tag & GRANTED_TO_ITS_LIBMTL:
-                with suppress(MtlshmError):  # its direct owner lets it go this moment
-                    self._host.tag(cpu, owner, 0)
+        if not self._own.give_back(cpu):
+            with suppress(MtlshmError):  # an operator has taken it meanwhile
+                self._instance.release(cpu)
         return 0

@@ -21,7 +21,7 @@ import pytest
 
 from lab.networks import sandbox, veth
 from lab.processes import BIN, DEADLINE, eventually, held, look
-from mtlshm import Host, wire
+from mtlshm import Host, Kind, MtlshmError, wire
 from mtlshm.manager_client import Manager
 from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
@@ -142,6 +142,25 @@ def connect(service: ServiceManager, manager_socket: Path) -> Iterator[Callable[
     yield run
     for each in opened:
         each.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_its_process_claimed_stays_with_its_libmtl_over_a_restart(service, connect, segment, number, dialect):
+    manager, cpu = connect(dialect), min(os.sched_getaffinity(0))
+    with Host(segment) as host, host.register("direct", parent=0) as me:
+        me.claim(cpu)
+        manager.get_lcore(cpu)
+        service.end(number)
+        service.start()
+        with pytest.raises(MtlshmError, match="not held"):
+            me.release(cpu)
+        manager.put_lcore(cpu)
+        assert me.lcores == {cpu}
+        manager.get_lcore(cpu)
+        manager.close()
+        eventually(lambda: me.lcores == {cpu})
+    eventually(lambda: not any(info.kind == Kind.SOCKET for info in look(segment).instances))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
