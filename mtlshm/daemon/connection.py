@@ -34,7 +34,8 @@ from mtlshm import Host, wire
 from mtlshm.daemon.door import Store
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
-from mtlshm.daemon.session import Interfaces, Loans, Reply, Session
+from mtlshm.daemon.reply import Reply
+from mtlshm.daemon.session import Interfaces, Loans, Session
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from mtlshm import Host, Instance, Kind, LcoreType, MtlshmError, Process
 from mtlshm.daemon.observer import Observer
 from mtlshm.errors import reason
+from mtlshm.kinds import NOBODY, TableOwner
 from mtlshm.snapshot import Snapshot, printable
 from mtlshm.strangers import TOO_LONG
 
@@ -31,7 +32,7 @@ _VOID = (errno.ESRCH, errno.ELOOP)
 class Lease:
     """Of one client."""
 
-    parent: int = 0  # 0: none
+    parent: TableOwner = NOBODY
     error: int = 0  # what its requests for lcores are answered with
     why: str = ""  # that is so, and what to do about it
     unread: bool = False  # it may have one
@@ -91,12 +92,12 @@ def _parse(host: Host, text: str) -> Lease:
 
 
 def _void(what: str) -> Lease:
-    return Lease(0, errno.ESRCH, f"it gets no lcore, as its {VARIABLE} {what}")
+    return Lease(NOBODY, errno.ESRCH, f"it gets no lcore, as its {VARIABLE} {what}")
 
 
 def _unread(why: str, remedy: str) -> Lease:
     text = f"its environment cannot be read ({why}), so it gets no lcore while some are leased on this host; {remedy}"
-    return Lease(0, errno.EACCES, text, unread=True)
+    return Lease(NOBODY, errno.EACCES, text, unread=True)
 
 
 def _is_anything_leased(table: Snapshot) -> bool:

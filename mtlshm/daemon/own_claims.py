@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mtlshm import Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process
+from mtlshm.kinds import NOBODY, TableOwner
 
 _SCH = int(LcoreType.SCH)
 
@@ -28,11 +29,11 @@ class OwnClaims:
     def __init__(self, host: Host, is_its: Callable[[InstanceInfo], bool]) -> None:
         self._host = host
         self._is_its = is_its
-        self._records: dict[int, Instance] = {}  # by their parents
+        self._records: dict[TableOwner, Instance] = {}  # by their parents
         self._held: dict[int, Instance] = {}  # by CPUs
 
     @property
-    def owners(self) -> set[int]:
+    def owners(self) -> set[TableOwner]:
         """Of the second records."""
         return {record.owner for record in self._records.values()}
 
@@ -56,9 +57,9 @@ class OwnClaims:
         self._held[cpu] = record
         return True
 
-    def owner(self, cpu: int) -> int:
+    def owner(self, cpu: int) -> TableOwner:
         """Of the record that holds it; 0: none does."""
-        return self._held[cpu].owner if cpu in self._held else 0
+        return self._held[cpu].owner if cpu in self._held else NOBODY
 
     def give_back(self, cpu: int) -> bool:
         """To its process. False if it came from elsewhere."""

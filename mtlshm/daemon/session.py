@@ -24,8 +24,8 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
 from mtlshm.daemon import eal, lease, process
@@ -35,6 +35,7 @@ from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.own_claims import OwnClaims
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
+from mtlshm.daemon.reply import Reply, reply, response
 from mtlshm.errors import reason
 from mtlshm.kinds import NOBODY, TableOwner
 from mtlshm.snapshot import tag_of_id
@@ -72,40 +73,8 @@ class Loans(Protocol):
         """Give an lcore that is lent and unused to an instance. False if that cannot be done soon."""
 
 
-class Reply(NamedTuple):
-    """What one send() takes."""
-
-    record: bytes
-    given: tuple[int, ...] = ()  # descriptors, the client's once it is sent
-    lent: tuple[int, ...] = ()  # instead: descriptors that stay ours, and are closed after all connections
-    kept: tuple[int, ...] = ()  # descriptors that are not sent, but closed after those given
-
-    def close(self) -> None:
-        """It was sent, or will not be."""
-        for descriptor in (*self.given, *self.kept):
-            os.close(descriptor)
-
-
 # Members of an enumeration take long to look up, and these are needed for every request.
 _GET_LCORE, _RESPONSE, _SCH = int(Type.GET_LCORE), int(Type.RESPONSE), int(LcoreType.SCH)
-
-# Operations before REGISTER are refused in the type of their own reply.
-_REPLY_TYPES: dict[int, Type] = {
-    Type.IF_GET_QUEUE: Type.IF_QUEUE_ID,
-    Type.IF_ADD_FLOW: Type.IF_FLOW_ID,
-    Type.OPEN_XSK: Type.XSK,
-}
-
-
-@lru_cache(maxsize=1024)
-def _response(kind: int, value: int) -> Reply:
-    """Few values make up nearly all answers."""
-    return Reply(wire.encode(kind, wire.Response(value)))
-
-
-def _reply(kind: int, value: int) -> Reply:
-    """To a request of this kind."""
-    return _response(_REPLY_TYPES.get(kind, _RESPONSE), value)
 
 
 class Session:
@@ -182,7 +151,7 @@ class Session:
             self._instance.close()
 
     @property
-    def owners(self) -> set[int]:
+    def owners(self) -> set[TableOwner]:
         """All that it is in the table."""
         return {self.owner} | self._own.owners
 
@@ -196,7 +165,7 @@ class Session:
         if request := wire.lcore_request(record):
             kind, lcore_id = request
             if kind != _GET_LCORE:
-                return _response(_RESPONSE, self._put(lcore_id))
+                return response(_RESPONSE, self._put(lcore_id))
             if self._instance and (self._lcores is None or self._lease is None):
                 self._lcores = eal.at_once(self._peer.pid)
                 if self._lcores is None or self._lease is None:
@@ -222,7 +191,7 @@ class Session:
                 value = -errno.EPERM
             case _:
                 value = -errno.ENOTSUP
-        return _reply(kind, value)
+        return reply(kind, value)
 
     async def _work(self, kind: int, work: Awaitable[Reply]) -> Reply:
         """Whatever goes wrong is an answer, too."""
@@ -236,7 +205,7 @@ class Session:
         except Exception:
             number = errno.EIO
             log.exception("pid %d, request %d", self._peer.pid, kind)
-        return _reply(kind, -number)
+        return reply(kind, -number)
 
     def _refusal(self, body: wire.Register | wire.TooManyInterfaces) -> int:
         """Of REGISTER, or 0."""
@@ -256,16 +225,16 @@ class Session:
         if new:
             found, start_ticks = await lease.find(self._host, self._observer, self._peer.pid)
             if self._over:
-                return _reply(Type.REGISTER, -errno.ESRCH)
+                return reply(Type.REGISTER, -errno.ESRCH)
             try:
                 self._become(body, found, start_ticks)
             except OSError as error:  # no record left, or no descriptor
                 log.error("cannot register pid %d: %s", self._peer.pid, reason(error))
-                return _reply(Type.REGISTER, -(error.errno or errno.EIO))
+                return reply(Type.REGISTER, -(error.errno or errno.EIO))
         assert self._client
         if body.interfaces:
             return await self._name_interfaces(self._client, body.interfaces, new)
-        return _reply(Type.REGISTER, 0)
+        return reply(Type.REGISTER, 0)
 
     def _become(self, body: wire.Register, found: Lease, start_ticks: int) -> None:
         """OSError if it is not registered."""
@@ -287,13 +256,13 @@ class Session:
 
     async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...], new: bool) -> Reply:
         if await self._interfaces.register(client, interfaces):
-            return _reply(Type.REGISTER, 0)
+            return reply(Type.REGISTER, 0)
         pid, named = self._peer.pid, ", ".join(map(str, interfaces))
         if self.dialect is Dialect.A:
             # It would go on with the System V table, unseen. So it gets lcores here, and errors for the interface.
             text = "pid %d is registered, though not all of interfaces %s are served: what it asks for there is refused"
             log.warning(text, pid, named)
-            return _reply(Type.REGISTER, 0)
+            return reply(Type.REGISTER, 0)
         log.warning("pid %d is not registered, as not all of interfaces %s are served", pid, named)
         if new and self._instance:  # else it was registered before, or has ended meanwhile
             self._withdrawn()
@@ -301,10 +270,10 @@ class Session:
             self._interfaces.gone(client)
             self._instance = self._client = self._lease = self.dialect = None
             self.owner = NOBODY
-        return _reply(Type.REGISTER, -errno.ENODEV)
+        return reply(Type.REGISTER, -errno.ENODEV)
 
     async def _request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> Reply:
-        return _reply(kind, await self._interfaces.request(client, kind, body))
+        return reply(kind, await self._interfaces.request(client, kind, body))
 
     async def _open_xsk(self, client: Client, body: wire.OpenXsk) -> Reply:
         answer, xsk = await self._interfaces.open_xsk(client, body)
@@ -398,7 +367,7 @@ class Session:
         free = self._lease and not self._lease.parent and lcore_id not in self._held
         if value == -errno.EBUSY and free and self._is_lent(self._cpu(lcore_id)):
             return self._work(_GET_LCORE, self._get_lent(lcore_id))
-        return _response(_RESPONSE, value)
+        return response(_RESPONSE, value)
 
     def _cpu(self, lcore_id: int) -> int | None:
         return self._lcores.cpu(lcore_id) if self._lcores else None
@@ -420,7 +389,7 @@ class Session:
         if self._instance and self._loans and not self._has_choice():
             if await self._loans.hand_over(cpu, self._instance, _SCH):
                 self._granted(lcore_id, cpu)
-                return _reply(Type.GET_LCORE, 0)
+                return reply(Type.GET_LCORE, 0)
             why = "it could not be taken back now"
         else:
             why = "others are free" if self._loans else "nobody looks after that table"
@@ -431,7 +400,7 @@ class Session:
                 "mtlshm-ctl legacy reclaim %d-%d",
                 *(self._peer.pid, cpu, why, cpu, cpu),
             )
-        return _reply(Type.GET_LCORE, -errno.EBUSY)
+        return reply(Type.GET_LCORE, -errno.EBUSY)
 
     def _has_choice(self) -> bool:
         """Is anything free among the CPUs of its workers, or, if these are not known, where it may run?"""

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Replies of the manager socket, and the descriptors that go with them."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+from mtlshm import wire
+from mtlshm.wire import Type
+
+
+class Reply(NamedTuple):
+    """What one send() takes."""
+
+    record: bytes
+    given: tuple[int, ...] = ()  # descriptors, the client's once it is sent
+    lent: tuple[int, ...] = ()  # instead: descriptors that stay ours, and are closed after all connections
+    kept: tuple[int, ...] = ()  # descriptors that are not sent, but closed after those given
+
+    def close(self) -> None:
+        """It was sent, or will not be."""
+        for descriptor in (*self.given, *self.kept):
+            os.close(descriptor)
+
+
+# Operations before REGISTER are refused in the type of their own reply.
+_REPLY_TYPES: dict[int, Type] = {
+    Type.IF_GET_QUEUE: Type.IF_QUEUE_ID,
+    Type.IF_ADD_FLOW: Type.IF_FLOW_ID,
+    Type.OPEN_XSK: Type.XSK,
+}
+
+
+@lru_cache(maxsize=1024)
+def response(kind: int, value: int) -> Reply:
+    """Few values make up nearly all answers."""
+    return Reply(wire.encode(kind, wire.Response(value)))
+
+
+def reply(kind: int, value: int) -> Reply:
+    """To a request of this kind."""
+    return response(_REPLY_TYPES.get(kind, int(Type.RESPONSE)), value)
