@@ -1,347 +1,371 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Model of tenancy.c, lease.c and reservation.c: one lcore in a family of three, and a stranger who wants it. Steps have the names
- * of the C functions; each is one access to what is shared: a load, a compare-and-swap, a lock. Memory is sequentially
- * consistent here.
+ * Model of tenancy.c, lease.c, instance.c and reservation.c: one lcore in a family of three, and a stranger who wants it.
+ * Steps have the names of the C functions. Memory is sequentially consistent here.
  *
- *   ROOT      claims the lcore for its tenants; with RESERVATION it is a reservation, which the stranger ends
- *   MIDDLE    a tenant of root, claims the lcore for its own tenants
- *   LEAF      a tenant of middle; uses the lcore and gives it back
- *   STRANGER  is registered from the start; claims the lcore, which collects the dead; with NEWCOMER it registers instead
+ *   ROOT      has the lcore, for its tenants; with RESERVATION it is a reservation that is just being made
+ *   MIDDLE    a tenant of root; claims the lcore for its own tenants
+ *   LEAF      a tenant of middle; claims the lcore, and may give it back
+ *   STRANGER  claims the lcore, which collects the dead. With RESERVATION it may end that first; with EVICT it is an
+ *             operator who takes the lcore from the leaf first; with NEWCOMER it wants root's or middle's record instead
  *
- * Root, middle and leaf live LIVES times each in RECORDS records, and die DEATHS times in between, at any step. With STAYS
- * root never dies, and waits for all others.
+ * Root, middle and leaf leave, or die at any step, DEATHS of them. With STAYS root lives until all others have gone.
  *
- *   owned once   whoever is given the lcore is the only one alive who thinks it has it
- *   kept         nobody takes the lcore from an owner that lives
- *   in the family   the stranger never gets what root or middle has and lends, while that one lives
- *   no mistake   nobody ever holds a write lock on a record that is not FREE before it fills it
- *   comes home   when middle and leaf are gone, a sweep leaves the lcore with a root that lives (STAYS)
- *   nothing left when all are gone, a sweep leaves the lcore free, and every record
+ *   owned once     whoever is given the lcore to use is the only one alive who thinks it has it
+ *   kept           nobody takes the lcore from an owner that uses it and lives
+ *   in the family  the stranger never gets what root or middle has for its tenants, while that one lives
+ *   no mistake     nobody holds a write lock on the record of another that is known
+ *   whole          a reservation that was not ended has its lcore
+ *   comes home     when all others have gone, a sweep leaves the lcore with a root that lives
+ *   nothing left   when all have gone, a sweep leaves the lcore free, and every record
  *
- * Left out: claims by policy (they are claims of several words under the semaphore), threads of one instance, depth beyond three,
- * damage, evict and take (each one compare-and-swap to parent|LEASE or from it, as release and claim are).
+ * A STEP is what nobody can see in halves: one access to what is shared, or several where each order with others' steps has
+ * the same outcome as if they were one. So it is with
+ *   a word that is loaded, and exchanged if it is what was expected: the exchange fails if it has changed meanwhile;
+ *   the questions before a life lock is asked for: a later one finds out whatever has changed since an earlier one;
+ *   a life lock that is given back after the last look at its record: between the two newcomers are refused, and that is all;
+ *   a control word and a parent that are read one after the other, since everybody lives once.
+ * Everybody has a record of its own, so only the next record can be that of a tenant.
+ *
+ * Left out: claims by policy (they are claims of several words under the semaphore), threads of one instance, chains of
+ * more than three, damage, a daemon's take (one exchange of a word, as a claim is).
  */
 #define FAMILY 3
 #define ROOT 0
 #define MIDDLE 1
 #define LEAF 2
 #define STRANGER 3
+#define RECORDS 4
 
 #define FREE 0
 #define LIVE 1
 #define PROXIED 2
 
-/* Owners are numbers from 1; a token is an owner and one bit, that it is LEASE. */
-#define owner_make(index, generation) ((generation) * RECORDS + (index) + 1)
-#define owner_index(owner) (((owner) - 1) % RECORDS)
-#define owner_generation(owner) (((owner) - 1) / RECORDS)
+/* Everybody lives once. The owner of record n is n + 1, until it is FREE again, which is GONE here; a token is an owner
+ * and one bit, that it is LEASE. */
+#define GONE 3
+#define owner_make(index) ((index) + 1)
+#define owner_index(owner) ((owner) - 1)
 #define owner_of(token) ((token) / 2)
 #define token_of(owner, lease) ((owner) * 2 + (lease))
 #define lease_of(parent) ((parent) * 2 + ((parent) != 0))
-#define control_make(generation, state) ((generation) * 3 + (state))
-#define control_generation(control) ((control) / 3)
-#define control_state(control) ((control) % 3)
-#define control_after(control) control_make(control_generation(control) + 1, FREE)
-#define is_live(owner) (records[owner_index(owner)] == control_make(owner_generation(owner), LIVE))
-#define is_proxied(owner) (records[owner_index(owner)] == control_make(owner_generation(owner), PROXIED))
-#define segment_knows(owner) ((owner) && (is_live(owner) || is_proxied(owner)))
+#define is_live(owner) ((owner) && records[owner_index(owner)] == LIVE)
+#define is_proxied(owner) ((owner) && records[owner_index(owner)] == PROXIED)
+#define segment_knows(owner) (is_live(owner) || is_proxied(owner))
+#define control_free(index) (records[index] == FREE || records[index] == GONE)
+#define tenancy_parent(owner) (segment_knows(owner) -> parents[owner_index(owner)] : 0)
 
-byte records[RECORDS] = control_make(1, FREE); /* the control words */
-byte parents[RECORDS];                         /* owners */
-byte lcore;                                    /* the word */
-byte writer[RECORDS];                          /* the life locks: process + 1, */
-byte readers[RECORDS];                         /* and a bit for each process */
+byte records[RECORDS]; /* the control words */
+byte parents[RECORDS]; /* owners */
+byte lcore;            /* the word */
+byte writer[RECORDS];  /* the life locks: process + 1, */
+byte readers[RECORDS]; /* and a bit for each process */
 
 /* What is true, whatever the table says. */
-byte known_as[FAMILY];                         /* the owner of whoever comes next in the chain: it may have died */
-bool alive[FAMILY];                            /* has been told that it is registered, and has neither died nor begun to end */
-bool lends[FAMILY];                            /* has the lcore for its tenants, and lives */
-byte belongs;                                  /* process + 1 that was told it has the lcore to use, and lives */
+bool alive[FAMILY];    /* was told that it is registered, and has neither died nor begun to end */
+bool lends[FAMILY];    /* was told that it has the lcore for its tenants, and is alive, or a reservation */
+byte belongs;          /* process + 1 that was told that it has the lcore to use, and lives */
+bool started[FAMILY];
 byte deaths = DEATHS;
 byte gone;
-bool ended;                                    /* the reservation */
 
-#ifdef RESERVATION
-#define RESERVED lends[ROOT]
-#else
-#define RESERVED false
-#endif
-#ifdef RESERVATION
-#define RESERVED_NOW (me == ROOT && control_state(records[owner_index(known_as[ROOT])]) == PROXIED && known_as[ROOT])
-#else
-#define RESERVED_NOW false
-#endif
 #ifdef STAYS
-#define IMMORTAL (me == ROOT)
+#define mortal (me == MIDDLE || me == LEAF)
 #else
-#define IMMORTAL false
+#define mortal (me != STRANGER)
 #endif
 
-inline life_share(index, ok)
-{
-	ok = writer[index] == 0;
-	if
-	:: ok -> readers[index] = readers[index] | (1 << me)
-	:: else
-	fi
-}
-
-/* From the read lock that one has. */
-inline life_take(index, ok)
-{
-	ok = writer[index] == 0 && readers[index] == (1 << me);
-	if
-	:: ok -> readers[index] = 0; writer[index] = me + 1; assert(control_state(records[index]) == FREE)
-	:: else
-	fi
-}
+/* Before each step one may die. */
+#define step_of(some, what)                                   \
+	atomic {                                              \
+		if                                            \
+		:: deaths > 0 && (some) -> deaths--; goto died \
+		:: true                                       \
+		fi;                                           \
+		what                                          \
+	}
+#define step(what) step_of(mortal, what)
 
 inline life_drop(index)
 {
 	readers[index] = readers[index] & ~(1 << me)
 }
 
-/* Everything a process does is a step, before which it may die. */
-#define step(what)                                                               \
-	atomic {                                                                 \
-		if                                                               \
-		:: deaths > 0 && me != STRANGER && !IMMORTAL -> deaths--; goto died \
-		:: true                                                          \
-		fi;                                                              \
-		what                                                             \
-	}
+/* From the read lock that one has. */
+inline life_take(index)
+{
+	ok = writer[index] == 0 && readers[index] == (1 << me);
+	if
+	:: ok -> writer[index] = me + 1; assert(control_free(index))
+	:: else
+	fi;
+	life_drop(index)
+}
 
-/* token becomes what is there if it is not what was expected */
-inline swap(expected, desired)
+/* Is there anybody to collect? Sets busy if not, since it cannot be dead. */
+inline collect_ask(owner)
+{
+	busy = is_proxied(owner);
+	whose = (is_live(owner) -> owner : 0);
+	next = tenancy_parent(whose)
+}
+
+/* Whoever has the lock may be the record's next owner, so busy says whether the record is still whose's. */
+inline life_share()
 {
 	if
-	:: lcore == expected -> lcore = desired; ok = true
-	:: else -> expected = lcore; ok = false
+	:: writer[owner_index(whose)] == 0 -> readers[owner_index(whose)] = readers[owner_index(whose)] | (1 << me)
+	:: else -> busy = segment_knows(whose); whose = 0; next = 0
 	fi
 }
 
-inline free_record(index)
+/* Only of one that has a parent itself. */
+inline tenancy_has_tenants()
+{
+	kept = above && whose != owner_make(LEAF) && records[whose] != FREE && records[whose] != GONE && parents[whose] == whose
+}
+
+/* Of whose, who is dead or ourselves. */
+inline lease_clear(lease)
 {
 	if
-	:: records[index] == control -> records[index] = control_after(control); ok = true
+	:: lcore && owner_of(lcore) == whose ->
+		assert(belongs == 0 || lcore == token_of(whose, 1));
+		lcore = lease
+	:: else
+	fi
+}
+
+/* Of whose, whose read lock we have. Sets ok if its record is free by our doing. */
+inline lease_free()
+{
+	ok = !kept && is_live(whose);
+	if
+	:: ok -> records[owner_index(whose)] = GONE
+	:: else
+	fi;
+	above = 0; kept = false
+}
+
+inline drop_if(drop)
+{
+	if
+	:: drop -> life_drop(owner_index(whose))
+	:: else
+	fi
+}
+
+/* Of whose, whose read lock we have, and give back if `drop` says so. Then the one above may have been kept for it. */
+inline lease_collect(drop)
+{
+	step(
+		ok = is_live(whose);
+		if
+		:: !ok -> drop_if(drop); whose = 0; next = 0
+		:: else
+		fi);
+	if
+	:: ok ->
+		step(ok = false; above = tenancy_parent(whose));
+		step(tenancy_has_tenants());
+		step(lease_clear(lease_of(above)));
+		step(lease_free());
+		step(
+			drop_if(drop);
+			if
+			:: ok -> ok = false; collect_ask(next); busy = false
+			:: else -> whose = 0; next = 0
+			fi)
+	:: else
+	fi
+}
+
+/* The rest of collect(), and lease_collect_up(). */
+inline collect_up()
+{
+	do
+	:: whose ->
+		step(life_share());
+		if
+		:: whose -> lease_collect(true)
+		:: else
+		fi
+	:: !whose -> break
+	od
+}
+
+inline occupy(index)
+{
+	step(
+		ok = writer[index] == 0;
+		if
+		:: ok ->
+			readers[index] = readers[index] | (1 << me);
+			whose = (records[index] == LIVE -> owner_make(index) : 0);
+			next = tenancy_parent(whose)
+		:: else
+		fi);
+	if
+	:: ok ->
+		if
+		:: whose -> lease_collect(false); collect_up()
+		:: else
+		fi;
+		step(
+			ok = control_free(index);
+			if
+			:: ok -> life_take(index)
+			:: else -> life_drop(index)
+			fi);
+		if
+		:: ok -> step(ok = false; writer[index] = 0)
+		:: else
+		fi
+	:: else
+	fi
+}
+
+/* As a tenant of whoever has the record before ours. */
+inline mtlshm_register()
+{
+	step(
+		ok = writer[me] == 0 && readers[me] == 0 && segment_knows(owner_make(me - 1)); /* tenancy_admits() */
+		if
+		:: ok -> writer[me] = me + 1; assert(records[me] == FREE)
+		:: else
+		fi);
+	if
+	:: !ok -> goto left /* -ESRCH */
+	:: else
+	fi;
+	step(parents[me] = owner_make(me - 1); records[me] = LIVE);
+	step(ok = is_proxied(owner_make(me - 1)) || writer[me - 1] != 0); /* tenancy_admits(): life_held() */
+	step(
+		ok = ok && segment_knows(owner_make(me - 1));
+		if
+		:: ok -> alive[me] = true; started[me] = true
+		:: else
+		fi);
+	if
+	:: !ok ->
+		step(records[me] = GONE; collect_ask(owner_make(me - 1)));
+		collect_up();
+		step(writer[me] = 0; busy = false);
+		goto left
 	:: else -> ok = false
 	fi
 }
 
-/* Words of whose, which is dead or is ourselves, go to `above`. */
-inline lease_clear(whose, above)
-{
-	step(token = lcore);
-	if
-	:: token && owner_of(token) == whose -> step(assert(lcore != token || belongs == 0); swap(token, lease_of(above)))
-	:: else
-	fi;
-	token = 0
-}
-
-/* Of one whose read lock we have. Sets ok if its record is free by our doing. */
-inline lease_collect(whose)
-{
-	ok = false;
-	step(control = records[owner_index(whose)]);
-	if
-	:: control == control_make(owner_generation(whose), LIVE) ->
-		step(above = (segment_knows(whose) -> parents[owner_index(whose)] : 0));
-		kept = false;
-		if
-		:: above ->
-			i = 0;
-			do
-			:: i < RECORDS && !kept ->
-				step(kept = control_state(records[i]) != FREE && parents[i] == whose);
-				i++
-			:: else -> i = 0; break
-			od
-		:: else
-		fi;
-		lease_clear(whose, above);
-		ok = false;
-		if
-		:: !kept -> step(free_record(owner_index(whose)))
-		:: else
-		fi;
-		above = 0; kept = false
-	:: else
-	fi;
-	control = 0
-}
-
-/* One that may be dead, and then those above it that were kept for it. Sets busy if the first lives. */
-inline collect(first)
-{
-	whose = first;
-	busy = false;
-	do
-	:: whose == 0 -> break
-	:: else ->
-		step(next = (segment_knows(whose) -> parents[owner_index(whose)] : 0));
-		step(ok = segment_knows(whose); busy = whose == first && is_proxied(whose));
-		if
-		:: !ok || busy -> break
-		:: else
-		fi;
-		step(if :: is_proxied(whose) -> ok = false :: else -> life_share(owner_index(whose), ok) fi);
-		if
-		:: !ok -> step(busy = whose == first && segment_knows(whose)); break
-		:: else
-		fi;
-		lease_collect(whose);
-		gone_by_us = ok;
-		step(life_drop(owner_index(whose)));
-		if
-		:: gone_by_us -> whose = next
-		:: else -> break
-		fi
-	od;
-	whose = 0; next = 0; ok = false; gone_by_us = false
-}
-
-inline occupy(n)
-{
-	step(life_share(n, ok));
-	if
-	:: ok ->
-		step(owner = owner_make(n, control_generation(records[n])); next = (is_live(owner) -> parents[n] : 0));
-		lease_collect(owner);
-		if
-		:: ok -> parent = next; owner = 0; collect(parent); parent = 0
-		:: else -> owner = 0; next = 0
-		fi;
-		step(ok = control_state(records[n]) == FREE);
-		if
-		:: ok -> step(life_take(n, ok))
-		:: else
-		fi;
-		if
-		:: !ok -> step(life_drop(n))
-		:: else
-		fi
-	:: else
-	fi
-}
-
-inline mtlshm_register(from)
-{
-	index = me;
-	step(ok = writer[me] == 0 && readers[me] == 0);
-	if
-	:: !ok -> goto left /* a newcomer looks at it: -EUSERS */
-	:: else -> step(writer[me] = me + 1; assert(control_state(records[me]) == FREE))
-	fi;
-	step(ok = from == 0 || segment_knows(from));
-	if
-	:: !ok -> step(writer[index] = 0); goto left /* -ESRCH */
-	:: else
-	fi;
-	parent = from;
-	step(owner = owner_make(index, control_generation(records[index])));
-	step(parents[index] = parent);
-	step(records[index] = control_make(owner_generation(owner), LIVE));
-	if
-	:: parent ->
-		step(ok = is_proxied(parent) || writer[owner_index(parent)] != 0); /* life_held() */
-		if
-		:: ok -> step(ok = segment_knows(parent))
-		:: else
-		fi;
-		if
-		:: !ok -> /* undo */
-			step(records[index] = control_after(records[index]));
-			collect(parent);
-			step(writer[index] = 0);
-			goto left
-		:: else
-		fi
-	:: else
-	fi;
-	step(alive[me] = true; known_as[me] = owner; ok = false)
-}
+/* A claim expects parent|LEASE or, without a parent, 0, for which an owner that the table does not know stands. */
+#define may_be_had(word) ((word) == lease_of(parent) || (!parent && !segment_knows(owner_of(word))))
 
 inline got(lease)
 {
 	assert(belongs == 0);
 	if
-	:: me == STRANGER -> assert(!(alive[ROOT] && lends[ROOT]) && !(alive[MIDDLE] && lends[MIDDLE]) && (!RESERVED || ended))
+	:: me == STRANGER -> assert(!lends[ROOT] && !lends[MIDDLE])
 	:: else
 	fi;
 	if
 	:: lease -> lends[me] = true
-	:: else -> belongs = me + 1
+	:: else -> belongs = me + 1; had = true
 	fi
 }
 
-/* Claim what is parent|LEASE, or free. */
+/* Sets held if somebody may have to be collected. */
+inline swap(lease)
+{
+	if
+	:: may_be_had(lcore) -> lcore = token_of(owner_make(me), lease); held = 0; got(lease)
+	:: else -> held = owner_of(lcore) /* or -EDOM */
+	fi
+}
+
 inline mtlshm_claim(lease)
 {
-	held = lease_of(parent);
-	step(swap(held, token_of(owner, lease)); if :: ok -> got(lease) :: else fi);
+	step(swap(lease));
 	do
-	:: ok -> break
-	:: !ok && owner_of(held) == owner -> break /* -EALREADY */
-	:: !ok && owner_of(held) != owner && held == lease_of(parent) ->
-		step(swap(held, token_of(owner, lease)); if :: ok -> got(lease) :: else fi)
-	:: !ok && owner_of(held) != owner && held != lease_of(parent) ->
-		if
-		:: held -> step(ok = segment_knows(owner_of(held)))
-		:: else
-		fi;
-		if
-		:: ok ->
-			collect(owner_of(held));
+	:: held ->
+		step(
 			if
-			:: busy -> busy = false; ok = false; break /* -EBUSY */
-			:: else
-			fi;
-			step(held = lcore)
-		:: !ok && parent -> break /* -EDOM */
-		:: !ok && !parent -> step(swap(held, token_of(owner, lease)); if :: ok -> got(lease) :: else fi)
+			:: !segment_knows(held) && parent -> held = 0 /* -EDOM */
+			:: else -> collect_ask(held)
+			fi);
+		collect_up();
+		if
+		:: held && !busy -> step(swap(lease))
+		:: else -> atomic { held = 0; busy = false } /* -EBUSY */
 		fi
-	od;
-	held = 0; ok = false
+	:: !held -> break
+	od
 }
 
 inline mtlshm_release()
 {
 	step(
 		if
-		:: belongs == me + 1 -> belongs = 0; held = token_of(owner, 0)
+		:: had -> /* and an operator may have taken it since */
+			assert(belongs != me + 1 || lcore == token_of(owner_make(me), 0));
+			had = false;
+			belongs = (belongs == me + 1 -> 0 : belongs);
+			if
+			:: lcore == token_of(owner_make(me), 0) -> lcore = lease_of(parent)
+			:: else
+			fi
 		:: else
-		fi);
+		fi)
+}
+
+inline mtlshm_evict()
+{
+	step(held = lcore; above = tenancy_parent(owner_of(lcore)));
 	if
-	:: held -> step(swap(held, lease_of(parent)); assert(ok))
+	:: held == token_of(owner_make(LEAF), 0) ->
+		step(
+			if
+			:: lcore == held -> lcore = lease_of(above); belongs = (belongs == LEAF + 1 -> 0 : belongs)
+			:: else
+			fi;
+			held = 0; above = 0)
+	:: else -> atomic { held = 0; above = 0 }
+	fi
+}
+
+inline mtlshm_end()
+{
+	step_of(true, ok = is_proxied(owner_make(ROOT)); if :: ok -> end_free() :: else fi);
+	if
+	:: ok -> step_of(true, ok = false; end_clear())
 	:: else
-	fi;
-	held = 0; ok = false
+	fi
+}
+
+inline end_free()
+{
+	records[ROOT] = GONE; lends[ROOT] = false
+}
+
+inline end_clear()
+{
+	whose = owner_make(ROOT); lease_clear(0); whose = 0
 }
 
 inline forget()
 {
-	if
-	:: belongs == me + 1 -> belongs = 0
-	:: else
-	fi;
-	if
-	:: me != STRANGER -> alive[me] = false; lends[me] = RESERVED_NOW && lends[me]
-	:: else
-	fi
+	alive[me] = false;
+	belongs = (belongs == me + 1 -> 0 : belongs);
+	lends[me] = lends[me] && records[me] == PROXIED
 }
+
 inline mtlshm_unregister()
 {
-	step(forget());
 	if
-	:: parent -> step(writer[index] = 0); collect(owner)
+	:: parent ->
+		step(forget(); writer[me] = 0; collect_ask(owner_make(me)));
+		collect_up()
 	:: else ->
-		lease_clear(owner, 0);
-		step(control = records[index]);
-		step(free_record(index));
-		control = 0;
-		step(writer[index] = 0)
+		step(forget(); whose = owner_make(me); lease_clear(0); whose = 0);
+		step(records[me] = GONE; writer[me] = 0)
 	fi
 }
 
@@ -350,185 +374,149 @@ inline kernel_drops_locks()
 	i = 0;
 	do
 	:: i < RECORDS ->
-		if
-		:: writer[i] == me + 1 -> writer[i] = 0
-		:: else
-		fi;
+		writer[i] = (writer[i] == me + 1 -> 0 : writer[i]);
 		life_drop(i);
 		i++
 	:: else -> i = 0; break
 	od
 }
 
-/* mtlshm_sweep() with nobody else about; twice, since what goes up may free what is above. */
+/* mtlshm_sweep() with nobody else about. */
 inline sweep()
 {
-	atomic {
-		i = 0;
-		do
-		:: i < 2 * RECORDS ->
-			index = i % RECORDS;
-			if
-			:: control_state(records[index]) == LIVE && writer[index] == 0 ->
-				whose = owner_make(index, control_generation(records[index]));
-				above = parents[index];
-				if
-				:: lcore && owner_of(lcore) == whose -> lcore = lease_of(above)
-				:: else
-				fi;
-				kept = above && (parents[0] == whose && control_state(records[0]) != FREE ||
-						 parents[1] == whose && control_state(records[1]) != FREE ||
-						 parents[2] == whose && control_state(records[2]) != FREE);
-				if
-				:: !kept -> records[index] = control_after(records[index])
-				:: else
-				fi
-			:: else
-			fi;
-			i++
-		:: else -> break
-		od;
+	/* Whoever is collected is followed by those above. */
+	i = RECORDS;
+	do
+	:: i > 0 ->
+		i--;
+		whose = owner_make(i);
 		if
-		:: lcore && !segment_knows(owner_of(lcore)) -> lcore = 0
+		:: is_live(whose) && writer[i] == 0 ->
+			above = tenancy_parent(whose);
+			tenancy_has_tenants();
+			lease_clear(lease_of(above));
+			lease_free()
 		:: else
-		fi;
-		i = 0; index = 0; whose = 0; above = 0; kept = false
-	}
+		fi
+	:: else -> break
+	od;
+	lcore = (segment_knows(owner_of(lcore)) -> lcore : 0);
+	ok = false; whose = 0
 }
 
-proctype member(byte me)
+proctype root()
 {
-	byte remaining = LIVES, index, owner, parent, control, token, held, i, whose, next, above;
-	bool ok, busy, kept, gone_by_us;
+	byte me = ROOT, whose, above, i;
+	bool ok, kept, parent;
 
-	do
-	:: remaining > 0 ->
-		remaining--;
-		if
-		:: me != ROOT -> known_as[me - 1] != 0 || gone > 0 /* the one above has started, or is gone without */
-		:: else
-		fi;
-		if
-		:: me == ROOT -> mtlshm_register(0)
-		:: me != ROOT && known_as[me - 1] -> mtlshm_register(known_as[me - 1])
-		:: me != ROOT && !known_as[me - 1] -> goto left
-		fi;
-		if
-		:: me == LEAF -> mtlshm_claim(0); mtlshm_release()
-		:: else -> mtlshm_claim(1)
-		fi;
 #ifdef RESERVATION
-		if
-		:: me == ROOT ->
-			step(records[index] = control_make(owner_generation(owner), PROXIED));
-			step(writer[index] = 0);
-			goto left
-		:: else
-		fi;
+	step(records[ROOT] = PROXIED); /* instance_settle() */
+	step(writer[ROOT] = 0; alive[ROOT] = false);
+	goto left;
 #endif
 #ifdef STAYS
-		if
-		:: me == ROOT ->
-			gone == FAMILY; /* middle, leaf, stranger */
-			sweep();
-			assert(!lends[ROOT] || lcore == token_of(owner, 1))
-		:: else
-		fi;
+	gone == FAMILY;
+	atomic { sweep(); assert(lcore == token_of(owner_make(ROOT), 1)) };
 #endif
-		mtlshm_unregister();
-	left:
-		atomic { index = 0; owner = 0; parent = 0; ok = false; busy = false };
-		goto next_life;
-	died:
-		atomic {
-			forget(); kernel_drops_locks();
-			index = 0; owner = 0; parent = 0; control = 0; token = 0; held = 0; i = 0; whose = 0; next = 0; above = 0;
-			ok = false; busy = false; kept = false; gone_by_us = false
-		};
-	next_life:
-		skip
-	:: remaining == 0 -> break
-	od;
-	gone++
-}
-
-/* In its own record, the last one. */
-proctype stranger()
-{
-	byte me = STRANGER, calls = CALLS, index, owner, parent, control, token, held, i, whose, next, above;
-	bool ok, busy, kept, gone_by_us;
-
-	owner = owner_make(RECORDS - 1, 1);
-	do
-	:: calls > 0 ->
-		calls--;
-#ifdef NEWCOMER
-		index = owner; /* kept aside: a newcomer has no owner */
-		if
-		:: occupy(0); if :: ok -> step(writer[0] = 0) :: else fi
-		:: occupy(1); if :: ok -> step(writer[1] = 0) :: else fi
-		fi;
-		owner = index; index = 0; ok = false;
-#endif
-#ifdef RESERVATION
-		if
-		:: known_as[ROOT] && !ended && control_state(records[owner_index(known_as[ROOT])]) == PROXIED -> /* mtlshm_end() */
-			step(
-				ended = true;
-				records[owner_index(known_as[ROOT])] = control_after(records[owner_index(known_as[ROOT])]));
-			lease_clear(known_as[ROOT], 0)
-		:: true
-		fi;
-#endif
-		mtlshm_claim(0);
-		mtlshm_release()
-	:: calls == 0 -> break
-	od;
+	step(forget(); whose = owner_make(me); lease_clear(0); whose = 0);
+	step(records[me] = GONE; writer[me] = 0);
+	goto left;
 died:
-	skip;
+	atomic { forget(); kernel_drops_locks() };
 left:
 	gone++
 }
 
+proctype tenant(byte me)
+{
+	byte parent, held, whose, next, above, i;
+	bool ok, busy, kept, had;
+
+	atomic { started[me - 1] || gone > 0; parent = owner_make(me - 1) };
+	mtlshm_register();
+	if
+	:: me == MIDDLE -> mtlshm_claim(1)
+	:: else ->
+		mtlshm_claim(0);
+		if
+		:: mtlshm_release()
+		:: true
+		fi
+	fi;
+	mtlshm_unregister();
+	goto left;
+died:
+	atomic {
+		forget(); kernel_drops_locks();
+		held = 0; whose = 0; next = 0; above = 0; ok = false; busy = false; kept = false; had = false
+	};
+left:
+	atomic { parent = 0; ok = false; busy = false; had = false; gone++ }
+}
+
+proctype stranger()
+{
+	byte me = STRANGER, parent, held, whose, next, above, i;
+	bool ok, busy, kept, had;
+
+#ifdef NEWCOMER
+	if
+	:: occupy(ROOT)
+	:: occupy(MIDDLE)
+	fi;
+	goto left;
+#endif
+#ifdef RESERVATION
+	if
+	:: mtlshm_end()
+	:: true
+	fi;
+#endif
+#ifdef EVICT
+	mtlshm_evict();
+#endif
+	mtlshm_claim(0);
+	mtlshm_release();
+	goto left;
+died:
+	kernel_drops_locks();
+left:
+	atomic { ok = false; busy = false; gone++ }
+}
+
 proctype last()
 {
-	byte i, index, whose, above;
-	bool kept;
+	byte i, whose, above;
+	bool ok, kept;
 
 	gone == FAMILY + 1;
 	atomic {
-		i = 0;
-		do
-		:: i < RECORDS - 1 -> assert(writer[i] == 0 && readers[i] == 0); i++
-		:: else -> break
-		od;
-#ifdef RESERVATION
+		writer[STRANGER] = 0;
+		for (i : 0 .. RECORDS - 1) {
+			assert(writer[i] == 0 && readers[i] == 0)
+		}
+		sweep();
 		if
-		:: known_as[ROOT] && control_state(records[owner_index(known_as[ROOT])]) == PROXIED ->
-			records[owner_index(known_as[ROOT])] = control_after(records[owner_index(known_as[ROOT])])
+		:: is_proxied(owner_make(ROOT)) -> assert(lcore == token_of(owner_make(ROOT), 1)); end_free(); end_clear()
 		:: else
 		fi;
-#endif
-	}
-	sweep();
-	atomic {
 		assert(lcore == 0);
-		i = 0;
-		do
-		:: i < RECORDS - 1 -> assert(control_state(records[i]) == FREE); i++
-		:: else -> break
-		od
+		for (i : 0 .. RECORDS - 1) {
+			assert(control_free(i))
+		}
 	}
 }
 
 init
 {
 	atomic {
-		records[RECORDS - 1] = control_make(1, LIVE);
-		writer[RECORDS - 1] = STRANGER + 1;
-		run member(ROOT);
-		run member(MIDDLE);
-		run member(LEAF);
+		records[STRANGER] = LIVE; writer[STRANGER] = STRANGER + 1;
+		records[ROOT] = LIVE; writer[ROOT] = ROOT + 1;
+		lcore = token_of(owner_make(ROOT), 1);
+		alive[ROOT] = true; started[ROOT] = true; lends[ROOT] = true;
+		run root();
+		run tenant(MIDDLE);
+		run tenant(LEAF);
 		run stranger();
 		run last()
 	}

@@ -45,9 +45,16 @@ SEARCHES: dict[str, list[Search]] = {
         Search({"LOOKS": 2, "DEATHS": 1}),
         Search({"LOOKS": 1, "DEATHS": 1, "CTL_TOO": None}),
     ],
+    "tenancy": [
+        Search({"DEATHS": 2}),
+        Search({"DEATHS": 1, "EVICT": None}),
+        Search({"DEATHS": 3, "STAYS": None, "EVICT": None}),
+        Search({"DEATHS": 2, "RESERVATION": None}),
+        Search({"DEATHS": 2, "NEWCOMER": None}),
+    ],
 }
 
-LEASE, SEMAPHORE, SEGMENT, TRANSFER = (f"{name}.pml" for name in SEARCHES)
+LEASE, SEMAPHORE, SEGMENT, TRANSFER, TENANCY = (f"{name}.pml" for name in SEARCHES)
 
 MUTANTS = {
     "lease-claims-by-load-and-store": Plant(
@@ -228,5 +235,73 @@ MUTANTS = {
         TRANSFER,
         "ok = is_process(legacy[i]) && alive[number(legacy[i])]);",
         "ok = is_process(legacy[i]));",
+    ),
+    "tenancy-claims-from-the-dead": Plant(
+        "a claim takes what a dead tenant has, instead of giving it to the parent first",
+        TENANCY,
+        "!segment_knows(owner_of(word))))\n",
+        "(!segment_knows(owner_of(word)) || writer[owner_index(owner_of(word))] == 0)))\n",
+    ),
+    "tenancy-releases-by-store": Plant(
+        "a release does not look whether the lcore is still its own",
+        TENANCY,
+        "			:: lcore == token_of(owner_make(me), 0) -> lcore = lease_of(parent)\n",
+        "			:: true -> lcore = lease_of(parent)\n",
+    ),
+    "tenancy-releases-to-anybody": Plant(
+        "what a tenant gives back is free",
+        TENANCY,
+        "			:: lcore == token_of(owner_make(me), 0) -> lcore = lease_of(parent)\n",
+        "			:: lcore == token_of(owner_make(me), 0) -> lcore = 0\n",
+    ),
+    "tenancy-evicts-to-anybody": Plant(
+        "what an operator takes from a tenant is free",
+        TENANCY,
+        "			:: lcore == held -> lcore = lease_of(above); belongs",
+        "			:: lcore == held -> lcore = 0; belongs",
+    ),
+    "tenancy-registers-without-a-second-look": Plant(
+        "a tenant does not look again whether its parent lives once it is LIVE itself",
+        TENANCY,
+        "	step(ok = is_proxied(owner_make(me - 1)) || writer[me - 1] != 0); /* tenancy_admits(): life_held() */\n"
+        "	step(\n		ok = ok && segment_knows(owner_make(me - 1));\n",
+        "	step(\n",
+    ),
+    "tenancy-looks-for-tenants-too-late": Plant(
+        "a collector looks for tenants after it has cleared words",
+        TENANCY,
+        "		step(tenancy_has_tenants());\n		step(lease_clear(lease_of(above)));\n",
+        "		step(lease_clear(lease_of(above)));\n		step(tenancy_has_tenants());\n",
+    ),
+    "tenancy-collects-reservations": Plant(
+        "a collector takes every record for dead that is not FREE and has no life lock",
+        TENANCY,
+        "		ok = is_live(whose);\n		if\n		:: !ok -> drop_if",
+        "		ok = segment_knows(whose);\n		if\n		:: !ok -> drop_if",
+    ),
+    "tenancy-unregisters-at-once": Plant(
+        "a tenant frees its record without looking for tenants of its own",
+        TENANCY,
+        "		step(forget(); writer[me] = 0; collect_ask(owner_make(me)));\n		collect_up()\n",
+        "		step(forget(); whose = owner_make(me); lease_clear(lease_of(parent)); whose = 0);\n"
+        "		step(records[me] = GONE; writer[me] = 0)\n",
+    ),
+    "tenancy-keeps-nothing": Plant(
+        "a collector frees the record of a tenant that has tenants",
+        TENANCY,
+        "	ok = !kept && is_live(whose);\n",
+        "	ok = is_live(whose);\n",
+    ),
+    "tenancy-overwrites-the-kept": Plant(
+        "a newcomer does not look whether the record that it found is free now",
+        TENANCY,
+        "			ok = control_free(index);\n",
+        "			ok = true;\n",
+    ),
+    "tenancy-clears-before-the-end": Plant(
+        "who ends a reservation clears its words before its record is free",
+        TENANCY,
+        "if :: ok -> end_free() :: else fi);\n	if\n	:: ok -> step_of(true, ok = false; end_clear())\n",
+        "if :: ok -> end_clear() :: else fi);\n	if\n	:: ok -> step_of(true, ok = false; end_free())\n",
     ),
 }
