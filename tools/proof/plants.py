@@ -165,6 +165,56 @@ CORE = {
         "			segment_count(&host->segment->header.takeovers, 1);\n			return 1;",
         "			segment_count(&host->segment->header.takeovers, 1);\n			return 0;",
     ),
+    "releases-to-anybody": Plant(
+        "what a tenant gives back is free, and not its parent's",
+        "lease.c",
+        "	if (unlikely(!give_back(slot(me->host, lcore), &token, me->lease))) {\n",
+        "	if (unlikely(!give_back(slot(me->host, lcore), &token, 0))) {\n",
+    ),
+    "rolls-back-to-anybody": Plant(
+        "what a tenant's claim of several gives back when it is refused the rest is free, and not its parent's",
+        "claim_many.c",
+        "				give_back(slot(host, lcores[i]), &held, lease);\n",
+        "				give_back(slot(host, lcores[i]), &held, 0);\n",
+    ),
+    "clears-to-anybody": Plant(
+        "what a dead tenant had is free, and not its parent's",
+        "lease.c",
+        "	*cleared = lease_clear(host, owner, lease_of(parent));\n",
+        "	*cleared = lease_clear(host, owner, 0);\n",
+    ),
+    "keeps-no-parent": Plant(
+        "a collector frees the record of a tenant that has tenants",
+        "lease.c",
+        "	if (kept || !__atomic_compare",
+        "	if (!__atomic_compare",
+    ),
+    "registers-under-the-dead": Plant(
+        "a tenant does not look again whether its parent lives once it is LIVE itself",
+        "instance.c",
+        "		rc = tenancy_admits(me->host, life, entry->parent);\n",
+        "		rc = tenancy_admits(me->host, NULL, entry->parent);\n",
+    ),
+    "leaves-without-a-look": Plant(
+        "a tenant frees its record without looking for tenants of its own",
+        "instance.c",
+        "	if (me->lease)\n		leave_lease(me, owner);\n",
+        "	if (0)\n		leave_lease(me, owner);\n",
+    ),
+    "clears-before-the-end": Plant(
+        "who ends a reservation clears its words before its record is free",
+        "reservation.c",
+        "	if (!segment_proxied(host, owner) ||\n	    __atomic_load_n(&segment_record(host, owner)->kind",
+        "	lease_clear(host, owner_of(owner), 0);\n"
+        "	if (!segment_proxied(host, owner) ||\n	    __atomic_load_n(&segment_record(host, owner)->kind",
+    ),
+    "reserves-one-by-one": Plant(
+        "a reservation is one before it has its lcores",
+        "reservation.c",
+        "	lease.type = MTLSHM_LCORE_LEASE;\n",
+        "	lease.type = MTLSHM_LCORE_LEASE;\n	__atomic_store_n(&segment_record(host, mtlshm_owner(made))->control,\n"
+        "			 control_make(owner_generation(mtlshm_owner(made)), MTLSHM_PROXIED), __ATOMIC_SEQ_CST);\n",
+    ),
     "named-before-it-is-filled": Plant(
         "the segment gets its name before its header",
         "segment.c",

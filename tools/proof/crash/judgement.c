@@ -17,7 +17,9 @@ void look_at_table(const struct mtlshm_segment *start)
 
 		EXPECT(!world.bystander.has[i] || owner == world.bystander.owner, "lcore %u was taken from the living",
 		       i);
-		EXPECT(!owner || known(owner), "lcore %u is %#lx's, who is unknown", i, (unsigned long)owner);
+		EXPECT(!lent(i) || descends(owner, world.bystander.owner),
+		       "lcore %u, which a living parent lends, is %#lx's", i, (unsigned long)owner);
+		EXPECT(!owner || known(owner) || owner == world.victim->reservation, "lcore %u is %#lx's, who is unknown", i, (unsigned long)owner);
 	}
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
 		if (control_of(i) != start->instances[i].control && state_of(i) == MTLSHM_LIVE)
@@ -45,7 +47,7 @@ void judge(void)
 			rightful = owner;
 		}
 	}
-	EXPECT(!victim->refused || world.rival.had[victim->refused],
+	EXPECT(!victim->refused || lent(victim->refused) || world.rival.had[victim->refused],
 	       "refused lcore %u, which nobody alive has had", victim->refused);
 	EXPECT(!victim->owner || victim->owner != world.rival.owner, "the rival and the victim are the same instance");
 	EXPECT(holder == rightful || (!rightful && !is_among_living(holder)),
@@ -53,6 +55,10 @@ void judge(void)
 	for (uint32_t i = 0; i < LCORES; i++) {
 		uint64_t word = owner_in(segment->lcores[i].owner), owner = i == 4 ? world.proxied : 0;
 
+		EXPECT(!lent(i) || world.rival.parent || !world.rival.has[i],
+		       "lcore %u, which a living parent lends, was granted to a stranger", i);
+		if (victim->reserved[i])
+			owner = victim->reservation;
 		if (i == 4 && victim->has[4])
 			owner = victim->proxy;
 		else
@@ -64,6 +70,9 @@ void judge(void)
 			}
 		if (owner)
 			EXPECT(word == owner, "lcore %u is %#lx's, but %#lx's in the table", i, (unsigned long)owner,
+			       (unsigned long)word);
+		else if (lent(i))
+			EXPECT(descends(word, world.bystander.owner), "lcore %u, which a living parent lends, is %#lx's", i,
 			       (unsigned long)word);
 		else
 			EXPECT(!is_among_living(word), "lcore %u is a living instance's, which does not know", i);

@@ -40,7 +40,7 @@ static void try_claims(void)
 		bool alive = word && known(owner_in(word)) && state_of(index_in(word)) == MTLSHM_PROXIED;
 		int rc = mtlshm_claim(world.bystander.instance, i, MTLSHM_LCORE_TAP);
 
-		if (world.bystander.has[i])
+		if (world.bystander.has[i] || lent(i))
 			EXPECT(rc == -EALREADY, "claim of my own lcore %u: %d", i, rc);
 		else
 			EXPECT(rc == (alive ? -EBUSY : 0), "claim of lcore %u, where %#lx was: %d", i,
@@ -50,13 +50,15 @@ static void try_claims(void)
 	}
 }
 
+enum { NEWCOMERS = 6 }; /* as many as records may be free before the victim's */
+
 /* Records can be had again, and come empty. */
 static void try_records(void)
 {
-	struct mind newcomers[4] = {0};
+	struct mind newcomers[NEWCOMERS] = {0};
 	bool reused = !world.victim->owner || known(world.victim->owner);
 
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < NEWCOMERS; i++) {
 		struct mind *one = &newcomers[i];
 
 		enter(one);
@@ -67,24 +69,26 @@ static void try_records(void)
 		if (world.kind & ALMOST_FULL && i == 1)
 			break;
 	}
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < NEWCOMERS; i++)
 		mtlshm_instance_free(newcomers[i].instance);
 	EXPECT(reused, "record %u is not used again", index_in(world.victim->owner));
 }
 
 static void try_collect(void)
 {
-	uint64_t owners[2] = {world.dead, world.victim->owner};
+	uint64_t owners[4] = {world.dead, world.victim->owner, world.middle, world.leaf};
+	bool kept;
 
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 4; i++) {
 		bool was_known = known(owners[i]) && state_of(index_in(owners[i])) == MTLSHM_LIVE;
 		int held = (int)lcores_of(owners[i]), rc;
 
 		if (!was_known)
 			continue;
 		rc = mtlshm_collect(world.host, owners[i]);
+		kept = has_tenants(owners[i]);
 		EXPECT(rc == held, "collect of the dead, who had %d lcores: %d", held, rc);
-		EXPECT(!lcores_of(owners[i]) && !known(owners[i]), "collected, but not gone");
+		EXPECT(!lcores_of(owners[i]) && known(owners[i]) == kept, "collected, but not gone");
 	}
 }
 
@@ -93,6 +97,18 @@ void try_sweep(void)
 	int rc = mtlshm_sweep(world.host);
 
 	EXPECT(rc >= 0, "sweep: %d", rc);
+}
+
+/* Made or not yet ended when the victim was killed: it is there, and whole. */
+static void end_reservation(uint64_t owner)
+{
+	struct mtlshm_reserved found = {0};
+
+	EXPECT(!mtlshm_reservation(world.host, RESERVED_KEY, &found) && found.owner == owner,
+	       "a reservation is not found by its key");
+	EXPECT(found.count == RESERVED_COUNT && lcores_of(owner) == RESERVED_COUNT, "a reservation has %u lcores",
+	       lcores_of(owner));
+	EXPECT(!mtlshm_end(world.host, owner), "a reservation cannot be ended");
 }
 
 /* What the next daemon does with a proxied instance that the victim made. */
@@ -107,6 +123,10 @@ static void serve_as_daemon(void)
 
 		if (world.before.instances[index].control == control_of(index))
 			continue;
+		if (segment->instances[index].kind == MTLSHM_KIND_RESERVATION) {
+			end_reservation(owners[i]);
+			continue;
+		}
 		EXPECT(!mtlshm_adopt(&proxy, world.host, owners[i]), "a proxied instance cannot be adopted");
 		EXPECT(!mtlshm_unregister(proxy), "nor ended");
 		mtlshm_instance_free(proxy);
@@ -122,8 +142,11 @@ static void inspect_remains(void)
 	       "the header was changed");
 	for (uint32_t i = 0; i < MTLSHM_LCORES; i++) {
 		uint64_t owner = owner_in(segment->lcores[i].owner);
-		uint64_t rightful = i < LCORES && world.bystander.has[i] ? world.bystander.owner :
+		uint64_t rightful = i < LCORES && (world.bystander.has[i] || lent(i)) ? world.bystander.owner :
 				    i == 4 ? world.proxied : 0;
+
+		EXPECT(!lent(i) || segment->lcores[i].owner == (owner | MTLSHM_LCORE_LEASE),
+		       "lcore %u is left with %#lx, and not for tenants", i, (unsigned long)segment->lcores[i].owner);
 
 		if (i == 4 && world.victim->proxy && !owner) /* handed over to a proxied instance that is ended */
 			continue;

@@ -17,6 +17,7 @@ void meddle(unsigned int variant)
 
 	if (variant & 16)
 		try_sweep();
+	rival->parent = world.kind & FAMILY && variant & 64 ? world.bystander.owner : 0;
 	enter(rival);
 	EXPECT(!rival->rc, "the rival cannot register: %d", rival->rc);
 	if (rival->rc)

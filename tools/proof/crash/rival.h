@@ -7,7 +7,8 @@
 #define RIVAL_H
 
 /* Comes, and bit by bit of the variant: sweeps (before, so that it gets a dead one's record, or after); claims all
- * there is, or a few, or none; gives half of it back; keeps the semaphore. */
+ * there is, or a few, or none; gives half of it back; keeps the semaphore; in a family, is a tenant of
+ * the bystander. */
 void meddle(unsigned int variant);
 
 /* It makes the segment: both shall have the same. */

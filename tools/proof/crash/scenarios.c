@@ -2,6 +2,7 @@
 #include "scenario.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -157,6 +158,115 @@ static void hand_over(struct mind *me)
 	me->has[4] = !me->rc;
 }
 
+static void become_tenant(struct mind *me)
+{
+	me->parent = world.bystander.owner;
+	must_become(me);
+}
+
+static void become_tenant_with_lcores(struct mind *me)
+{
+	become_tenant(me);
+	take(me, LENT);
+	take(me, LENT + 2); /* was the dead leaf's */
+	NEEDED(!me->rc);
+}
+
+static void claim_two(struct mind *me)
+{
+	claim_many(me, 2);
+}
+
+static void become_versed_tenant(struct mind *me)
+{
+	become_tenant(me);
+	claim_two(me);
+	release_all(me);
+	NEEDED(me->rc == 2);
+}
+
+/* And a tenant of its own has died. */
+static void become_parent(struct mind *me)
+{
+	struct mind child = {0};
+	pid_t pid;
+
+	become_tenant(me);
+	NEEDED(!mtlshm_claim(me->instance, LENT, MTLSHM_LCORE_LEASE));
+	child.parent = me->owner;
+	pid = fork();
+	if (!pid) {
+		enter(&child);
+		NEEDED(!child.rc && !mtlshm_claim(child.instance, LENT, MTLSHM_LCORE_APP));
+		kill(getpid(), SIGKILL);
+	}
+	await_death(pid);
+}
+
+static void register_as_tenant(struct mind *me)
+{
+	me->parent = world.bystander.owner;
+	enter(me);
+}
+
+static void register_under_the_dead(struct mind *me)
+{
+	me->parent = world.middle;
+	enter(me);
+}
+
+static void claim_lent(struct mind *me)
+{
+	take(me, LENT);
+}
+
+static void claim_lent_to_the_dead(struct mind *me)
+{
+	take(me, LENT + 2);
+}
+
+static void release_lent(struct mind *me)
+{
+	me->has[LENT] = false;
+	me->rc = mtlshm_release(me->instance, LENT);
+}
+
+static void collect_leaf(struct mind *me)
+{
+	me->rc = mtlshm_collect(world.host, world.leaf);
+}
+
+static void collect_middle(struct mind *me)
+{
+	me->rc = mtlshm_collect(world.host, world.middle);
+}
+
+static void reserve(struct mind *me)
+{
+	const struct mtlshm_want want = {.count = RESERVED_COUNT, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1};
+	static struct mtlshm_reserved made;
+
+	me->rc = mtlshm_reserve(world.host, RESERVED_KEY, NULL, &want, &world.all, &made);
+	for (uint32_t i = 0; !me->rc && i < made.count; i++)
+		me->reserved[made.lcores[i]] = true;
+	me->reservation = me->rc ? 0 : made.owner;
+}
+
+/* Knows the machine. */
+static void become_versed_nobody(struct mind *me)
+{
+	reserve(me);
+	NEEDED(!me->rc && !mtlshm_end(world.host, me->reservation));
+	me->reservation = 0;
+	memset(me->reserved, 0, sizeof(me->reserved));
+}
+
+static void end_reserved(struct mind *me)
+{
+	memset(me->reserved, 0, sizeof(me->reserved));
+	me->rc = mtlshm_end(world.host, me->reservation);
+}
+
 static void open_it(struct mind *me)
 {
 	me->rc = mtlshm_open(&world.host, world.path, MTLSHM_CREATE, world.sysfs);
@@ -192,6 +302,21 @@ const struct scenario scenarios[] = {
 	{"unlock", USUAL, become_holder, unlock, 0, {0}, false, meddle, judge},
 	{"register_proxy", USUAL, must_become, make_proxy, 0, {0}, false, meddle, judge},
 	{"take", USUAL, become_daemon, hand_over, 0, {0}, false, meddle, judge},
+	{"tenant_register", FAMILY, NULL, register_as_tenant, 0, {0}, false, meddle, judge},
+	{"tenant_register_under_the_dead", FAMILY, NULL, register_under_the_dead, -ESRCH, {0}, false, meddle, judge},
+	{"tenant_claim", FAMILY, become_tenant, claim_lent, 0, {-EBUSY}, false, meddle, judge},
+	{"tenant_claim_from_the_dead", FAMILY, become_tenant, claim_lent_to_the_dead, 0, {-EBUSY}, false, meddle, judge},
+	{"tenant_claim_many", FAMILY, become_versed_tenant, claim_two, 0, {-EBUSY, -ETIMEDOUT}, false, meddle, judge},
+	{"tenant_release", FAMILY, become_tenant_with_lcores, release_lent, 0, {0}, false, meddle, judge},
+	{"tenant_release_all", FAMILY, become_tenant_with_lcores, release_all, 2, {0}, false, meddle, judge},
+	{"tenant_unregister", FAMILY, become_tenant_with_lcores, leave, 0, {0}, false, meddle, judge},
+	{"parent_unregister", FAMILY, become_parent, leave, 0, {0}, false, meddle, judge},
+	{"stranger_claims_what_is_lent", FAMILY, must_become, claim_lent_to_the_dead, -EBUSY, {0}, false, meddle, judge},
+	{"collect_tenant", FAMILY, must_become, collect_leaf, 1, {-ESRCH}, false, meddle, judge},
+	{"collect_parent", FAMILY, must_become, collect_middle, 1, {-ESRCH}, false, meddle, judge},
+	{"sweep_family", FAMILY, must_become, sweep, 3, {0}, false, meddle, judge},
+	{"reserve", USUAL, become_versed_nobody, reserve, 0, {-EBUSY, -ETIMEDOUT}, false, meddle, judge},
+	{"end", USUAL, reserve, end_reserved, 0, {0}, false, meddle, judge},
 	{"open", NO_SEGMENT, NULL, open_it, 0, {0}, false, open_as_well, judge_opened},
 	{"open_the_retired", RETIRED, NULL, open_it, 0, {0}, true, spare_meanwhile, judge_opened},
 	{"retire", NOBODY, NULL, remove_it, 0, {-EBUSY}, false, register_meanwhile, judge_removed},

@@ -38,6 +38,24 @@ bool known(uint64_t owner)
 	       state_of(index) != MTLSHM_FREE;
 }
 
+bool descends(uint64_t owner, uint64_t ancestor)
+{
+	for (int depth = 0; depth < MTLSHM_DEPTH && known(owner); depth++) {
+		if (owner == ancestor)
+			return true;
+		owner = segment->instances[index_in(owner)].parent;
+	}
+	return false;
+}
+
+bool has_tenants(uint64_t owner)
+{
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
+		if (state_of(i) != MTLSHM_FREE && segment->instances[i].parent == owner)
+			return true;
+	return false;
+}
+
 uint32_t lcores_of(uint64_t owner)
 {
 	uint32_t count = 0;

@@ -48,6 +48,12 @@ uint64_t owner_of_record(uint32_t index);
 /* Does the record of this owner say so? */
 bool known(uint64_t owner);
 
+/* Is it the ancestor's, or that of a tenant of its, or of that one's, and so on? */
+bool descends(uint64_t owner, uint64_t ancestor);
+
+/* Does a record that is known name it as parent? */
+bool has_tenants(uint64_t owner);
+
 /* How many lcores are this owner's. */
 uint32_t lcores_of(uint64_t owner);
 

@@ -18,9 +18,15 @@ bool about_the_file(void)
 	return world.kind & (NOBODY | NO_SEGMENT | RETIRED);
 }
 
+bool lent(uint32_t lcore)
+{
+	return world.kind & FAMILY && lcore >= LENT && lcore < LENT + LENT_COUNT;
+}
+
 void enter(struct mind *who)
 {
-	const struct mtlshm_identity identity = {.cpus = &world.all};
+	const struct mtlshm_identity identity = {
+		.cpus = &world.all, .parent = who->parent ? who->parent : MTLSHM_NO_PARENT};
 
 	who->rc = mtlshm_register(&who->instance, world.host, &identity);
 	who->owner = who->rc ? 0 : mtlshm_owner(who->instance);
@@ -54,6 +60,32 @@ void die_holding(uint32_t first, uint32_t second, bool semaphore)
 		kill(getpid(), SIGKILL);
 	}
 	await_death(pid);
+}
+
+/* Both die before anybody looks at either. */
+static void family_dies(void)
+{
+	struct mind middle = {.parent = world.bystander.owner}, leaf = {0};
+	pid_t pid = fork(), child;
+
+	if (!pid) {
+		enter(&middle);
+		NEEDED(!middle.rc && !mtlshm_claim(middle.instance, LENT + 1, MTLSHM_LCORE_LEASE) &&
+		       !mtlshm_claim(middle.instance, LENT + 2, MTLSHM_LCORE_LEASE));
+		child = fork();
+		if (!child) {
+			leaf.parent = middle.owner;
+			enter(&leaf);
+			NEEDED(!leaf.rc && !mtlshm_claim(leaf.instance, LENT + 2, MTLSHM_LCORE_APP));
+			kill(getpid(), SIGKILL);
+		}
+		await_death(child);
+		kill(getpid(), SIGKILL);
+	}
+	await_death(pid);
+	world.middle = owner_of_record(4);
+	world.leaf = owner_of_record(5);
+	NEEDED(known(world.middle) && known(world.leaf) && lcores_of(world.middle) == 1 && lcores_of(world.leaf) == 1);
 }
 
 uint64_t add_proxy(struct mtlshm_instance **result)
@@ -91,6 +123,11 @@ void make_world(enum world_kind kind, const char *path, const char *sysfs)
 	die_holding(6, 7, false);
 	NEEDED(lcores_of(world.dead) == 2 && known(world.dead) && !locked(1, F_WRLCK) &&
 	       lcores_of(owner_of_record(3)) == 2);
+	if (kind & FAMILY) {
+		for (uint32_t i = 0; i < LENT_COUNT; i++)
+			NEEDED(!mtlshm_claim(world.bystander.instance, LENT + i, MTLSHM_LCORE_LEASE));
+		family_dies();
+	}
 	if (kind & ALMOST_FULL)
 		for (uint32_t i = 4; i < MTLSHM_INSTANCES; i++)
 			add_proxy(&proxy);

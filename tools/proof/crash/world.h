@@ -7,6 +7,11 @@
  *   proxied    record 2: has lcore 4
  *   dead, too  record 3: had lcores 6 and 7
  *
+ * And in a FAMILY, where the bystander lends lcores 11 to 13 to its tenants:
+ *
+ *   middle     record 4: a tenant of the bystander, had 12 and 13 for tenants of its own
+ *   leaf       record 5: a tenant of middle, had 13; the two were killed together
+ *
  * It is restored from a copy before each victim. Of the dead and the proxied nothing is left but what they wrote, so
  * that copy is all there is to restore; what the bystander and a rival have besides, their life locks, outlasts it or
  * is given back.
@@ -23,7 +28,12 @@
 enum {
 	LCORES = 16, /* the machine's; the table has 128 */
 	TARGET = 8,  /* what the victim deals in: 8, 9, 10 */
+	LENT = 11,   /* what the bystander lends: 11, 12, 13 */
+	LENT_COUNT = 3,
+	RESERVED_COUNT = 2,
 };
+
+#define RESERVED_KEY "crash"
 
 enum world_kind {
 	USUAL = 0,
@@ -33,6 +43,7 @@ enum world_kind {
 	NOBODY = 8,             /* an empty segment */
 	NO_SEGMENT = 16,
 	RETIRED = 32,           /* an empty segment, which somebody is about to remove */
+	FAMILY = 64,
 };
 
 /* What a process has been told is its own. It stops believing so before it gives back. */
@@ -40,7 +51,10 @@ struct mind {
 	struct mtlshm_instance *instance; /* good in that process only */
 	int rc;
 	uint64_t owner; /* 0: not registered */
+	uint64_t parent;      /* to be, when it registers; 0: none */
 	uint64_t proxy;
+	uint64_t reservation; /* made, or about to be ended, */
+	bool reserved[LCORES]; /* and what it was told is in it */
 	bool semaphore;
 	bool has[LCORES];
 	bool had[LCORES];
@@ -54,7 +68,7 @@ struct world {
 	struct mtlshm_cpuset all;
 	struct mtlshm_host *host;
 	struct mind bystander, rival, *victim; /* the victim's is shared with it */
-	uint64_t dead, proxied;                /* owners */
+	uint64_t dead, proxied, middle, leaf;  /* owners */
 	struct mtlshm_segment before;          /* the table as a victim finds it */
 };
 
@@ -68,6 +82,9 @@ void restore_world(void);
 /* Is it about the segment's file, and is nobody there? */
 bool about_the_file(void);
 
+/* Is that lcore one that the bystander lends? */
+bool lent(uint32_t lcore);
+
 /* Have the segment that the path names now, or make it; lets go of one that we retired. */
 void reopen(void);
 
@@ -75,7 +92,7 @@ void reopen(void);
 void enter(struct mind *who);
 void take(struct mind *who, uint32_t lcore);
 
-/* A proxied instance; returns its owner. */
+/* A proxied instance, of a kind that gives up lcores to others; returns its owner. */
 uint64_t add_proxy(struct mtlshm_instance **result);
 
 /* Somebody comes, has the two lcores and, if so, the semaphore, and is killed. */
