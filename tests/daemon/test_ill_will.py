@@ -454,7 +454,7 @@ def test_no_name_forges_a_line_of_the_log(legacy_place: dict[str, str], tmp_path
         assert liar.stdout
         liar.stdout.readline()
         pidfd = os.pidfd_open(liar.pid)
-        who = process.identify(pidfd, liar.pid, 0, "host")
+        who = process.identify(pidfd, liar.pid, 0, "host", 0)
         os.close(pidfd)
         liar.communicate(b"\n")
     assert who.comm.startswith("x\N{REPLACEMENT CHARACTER}2026")
