@@ -116,8 +116,10 @@ class Reaper:
         self._next_look = self._loop.call_later(_LOOKS[step], self._look, step + 1)
 
     def _look(self, step: int = len(_LOOKS)) -> None:
-        """Collect whoever is dead, whatever we know of it, and bring our list up to date."""
-        self._next_look = None
+        """Collect whoever is dead, whatever we know of it, and bring our list up to date.
+
+        One that is due later stays due, and known to close().
+        """
         if step < len(_LOOKS):
             self._look_later(step)
         try:

@@ -302,3 +302,15 @@ def test_a_segment_gone_from_its_place_is_reported_and_ends_it(
         Path(f"{segment}-moved").unlink(missing_ok=True)
     assert "retired or replaced" in server.log()
     assert holder.release(5) == 0
+
+
+def test_a_look_that_is_due_does_not_outlive_the_daemons_segment(daemon: StartDaemon, segment: str) -> None:
+    server = daemon()
+    os.kill(server.pid, signal.SIGSTOP)  # for it to hear of both at once
+    try:
+        os.close(os.open(segment, os.O_RDWR))
+        os.unlink(segment)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert server.wait() == 1
+    assert "Traceback" not in server.log()

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from lab.processes import DEADLINE, eventually, held
+from lab.processes import DEADLINE, eventually, held, look
 from lab.refusals import refusal
 from mtlshm import wire
 from mtlshm.manager_client import Manager
@@ -97,15 +97,20 @@ def test_orphans_are_adopted_once_descriptors_are_free(daemon, manager_socket, s
     used = len(os.listdir(f"/proc/{server.pid}/fd"))
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
     code = "import sys\nfrom mtlshm.manager_client import Manager\n"
-    code += "c = Manager(sys.argv[1]); c.register(); c.get_lcore(int(sys.argv[2]))"
+    code += "c = Manager(sys.argv[1]); c.register()"
     clients = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()", manager_socket, str(n)],
+            [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()", manager_socket],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        for n in range(8)
+        for _ in range(8)
     ]
+
+    def registered() -> set[int]:
+        present = {each.pid for each in look(segment).instances}
+        return {number for number, each in enumerate(clients) if each.pid in present}
+
     try:
         assert [each.stdout.readline() for each in clients] == [b"\n"] * 8
         server.kill()
@@ -113,14 +118,14 @@ def test_orphans_are_adopted_once_descriptors_are_free(daemon, manager_socket, s
             dead.kill()
             dead.wait(DEADLINE)
         server = daemon(prefix=("prlimit", f"--nofile={used + 2 + room}:{limits[1]}"))
-        eventually(lambda: held(segment) == {0, 1, 2, 3, 6, 7})
+        eventually(lambda: registered() == {0, 1, 2, 3, 6, 7})
         for dead in clients[:2]:
             dead.kill()
-        eventually(lambda: held(segment) == {2, 3, 6, 7})
+        eventually(lambda: registered() == {2, 3, 6, 7})
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
         for dead in clients[2:4]:
             dead.kill()
-        eventually(lambda: held(segment) == {6, 7})
+        eventually(lambda: registered() == {6, 7})
         with Manager(manager_socket, timeout=DEADLINE) as manager:
             manager.register()
     finally:
@@ -129,7 +134,7 @@ def test_orphans_are_adopted_once_descriptors_are_free(daemon, manager_socket, s
             each.wait(DEADLINE)
             each.stdin.close()
             each.stdout.close()
-    eventually(lambda: held(segment) == set())
+    eventually(lambda: registered() == set())
 
 
 def test_every_request_is_answered_without_free_descriptors(daemon, manager_socket):
