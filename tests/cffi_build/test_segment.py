@@ -266,6 +266,9 @@ def test_a_container_with_a_boot_id_of_its_own_shares_the_segment(puppet: Start,
     assert outside.claim(4) == -EBUSY
 
 
+@pytest.mark.skipif(
+    "-fsanitize=address" in os.environ.get("CFLAGS", ""), reason="AddressSanitizer lets mlockall(2) do nothing"
+)
 def test_a_process_that_may_lock_no_more_memory_is_told_that(puppet: Start, segment: str) -> None:
     """Told that the segment is stale, it would remove it."""
     Host(segment).close()
