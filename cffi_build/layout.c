@@ -28,6 +28,7 @@
 
 #include "assertion.h"
 #include "failure.h"
+#include "nap.h"
 #include "token.h"
 
 const char layout_magic[8] = "MTLSHM\r\n";
@@ -62,6 +63,9 @@ uint64_t layout_fingerprint(void)
 		hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
 	return hash;
 }
+
+/* How long to sleep when it is somebody else's turn to remove the file. */
+#define BURIAL_NAP_NS 1000000
 
 /* More records than any layout will have, and larger ones: what says more is no header. */
 #define MOST_RECORDS 4096
@@ -136,8 +140,12 @@ static int remove_it(const struct life *life, const char *path, uint32_t *versio
 		return failure("read", path);
 	if (lstat(path, &named) || mine.st_dev != named.st_dev || mine.st_ino != named.st_ino)
 		return 0; /* somebody else was faster */
-	if (memcmp(header.magic, layout_magic, sizeof(layout_magic)) || header.fingerprint == layout_fingerprint())
+	if (memcmp(header.magic, layout_magic, sizeof(layout_magic)))
 		return LAYOUT_IN_USE; /* it has become something else */
+	/* Since the caller looked, somebody else has removed that one and made ours. (Once this counted as in use, and of
+	 * twenty that came at once some were turned away.) */
+	if (header.fingerprint == layout_fingerprint())
+		return 0;
 	rc = in_use(life, &header);
 	if (!rc)
 		rc = mark(life, path, MTLSHM_RETIRED);
@@ -157,6 +165,7 @@ static int remove_it(const struct life *life, const char *path, uint32_t *versio
 int layout_replace(const char *path, uint32_t *version)
 {
 	struct life life;
+	bool taken = false;
 	int rc;
 
 	*version = 0;
@@ -166,8 +175,14 @@ int layout_replace(const char *path, uint32_t *version)
 		rc = errno == ENOENT ? 0 : LAYOUT_IN_USE; /* not ours to remove */
 	} else {
 		rc = life_take(&life, MTLSHM_BURIAL_BYTE);
-		rc = rc ? rc < 0 ? rc : LAYOUT_IN_USE : remove_it(&life, path, version);
+		taken = rc == LIFE_TAKEN;
+		if (!rc)
+			rc = remove_it(&life, path, version);
 	}
 	life_leave(&life);
+	if (taken) { /* the holder lives, and is removing it */
+		nap(BURIAL_NAP_NS);
+		rc = 0;
+	}
 	return rc;
 }
