@@ -8,7 +8,6 @@ libmtl adds a main lcore of its own, which is lcore 0: N workers need N lcores, 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
@@ -97,6 +96,8 @@ def one_of(**options: object) -> None:
 
 def _node_of(host: Host, device: str) -> int | None:
     """The NUMA node of a network device, by any of its names; None, and a word about it, if that is of no help."""
+    import asyncio
+
     from mtlshm.net import links
 
     try:
