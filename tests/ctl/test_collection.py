@@ -110,8 +110,8 @@ def test_gc_gives_what_a_dead_parent_had_to_its_own_and_keeps_its_record_for_its
         data = json.loads(ctl("status", "--json").stdout)
         states = {info["pid"]: info["state"] for info in data["instances"]}
         assert states == {root.pid: "alive", middle.pid: "kept", leaf.pid: "alive"}
-        lcores = [(lcore["pid"], lcore["type"]) for lcore in data["lcores"]]
-        assert lcores == [(leaf.pid, "sch"), (root.pid, "lease")]
+        lcores = [(lcore["pid"], lcore["type"], lcore["lease"]) for lcore in data["lcores"]]
+        assert lcores == [(leaf.pid, "sch", False), (root.pid, "app", True)]
     assert [
         line for line in ctl("status").stdout.splitlines() if str(middle.pid) in line and line.split()[-1:] == ["kept"]
     ]
