@@ -40,10 +40,11 @@ from mtlshm.net.flow import FlowSpec
 from mtlshm.net.gate import Gate
 from mtlshm.net.ledger import Ledger, LedgerOwner, Owner, QueueNumber, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
+from mtlshm.net.opener import Opener
 from mtlshm.net.tool import Tools
 from mtlshm.net.umem import Memories
 from mtlshm.net.xdp import Loader, in_the_way
-from mtlshm.net.xsk import Layout, XskSocket, open_elsewhere
+from mtlshm.net.xsk import Layout, XskSocket
 from mtlshm.wire import Type
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Interfaces:
         self._way = way
         self._umem_limit = umem_limit
         self._memories = Memories()
+        self._opener = Opener()
         self._loop = asyncio.get_running_loop()
         self._owners: dict[tuple[int, ...], LedgerOwner] = {}  # in the ledger, by Client.identity
         self._orphans = Deaths()  # by the owner in the ledger
@@ -110,6 +112,7 @@ class Interfaces:
         self._orphans.close()
         for gate in self._gates.values():
             gate.close()
+        self._opener.close()
         self._memories.close()
         self._ledger.close()
 
@@ -187,7 +190,7 @@ class Interfaces:
                         raise BlockingIOError(errno.EAGAIN, text) from error
                     raise
                 try:
-                    xsk = await open_elsewhere(ifindex, passed_by[-1], layout)
+                    xsk = await self._opener.open(ifindex, passed_by[-1], layout)
                 except OSError as error:
                     if error.errno == errno.EBUSY:
                         continue

@@ -15,8 +15,9 @@ that its size stays what it was made with. Linux 5.4, for XDP_USE_NEED_WAKEUP.
 
 IT TAKES LONG: the pages of a UMEM are cleared and pinned (256 MiB: 0.3 s of a CPU), a driver may reset its queue to
 bind a socket, and who closes the last descriptor of a UMEM gives the pages back (0.04 s). So whoever has something else
-to do has it done by a process of its own: open_elsewhere(). That one has its descriptors too until it is told that
-they are needed no more, by the end of the channel, so that the last are closed there.
+to do has it done by a process of its own: opener.py, which runs this file as a program. Who opened a socket has its
+descriptors too until it is told that they are needed no more, by the end of the channel, so that the last are closed
+there.
 """
 
 from __future__ import annotations
@@ -29,14 +30,9 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import asyncio
+from dataclasses import dataclass
 
 AF_XDP = 44  # linux/socket.h; not in Python's socket
 _SOL_XDP = 283
@@ -46,8 +42,7 @@ _UMEM = struct.Struct("QQII")  # struct xdp_umem_reg as Linux 4.18 had it: addre
 _ADDRESS = struct.Struct("HHIII")  # struct sockaddr_xdp: family, flags, ifindex, queue, shared descriptor
 _SIZE = struct.Struct("i")
 _MAX_ENTRIES = 65536
-_WITHIN = 30.0  # seconds; a driver may hang
-_MOST_SAID = 4096  # bytes
+MOST_SAID = 4096  # bytes, in a question or an answer
 _FRAME_SIZES = (2048, 4096)  # for aligned chunks: a power of two, at most a page of x86-64
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,78 +122,46 @@ def open_socket(ifindex: int, queue: int, layout: Layout) -> XskSocket:
         return XskSocket(xsk.detach(), umem)
 
 
-async def open_elsewhere(ifindex: int, queue: int, layout: Layout) -> XskSocket:
-    """As open_socket(), by a process of its own. ETIMEDOUT if it does not come to an end."""
-    import asyncio  # only here: that process needs nothing of it
-
-    loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ExitStack() as undo:
-        undo.callback(ours.close)
-        with theirs:
-            # This file alone, without site-packages: it starts in a tenth of the time.
-            command = [sys.executable, "-ISE", __file__, theirs.fileno(), ifindex, queue, *astuple(layout)]
-            helper = subprocess.Popen(
-                [str(word) for word in command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        _reap(loop, helper)
-        said = asyncio.Event()
-        loop.add_reader(ours, said.set)
-        try:
-            async with asyncio.timeout(_WITHIN):
-                await said.wait()
-        except BaseException as error:
-            helper.send_signal(signal.SIGKILL)
-            if isinstance(error, TimeoutError):
-                text = f"no socket on queue {queue} of interface {ifindex} within {_WITHIN:g} s; its driver may hang"
-                raise TimeoutError(errno.ETIMEDOUT, text) from None
-            raise
-        finally:
-            loop.remove_reader(ours)
-        data, descriptors, _, _ = socket.recv_fds(ours, _MOST_SAID, 2, socket.MSG_CMSG_CLOEXEC)
-        if data == b"\0" and len(descriptors) == 2:
-            undo.pop_all()
-            return XskSocket(descriptors[0], descriptors[1], ours.detach())
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if data == b"\0":
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        number, _, text = data.decode(errors="replace").partition(" ")
-        raise OSError(int(number or errno.EIO), text or "the process that opens sockets was killed")
-
-
-def _reap(loop: asyncio.AbstractEventLoop, helper: subprocess.Popen[bytes]) -> None:
-    """When it ends, which may be long after."""
-    try:
-        pidfd = os.pidfd_open(helper.pid)
-    except OSError:  # no descriptor left
-        helper.kill()
-        helper.wait()
-        raise
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        helper.wait()
-
-    loop.add_reader(pidfd, ended)
-
-
-def _main(channel: int, ifindex: int, queue: int, *layout: int) -> None:
-    """That process."""
-    with socket.socket(fileno=channel) as asker, suppress(ConnectionError):
-        try:
-            xsk = open_socket(ifindex, queue, Layout(*layout))
-        except OSError as error:
-            asker.send(f"{error.errno} {error.strerror}".encode()[:_MOST_SAID])
+def _serve(questions: socket.socket) -> None:
+    """Open what is asked for, each in a child of its own, until nobody can ask any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(questions, MOST_SAID, 1, socket.MSG_CMSG_CLOEXEC)
+        if not data:
             return
-        socket.send_fds(asker, [b"\0"], [xsk.socket, xsk.umem])
-        asker.recv(1)  # the end
+        for descriptor in descriptors:  # none, if we have too many
+            with socket.socket(fileno=descriptor) as asker, suppress(ConnectionError):
+                try:
+                    if os.fork():
+                        continue
+                except OSError as error:
+                    _refuse(asker, error)
+                    continue
+                try:
+                    questions.close()
+                    _answer(asker, *map(int, data.split()))
+                finally:
+                    os._exit(0)
+
+
+def _answer(asker: socket.socket, ifindex: int, queue: int, *layout: int) -> None:
+    """In the child. First how to kill it, then the two descriptors, or what is wrong."""
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+        socket.send_fds(asker, [b"pidfd"], [pidfd])
+        os.close(pidfd)
+        xsk = open_socket(ifindex, queue, Layout(*layout))
+    except OSError as error:
+        _refuse(asker, error)
+        return
+    socket.send_fds(asker, [b"\0"], [xsk.socket, xsk.umem])
+    asker.recv(1)  # the end
+
+
+def _refuse(asker: socket.socket, error: OSError) -> None:
+    asker.send(f"{error.errno} {error.strerror}".encode()[:MOST_SAID])
 
 
 if __name__ == "__main__":
-    _main(*map(int, sys.argv[1:]))
+    with socket.socket(fileno=int(sys.argv[1])) as _questions:
+        _serve(_questions)

@@ -150,8 +150,27 @@ def test_a_queue_that_is_still_bound_is_passed_by(link_client: Callable[..., Man
         os.close(descriptor)
 
 
+def openers(daemon: Daemon) -> list[int]:
+    """The process that opens sockets for it, if it runs."""
+    return _children(daemon.pid)
+
+
+def its_children(daemon: Daemon) -> list[int]:
+    """The processes that each open one."""
+    return [pid for opener in openers(daemon) for pid in _children(opener)]
+
+
+def _children(parent: int) -> list[int]:
+    with suppress(OSError):
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [int(pid) for pid in children if b"net/xsk.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return []
+
+
 @contextmanager
-def stopped_opener(daemon: Daemon, manager: Manager, interface: int) -> Iterator[tuple[Thread, list[int], int]]:
+def stopped_opener(
+    daemon: Daemon, manager: Manager, interface: int, who: Callable[[Daemon], list[int]] = openers
+) -> Iterator[tuple[Thread, list[int], int]]:
     """The process that opens a large socket for a client, stopped before it is done; and what the client is told."""
     request = wire.OpenXsk(interface, "", 4096, 16384, 64, 64, 64, 0)
     answers: list[int] = []
@@ -172,12 +191,12 @@ def stopped_opener(daemon: Daemon, manager: Manager, interface: int) -> Iterator
         before = len(answers)
         asking = Thread(target=ask)
         asking.start()
-        while len(answers) == before and not (found := openers(daemon)):
+        while len(answers) == before and not (found := who(daemon)):
             pass
         if found:
             with suppress(ProcessLookupError):
                 os.kill(found[0], signal.SIGSTOP)
-            if len(answers) == before and openers(daemon) == found:
+            if len(answers) == before and who(daemon) == found:
                 break
             with suppress(ProcessLookupError):
                 os.kill(found[0], signal.SIGCONT)
@@ -190,14 +209,6 @@ def stopped_opener(daemon: Daemon, manager: Manager, interface: int) -> Iterator
         with suppress(ProcessLookupError):
             os.kill(found[0], signal.SIGCONT)
         asking.join()
-
-
-def openers(daemon: Daemon) -> list[int]:
-    """The processes that open sockets for it."""
-    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    with suppress(OSError):
-        return [int(pid) for pid in children if b"net/xsk.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return []
 
 
 def test_while_a_socket_is_opened_for_one_all_others_are_served(
@@ -228,17 +239,19 @@ def test_a_user_has_one_socket_opened_at_a_time(server: StartDaemon, manager_soc
             with Manager(manager_socket, timeout=DEADLINE) as third:
                 third.register((link.index,))  # after which the request has been read as well
                 third.heartbeat()
+            assert not its_children(running)
             assert openers(running) == [opener]
         later.join()
 
 
+@pytest.mark.parametrize("who", [openers, its_children])
 def test_an_opener_that_is_killed_costs_one_answer_and_no_queue(
-    server: StartDaemon, manager_socket: Path, link: Veth
+    server: StartDaemon, manager_socket: Path, link: Veth, who: Callable[[Daemon], list[int]]
 ) -> None:
     running = server()
     with Manager(manager_socket, timeout=DEADLINE) as manager:
         manager.register((link.index,))
-        with stopped_opener(running, manager, link.index) as (asking, answers, opener):
+        with stopped_opener(running, manager, link.index, who) as (asking, answers, opener):
             os.kill(opener, signal.SIGKILL)
             asking.join()
             assert answers[-1] == -errno.EIO
@@ -248,7 +261,7 @@ def test_an_opener_that_is_killed_costs_one_answer_and_no_queue(
         assert answer.value > 0
         for descriptor in descriptors:
             os.close(descriptor)
-        eventually(lambda: not openers(running))
+        eventually(lambda: not its_children(running))
 
 
 def test_an_interface_that_is_not_there_has_no_sockets(link_client: Callable[..., Manager], link: Veth) -> None:
