@@ -138,11 +138,8 @@ static __always_inline int ip6_udp_port(void *at, void *end)
 			extensions += (extension->length + 1) * 8;
 			break;
 		case IPPROTO_HOPOPTS:
-		case IPPROTO_DSTOPTS:
-			extensions += (extension->length + 1) * 8;
-			break;
-		default:
-			return NO_PORT;
+		case IPPROTO_DSTOPTS: extensions += (extension->length + 1) * 8; break;
+		default: return NO_PORT;
 		}
 		next = extension->next;
 	}

@@ -97,8 +97,8 @@ int claim_look(const struct mtlshm_instance *me, const struct mtlshm_topology **
 	return rc;
 }
 
-int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topology, const struct mtlshm_cpuset *allowed,
-		 const struct mtlshm_want *want, uint16_t *lcores)
+int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topology,
+		 const struct mtlshm_cpuset *allowed, const struct mtlshm_want *want, uint16_t *lcores)
 {
 	int rc = 0;
 	uint64_t owner = handle_owner(me, &rc);

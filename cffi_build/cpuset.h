@@ -54,8 +54,7 @@ static inline void cpuset_and(struct mtlshm_cpuset *result, const struct mtlshm_
 		result->bits[i] = a->bits[i] & b->bits[i];
 }
 
-static inline void cpuset_or(struct mtlshm_cpuset *result, const struct mtlshm_cpuset *a,
-			     const struct mtlshm_cpuset *b)
+static inline void cpuset_or(struct mtlshm_cpuset *result, const struct mtlshm_cpuset *a, const struct mtlshm_cpuset *b)
 {
 	for (int i = 0; i < CPUSET_WORDS; i++)
 		result->bits[i] = a->bits[i] | b->bits[i];

@@ -105,10 +105,8 @@ static void examine_header(const struct mtlshm_header *header, struct report *re
 		uint64_t says;
 		bool right;
 	} fields[] = {
-		{offsetof(struct mtlshm_header, magic), 0,
-		 !memcmp(header->magic, layout_magic, sizeof(layout_magic))},
-		{offsetof(struct mtlshm_header, version), header->version,
-		 header->version == MTLSHM_LAYOUT_VERSION},
+		{offsetof(struct mtlshm_header, magic), 0, !memcmp(header->magic, layout_magic, sizeof(layout_magic))},
+		{offsetof(struct mtlshm_header, version), header->version, header->version == MTLSHM_LAYOUT_VERSION},
 		{offsetof(struct mtlshm_header, size), header->size, header->size == sizeof(struct mtlshm_segment)},
 		{offsetof(struct mtlshm_header, lcores), header->lcores,
 		 header->lcores >= MTLSHM_LCORES_MIN && header->lcores <= MTLSHM_LCORES},

@@ -65,12 +65,9 @@ void failure_forget(void)
 static const char *advice(int error)
 {
 	switch (-error) {
-	case EMFILE:
-		return ": raise the limit (ulimit -n)";
-	case ENOSPC:
-		return ": enlarge that file system (in a container, /dev/shm)";
-	default:
-		return "";
+	case EMFILE: return ": raise the limit (ulimit -n)";
+	case ENOSPC: return ": enlarge that file system (in a container, /dev/shm)";
+	default: return "";
 	}
 }
 

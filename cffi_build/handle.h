@@ -12,10 +12,10 @@
 #include "mtlshm.h"
 
 struct mtlshm_instance {
-	uint64_t owner;            /* 0 once unregistered; atomic */
-	uint64_t process;          /* life_process() of the registrant */
+	uint64_t owner;   /* 0 once unregistered; atomic */
+	uint64_t process; /* life_process() of the registrant */
 	struct mtlshm_host *host;
-	uint64_t lease;            /* what a claim expects in a word, and a release leaves there: see lease_of() */
+	uint64_t lease; /* what a claim expects in a word, and a release leaves there: see lease_of() */
 	bool proxied;
 	bool cpus_given;
 	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */

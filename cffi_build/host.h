@@ -18,22 +18,22 @@
 struct mtlshm_host {
 	/* Constant while the handle is open: */
 	struct mtlshm_segment *segment;
-	struct watched *watched;          /* see fault.c */
-	uint32_t lcores;                  /* header.lcores, checked */
+	struct watched *watched; /* see fault.c */
+	uint32_t lcores;         /* header.lcores, checked */
 	bool read_only;
 	char *path;
-	char *sysfs;                      /* NULL: /sys */
-	uint32_t replaced;                /* the version of the layout that was there before, or 0 */
-	struct mtlshm_file file;          /* what is mapped: any file opened at `path` later must be this one */
+	char *sysfs;             /* NULL: /sys */
+	uint32_t replaced;       /* the version of the layout that was there before, or 0 */
+	struct mtlshm_file file; /* what is mapped: any file opened at `path` later must be this one */
 
-	unsigned int instances;           /* handles not yet freed; atomic */
-	struct topology_cache *topologies; /* see topology_cache.h; written under the guard of life.h, read atomically */
+	unsigned int instances;            /* handles not yet freed; atomic */
+	struct topology_cache *topologies; /* written under the guard of life.h, read atomically */
 
 	/* Under the guard of life.h: */
-	void *burial;                     /* pin of the burial lock, if this handle retired the segment, */
-	uint64_t burial_process;          /* and life_process() of the process that did */
-	struct mtlshm_process self;       /* this process, read from /proc, */
-	uint64_t self_process;            /* and its life_process() */
+	void *burial;               /* pin of the burial lock, if this handle retired the segment, */
+	uint64_t burial_process;    /* and life_process() of the process that did */
+	struct mtlshm_process self; /* this process, read from /proc, */
+	uint64_t self_process;      /* and its life_process() */
 };
 
 /* Enter the guard and open the segment's file once more; life_leave() undoes both. `mode` is O_RDONLY or O_RDWR; the close

@@ -91,8 +91,7 @@ static int find_record(struct mtlshm_host *host, struct life *life, uint32_t *re
 
 		for (uint32_t i = 0; i < 2 * MTLSHM_INSTANCES; i++) {
 			uint32_t index = (start + i) % MTLSHM_INSTANCES;
-			uint64_t control =
-				__atomic_load_n(&host->segment->instances[index].control, __ATOMIC_RELAXED);
+			uint64_t control = __atomic_load_n(&host->segment->instances[index].control, __ATOMIC_RELAXED);
 			int rc;
 
 			if (i < MTLSHM_INSTANCES && !control_free(control))
@@ -172,8 +171,7 @@ static void ring(const struct life *life)
 		return;
 }
 
-int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host,
-		    const struct mtlshm_identity *identity)
+int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host, const struct mtlshm_identity *identity)
 {
 	static const struct mtlshm_identity nobody;
 	struct mtlshm_instance *me;
@@ -226,8 +224,8 @@ static void leave(struct mtlshm_instance *me, uint64_t owner)
 	lease_clear(me->host, owner, me->lease);
 	control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
 	if (control_of(control, owner))
-		__atomic_compare_exchange_n(&record->control, &control, control_after(control), false,
-					    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+		__atomic_compare_exchange_n(&record->control, &control, control_after(control), false, __ATOMIC_RELEASE,
+					    __ATOMIC_RELAXED);
 	life_unpin(me->pin);
 }
 

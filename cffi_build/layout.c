@@ -37,6 +37,7 @@ const char layout_magic[8] = "MTLSHM\r\n";
 uint64_t layout_fingerprint(void)
 {
 #define AT(type, field) offsetof(struct type, field)
+	/* clang-format off */
 	const uint64_t layout[] = {
 		MTLSHM_LAYOUT_VERSION, MTLSHM_DEPTH, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
 		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
@@ -55,6 +56,7 @@ uint64_t layout_fingerprint(void)
 		AT(mtlshm_process, label),
 		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, note),
 	};
+	/* clang-format on */
 #undef AT
 	const unsigned char *bytes = (const unsigned char *)layout;
 	uint64_t hash = UINT64_C(0xcbf29ce484222325);
@@ -86,8 +88,8 @@ static bool read_geometry(const struct mtlshm_header *header, struct geometry *g
 					      .count = header->records,
 					      .kind_at = header->kind_at};
 	return geometry->at >= sizeof(*header) && geometry->at <= MOST_RECORDS * LARGEST_RECORD && geometry->count &&
-	       geometry->count <= MOST_RECORDS && geometry->size <= LARGEST_RECORD && geometry->kind_at >= sizeof(uint64_t) &&
-	       geometry->kind_at + sizeof(uint32_t) <= geometry->size;
+	       geometry->count <= MOST_RECORDS && geometry->size <= LARGEST_RECORD &&
+	       geometry->kind_at >= sizeof(uint64_t) && geometry->kind_at + sizeof(uint32_t) <= geometry->size;
 }
 
 int layout_proxied(const struct life *life, const struct mtlshm_header *header)

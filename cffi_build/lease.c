@@ -70,8 +70,8 @@ bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t o
 	kept = parent && tenancy_has_tenants(host, owner);
 	*cleared = lease_clear(host, owner, lease_of(parent));
 	segment_count(&host->segment->header.recovered, *cleared);
-	if (kept || !__atomic_compare_exchange_n(&record->control, &live, control_after(live), false,
-						 __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+	if (kept || !__atomic_compare_exchange_n(&record->control, &live, control_after(live), false, __ATOMIC_RELEASE,
+						 __ATOMIC_RELAXED))
 		return false;
 	segment_count(&host->segment->header.collected, 1);
 	return true;
@@ -290,7 +290,8 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 		rc = look_again(me, lcore);
 	if (!rc)
 		rc = take_from(me->host, slot(me->host, lcore),
-			       __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_ACQUIRE), owner | type, me->lease);
+			       __atomic_load_n(&slot(me->host, lcore)->owner, __ATOMIC_ACQUIRE), owner | type,
+			       me->lease);
 	if (!rc) {
 		stamp(slot(me->host, lcore), now());
 		rc = keep(me, lcore, owner | type);
@@ -308,8 +309,7 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 	int ignored;
 	uint64_t owner = handle_owner(me, &ignored);
 
-	if (unlikely(!owner || lcore >= me->host->lcores || type >= MTLSHM_LCORE_TYPES ||
-		     !handle_may(me, lcore)))
+	if (unlikely(!owner || lcore >= me->host->lcores || type >= MTLSHM_LCORE_TYPES || !handle_may(me, lcore)))
 		return claim_slowly(me, lcore, type);
 	wanted = slot(me->host, lcore);
 	expected = me->lease;

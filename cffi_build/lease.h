@@ -21,8 +21,7 @@ static inline struct mtlshm_lcore *slot(const struct mtlshm_host *host, uint32_t
  * next does with the lcore. */
 static inline bool swap(struct mtlshm_lcore *lcore, uint64_t *expected, uint64_t desired)
 {
-	return __atomic_compare_exchange_n(&lcore->owner, expected, desired, false, __ATOMIC_ACQ_REL,
-					   __ATOMIC_ACQUIRE);
+	return __atomic_compare_exchange_n(&lcore->owner, expected, desired, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
 /* time(2) is a few loads in the vDSO; every clock with more digits costs a third of a claim. */

@@ -82,15 +82,12 @@ static int mend_header(const struct life *life, const struct mtlshm_segment *tab
 	switch (offset) {
 	case offsetof(struct mtlshm_header, magic):
 		return write_field(life, offset, layout_magic, sizeof(layout_magic));
-	case offsetof(struct mtlshm_header, version):
-		return write_field(life, offset, &version, sizeof(version));
-	case offsetof(struct mtlshm_header, size):
-		return write_field(life, offset, &size, sizeof(size));
+	case offsetof(struct mtlshm_header, version): return write_field(life, offset, &version, sizeof(version));
+	case offsetof(struct mtlshm_header, size): return write_field(life, offset, &size, sizeof(size));
 	case offsetof(struct mtlshm_header, lcores):
 		rc = true_lcores(table, &lcores);
 		return rc ? rc : write_field(life, offset, &lcores, sizeof(lcores));
-	default:
-		return -EOPNOTSUPP;
+	default: return -EOPNOTSUPP;
 	}
 }
 
@@ -107,7 +104,8 @@ static int mend_state(const char *path, struct life *life, struct mtlshm_segment
 
 	if (rc != IN_USE)
 		return rc;
-	rc = life_take(life, MTLSHM_BURIAL_BYTE); /* once more: another process may hold it, and be about to remove the file */
+	/* Once more: another process may hold it, and be about to remove the file. */
+	rc = life_take(life, MTLSHM_BURIAL_BYTE);
 	if (rc)
 		return rc;
 	assert(life_holds(life, MTLSHM_BURIAL_BYTE));
@@ -157,21 +155,13 @@ static int mend_in_table(const char *path, struct life *life, const struct mtlsh
 	rc = -EOPNOTSUPP;
 	switch (damage->kind) {
 	case MTLSHM_DAMAGE_STATE:
-	case MTLSHM_DAMAGE_RETIRED:
-		rc = mend_state(path, life, live, table);
-		break;
+	case MTLSHM_DAMAGE_RETIRED: rc = mend_state(path, life, live, table); break;
 	case MTLSHM_DAMAGE_SEMAPHORE:
 		rc = change(&live->header.semaphore, damage->value, 0); /* sleepers look again within 20 ms */
 		break;
-	case MTLSHM_DAMAGE_RECORD:
-		rc = mend_record(life, live, damage->index, damage->value);
-		break;
-	case MTLSHM_DAMAGE_HIDDEN:
-		rc = mend_hidden(life, live, table, damage->index);
-		break;
-	case MTLSHM_DAMAGE_TOKEN:
-		rc = change(&live->lcores[damage->index].owner, damage->value, 0);
-		break;
+	case MTLSHM_DAMAGE_RECORD: rc = mend_record(life, live, damage->index, damage->value); break;
+	case MTLSHM_DAMAGE_HIDDEN: rc = mend_hidden(life, live, table, damage->index); break;
+	case MTLSHM_DAMAGE_TOKEN: rc = change(&live->lcores[damage->index].owner, damage->value, 0); break;
 	}
 	if (fault_seen(watched))
 		rc = -EBADMSG;
@@ -197,16 +187,12 @@ static int mend(const char *path, struct life *life, const struct mtlshm_segment
 		const struct mtlshm_damage *damage)
 {
 	switch (damage->kind) {
-	case MTLSHM_DAMAGE_FOREIGN: /* somebody may need it */
-		return -EOPNOTSUPP;
+	case MTLSHM_DAMAGE_FOREIGN: /* somebody may need it */ return -EOPNOTSUPP;
 	case MTLSHM_DAMAGE_LAYOUT:
 	case MTLSHM_DAMAGE_SHORT:
-	case MTLSHM_DAMAGE_BOOT:
-		return remove_unused(path, life, table);
-	case MTLSHM_DAMAGE_HEADER:
-		return mend_header(life, table, damage->index);
-	default:
-		return mend_in_table(path, life, table, damage);
+	case MTLSHM_DAMAGE_BOOT: return remove_unused(path, life, table);
+	case MTLSHM_DAMAGE_HEADER: return mend_header(life, table, damage->index);
+	default: return mend_in_table(path, life, table, damage);
 	}
 }
 

@@ -120,16 +120,16 @@ extern "C" {
  */
 enum {
 	MTLSHM_LAYOUT_VERSION = 2,
-	MTLSHM_INSTANCES = 256,   /* records: how many instances can live at once */
-	MTLSHM_LCORES_MIN = 128,  /* a segment has at least so many slots in use, */
-	MTLSHM_LCORES = 1024,     /* and at most so many */
+	MTLSHM_INSTANCES = 256,  /* records: how many instances can live at once */
+	MTLSHM_LCORES_MIN = 128, /* a segment has at least so many slots in use, */
+	MTLSHM_LCORES = 1024,    /* and at most so many */
 
-	MTLSHM_DEPTH = 8,         /* members of a chain of parents, the instance itself included */
+	MTLSHM_DEPTH = 8, /* members of a chain of parents, the instance itself included */
 
 	MTLSHM_TYPE_BITS = 8,
 	MTLSHM_INDEX_BITS = 12,
 
-	MTLSHM_LIFE_BASE = 1073741824, /* byte of record 0's life lock: far past the end of the file */
+	MTLSHM_LIFE_BASE = 1073741824,   /* byte of record 0's life lock: far past the end of the file */
 	MTLSHM_DAEMON_BYTE = 1073741823, /* write-locked while a daemon serves the segment */
 	MTLSHM_BURIAL_BYTE = 1073741822, /* write-locked while somebody removes the retired file */
 };
@@ -147,11 +147,11 @@ enum mtlshm_lcore_type {
 
 /* How an instance came into the table. */
 enum mtlshm_kind {
-	MTLSHM_KIND_SHM = 0,    /* registered itself */
-	MTLSHM_KIND_DAEMON = 1, /* is the daemon: at most one lives */
-	MTLSHM_KIND_SOCKET = 2, /* proxied: a client of the daemon's socket */
-	MTLSHM_KIND_LEGACY = 3, /* proxied: a process on libmtl's System V table */
-	MTLSHM_KIND_POOL = 4,   /* proxied: no process, the lcores lent to that table */
+	MTLSHM_KIND_SHM = 0,         /* registered itself */
+	MTLSHM_KIND_DAEMON = 1,      /* is the daemon: at most one lives */
+	MTLSHM_KIND_SOCKET = 2,      /* proxied: a client of the daemon's socket */
+	MTLSHM_KIND_LEGACY = 3,      /* proxied: a process on libmtl's System V table */
+	MTLSHM_KIND_POOL = 4,        /* proxied: no process, the lcores lent to that table */
 	MTLSHM_KIND_RESERVATION = 5, /* proxied: no process, lcores held for tenants; see mtlshm_reserve() */
 	MTLSHM_KINDS = 6,
 };
@@ -162,56 +162,56 @@ enum mtlshm_segment_state { MTLSHM_IN_USE = 1, MTLSHM_RETIRED = 2 };
 struct mtlshm_header { /* 256 bytes */
 	char magic[8];
 	uint32_t version;
-	uint32_t lcores;       /* slots in use: lcore numbers below this are valid */
+	uint32_t lcores; /* slots in use: lcore numbers below this are valid */
 	uint64_t fingerprint;
-	uint64_t size;         /* of the file, bytes */
-	uint64_t created_ns;   /* CLOCK_REALTIME */
-	char boot_id[40];      /* NUL-padded; empty if /proc could not say */
-	uint32_t state;        /* enum mtlshm_segment_state */
-	uint8_t doorbell;      /* written with pwrite() by every newcomer, to wake inotify */
+	uint64_t size;       /* of the file, bytes */
+	uint64_t created_ns; /* CLOCK_REALTIME */
+	char boot_id[40];    /* NUL-padded; empty if /proc could not say */
+	uint32_t state;      /* enum mtlshm_segment_state */
+	uint8_t doorbell;    /* written with pwrite() by every newcomer, to wake inotify */
 	uint8_t reserved0[3];
-	uint32_t records_at;   /* for other layouts, which find these four here: where the records begin, in bytes, */
+	uint32_t records_at; /* for other layouts, which find these four here: where the records begin, in bytes, */
 	uint32_t record_size;
-	uint32_t records;      /* how many there are, */
-	uint32_t kind_at;      /* and where in one its kind is; its control word is at 0 */
+	uint32_t records; /* how many there are, */
+	uint32_t kind_at; /* and where in one its kind is; its control word is at 0 */
 	uint8_t reserved2[24];
 
-	uint64_t semaphore;    /* 0, or the owner of the holder; see mtlshm_lock(). On a line of its own. */
+	uint64_t semaphore; /* 0, or the owner of the holder; see mtlshm_lock(). On a line of its own. */
 	uint8_t reserved1[56];
 
-	uint64_t registered;   /* counters since creation; for people */
-	uint64_t collected;    /* dead instances collected */
-	uint64_t recovered;    /* lcores freed from dead instances */
-	uint64_t takeovers;    /* semaphore taken from a dead holder */
+	uint64_t registered; /* counters since creation; for people */
+	uint64_t collected;  /* dead instances collected */
+	uint64_t recovered;  /* lcores freed from dead instances */
+	uint64_t takeovers;  /* semaphore taken from a dead holder */
 	uint8_t reserved3[32];
 };
 
 /* Who a process is. Of those that registered themselves pid, pid_namespace and uid are as they see
  * themselves; of a proxied one they are as its daemon sees it. */
-struct mtlshm_process { /* 184 bytes */
+struct mtlshm_process {         /* 184 bytes */
 	uint64_t start_ticks;   /* process start, clock ticks since boot: field 22 of proc(5) stat */
 	uint64_t pid_namespace; /* inode of /proc/self/ns/pid */
 	uint64_t pidfd_inode;   /* of a pidfd on it, which Linux gives to no other process (6.9); 0 if unknown */
 	int32_t pid;
-	uint32_t uid;           /* effective */
+	uint32_t uid; /* effective */
 	uint32_t reserved[2];
-	char comm[16];          /* NUL-terminated, like the next two */
+	char comm[16]; /* NUL-terminated, like the next two */
 	char hostname[64];
-	char label[64];         /* what the process calls itself */
+	char label[64]; /* what the process calls itself */
 };
 
-struct mtlshm_record { /* 320 bytes */
+struct mtlshm_record {          /* 320 bytes */
 	uint64_t control;       /* generation << 8 | enum mtlshm_record_state */
 	uint64_t parent;        /* the owner it draws from, or 0 */
 	uint64_t registered_ns; /* CLOCK_MONOTONIC of the host, whatever the process's time namespace */
 	uint32_t kind;          /* enum mtlshm_kind */
 	uint32_t reserved0;
 	struct mtlshm_process process;
-	char key[64];           /* of a reservation, NUL-terminated; else empty */
+	char key[64]; /* of a reservation, NUL-terminated; else empty */
 	uint8_t reserved1[40];
 };
 
-struct mtlshm_lcore { /* 16 bytes */
+struct mtlshm_lcore {   /* 16 bytes */
 	uint64_t owner; /* 0 or a token */
 	uint64_t note;  /* low half: when it was claimed, time(2) modulo 2^32; high half: see mtlshm_tag() */
 };
@@ -323,8 +323,8 @@ int mtlshm_fault(const void *address);
  * Instances
  */
 struct mtlshm_identity {
-	const char *label;  /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
-	uint32_t kind;      /* MTLSHM_KIND_SHM or MTLSHM_KIND_DAEMON */
+	const char *label; /* what people shall read in the table; NULL: the command's name. Cut at 63 bytes. */
+	uint32_t kind;     /* MTLSHM_KIND_SHM or MTLSHM_KIND_DAEMON */
 	/* The CPUs this instance may claim. NULL: those in the affinity mask, which the kernel keeps inside
 	 * the cpuset and free of offline CPUs. Threads have masks of their own. mtlshm_claim_many() goes by
 	 * that of its caller, at the time. mtlshm_claim() goes by the one that was looked up last, at
@@ -575,22 +575,22 @@ int mtlshm_unlock(struct mtlshm_instance *instance);
  */
 struct mtlshm_instance_info {
 	uint64_t owner;
-	uint64_t parent;   /* or 0 */
+	uint64_t parent;        /* or 0 */
 	uint64_t registered_ns; /* CLOCK_MONOTONIC of the caller, modulo 2^64: it may be from before that clock's 0 */
 	uint32_t kind;
-	int32_t alive;     /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
-	uint32_t lcores;   /* how many it holds */
+	int32_t alive;   /* 1, 0: dead and not yet collected, or a negative errno: could not be asked */
+	uint32_t lcores; /* how many it holds */
 	uint32_t reserved;
 	struct mtlshm_process process;
-	char key[64];      /* of a reservation */
+	char key[64]; /* of a reservation */
 };
 
 struct mtlshm_lcore_info {
-	uint64_t owner;    /* 0 if free */
-	uint32_t since;    /* seconds of the epoch modulo 2^32; may be one claim behind */
+	uint64_t owner; /* 0 if free */
+	uint32_t since; /* seconds of the epoch modulo 2^32; may be one claim behind */
 	uint32_t tag;
 	uint32_t type;
-	int32_t instance;  /* position in instances[], -1 if free */
+	int32_t instance; /* position in instances[], -1 if free */
 };
 
 struct mtlshm_snapshot {
@@ -631,21 +631,21 @@ enum mtlshm_damage_kind {
 	MTLSHM_DAMAGE_LAYOUT = 2,  /* a segment of another layout, or what says so is damaged; value: its version */
 	MTLSHM_DAMAGE_SHORT = 3,   /* cut short; value: to how many bytes */
 	MTLSHM_DAMAGE_HEADER = 4,  /* a field that never changes has changed; index: its offset, value: what it says */
-	MTLSHM_DAMAGE_BOOT = 5,    /* of another boot or host: its header says so, it is on no tmpfs, and nobody holds a lock */
+	MTLSHM_DAMAGE_BOOT = 5,    /* of another boot or host: on no tmpfs, and nobody holds a lock */
 	MTLSHM_DAMAGE_STATE = 6,   /* neither in use nor retired, so nobody can register; value: what it says */
 	MTLSHM_DAMAGE_RETIRED = 7, /* retired by a process that died before it removed the file */
 	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by a dead owner, or an unknown one; value: its word */
-	MTLSHM_DAMAGE_RECORD = 9,  /* a record in an unknown state; index: the record, value: its control word */
-	MTLSHM_DAMAGE_HIDDEN = 10, /* a record that does not name its owner, which lives; likewise */
-	MTLSHM_DAMAGE_KIND = 11,   /* an instance of an unknown kind; index: the record, value: the kind */
-	MTLSHM_DAMAGE_DEAD = 12,   /* an instance that is dead and not collected; index: the record, value: its owner */
-	MTLSHM_DAMAGE_TOKEN = 13,  /* an lcore held by an unknown owner; index: the lcore, value: its token */
+	MTLSHM_DAMAGE_RECORD = 9,    /* a record in an unknown state; index: the record, value: its control word */
+	MTLSHM_DAMAGE_HIDDEN = 10,   /* a record that does not name its owner, which lives; likewise */
+	MTLSHM_DAMAGE_KIND = 11,     /* an instance of an unknown kind; index: the record, value: the kind */
+	MTLSHM_DAMAGE_DEAD = 12,  /* an instance that is dead and not collected; index: the record, value: its owner */
+	MTLSHM_DAMAGE_TOKEN = 13, /* an lcore held by an unknown owner; index: the lcore, value: its token */
 
-	MTLSHM_DAMAGES = 2048,     /* more than there can be */
+	MTLSHM_DAMAGES = 2048, /* more than there can be */
 };
 
 struct mtlshm_damage {
-	uint32_t kind;  /* enum mtlshm_damage_kind */
+	uint32_t kind; /* enum mtlshm_damage_kind */
 	uint32_t index;
 	uint64_t value;
 };
@@ -667,17 +667,17 @@ int mtlshm_mend(const char *path, const struct mtlshm_damage *damage);
  * Topology
  */
 struct mtlshm_topology {
-	uint32_t cpus;                  /* highest possible CPU number + 1, at most MTLSHM_LCORES */
+	uint32_t cpus; /* highest possible CPU number + 1, at most MTLSHM_LCORES */
 	uint32_t reserved;
-	struct mtlshm_cpuset possible;  /* may exist some day; numbers may have holes */
+	struct mtlshm_cpuset possible; /* may exist some day; numbers may have holes */
 	struct mtlshm_cpuset online;
-	struct mtlshm_cpuset isolated;  /* isolcpus= */
-	struct mtlshm_cpuset nodes;     /* NUMA nodes that have CPUs, by node number */
+	struct mtlshm_cpuset isolated; /* isolcpus= */
+	struct mtlshm_cpuset nodes;    /* NUMA nodes that have CPUs, by node number */
 	/* For each online CPU n, and 0 for the others: */
-	uint16_t core[1024];            /* its physical core, named by the lowest CPU among its SMT siblings */
-	uint16_t llc[1024];             /* its last-level cache, named by the lowest CPU that shares it */
-	uint16_t node[1024];            /* its NUMA node, 0 if the kernel knows none */
-	uint16_t package[1024];         /* its socket: physical_package_id */
+	uint16_t core[1024];    /* its physical core, named by the lowest CPU among its SMT siblings */
+	uint16_t llc[1024];     /* its last-level cache, named by the lowest CPU that shares it */
+	uint16_t node[1024];    /* its NUMA node, 0 if the kernel knows none */
+	uint16_t package[1024]; /* its socket: physical_package_id */
 };
 
 /* Read the topology from a directory in sysfs format: devices/system/cpu and

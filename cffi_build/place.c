@@ -65,8 +65,7 @@ static uint32_t weight_of(const struct choice *choice, uint32_t leader)
 /* Can these units make up exactly `need`? If so, quota[weight] (unless NULL) is how many of each weight do,
  * with as few of the lightest as can be, then of the next. A sum is reached from a smaller one by one more
  * unit; last[] remembers by which weight it was reached first, and used[] how many of that weight it took. */
-static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *units, uint32_t need,
-		    uint16_t *quota)
+static bool make_up(const struct choice *choice, const struct mtlshm_cpuset *units, uint32_t need, uint16_t *quota)
 {
 	uint16_t last[MTLSHM_LCORES + 1], used[MTLSHM_LCORES + 1], have[MTLSHM_LCORES + 1];
 	uint32_t leader, total = 0;
@@ -161,9 +160,8 @@ static void make_whole_units(struct choice *choice, const struct mtlshm_cpuset *
 }
 
 /* Turn free CPUs into units. Can they make up the claim? */
-static bool begin(struct choice *choice, const struct mtlshm_topology *topology,
-		  const struct mtlshm_want *want, const struct mtlshm_cpuset *free,
-		  const struct mtlshm_cpuset *busy)
+static bool begin(struct choice *choice, const struct mtlshm_topology *topology, const struct mtlshm_want *want,
+		  const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *busy)
 {
 	choice->topology = topology;
 	choice->units = (struct mtlshm_cpuset){0};
@@ -324,9 +322,8 @@ static void finish(struct choice *choice)
 }
 
 /* Choose from these CPUs. False: they cannot make up the claim. */
-static bool choose(struct choice *choice, const struct mtlshm_topology *topology,
-		   const struct mtlshm_want *want, const struct mtlshm_cpuset *free,
-		   const struct mtlshm_cpuset *busy, uint16_t *lcores)
+static bool choose(struct choice *choice, const struct mtlshm_topology *topology, const struct mtlshm_want *want,
+		   const struct mtlshm_cpuset *free, const struct mtlshm_cpuset *busy, uint16_t *lcores)
 {
 	bool whole = want->smt == MTLSHM_SMT_WHOLE;
 	uint32_t cpu, count = 0;

@@ -18,8 +18,7 @@
  *
  * Errors: -EBUSY not enough now; -ERANGE not enough even if nothing were busy; -ENXIO no such NUMA node, or
  * none of its CPUs is online; -EINVAL count 0, or smt. */
-int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want,
-	  const struct mtlshm_cpuset *allowed, const struct mtlshm_cpuset *busy, const struct mtlshm_cpuset *others,
-	  uint16_t *lcores);
+int place(const struct mtlshm_topology *topology, const struct mtlshm_want *want, const struct mtlshm_cpuset *allowed,
+	  const struct mtlshm_cpuset *busy, const struct mtlshm_cpuset *others, uint16_t *lcores);
 
 #endif

@@ -183,8 +183,9 @@ static int create(const char *path, const char *sysfs)
 	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(path, '/') - path) + 1, path);
 	fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (fd < 0 && errno == ENOENT)
-		return failure_is(-ENOENT, directory, "does not exist, so no segment can be made there: make the directory "
-						      "(mkdir -p), or name another path");
+		return failure_is(-ENOENT, directory,
+				  "does not exist, so no segment can be made there: make the directory "
+				  "(mkdir -p), or name another path");
 	if (fd < 0) /* EISDIR: open(2) on a kernel or file system that does not know O_TMPFILE */
 		return errno == EISDIR || errno == EOPNOTSUPP ? -EOPNOTSUPP : failure("make a file in", directory);
 	query.fd = fd;
@@ -261,8 +262,7 @@ static int check(const char *path, int fd, uint32_t *lcores)
 	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != layout_fingerprint() ||
 	    header.size != sizeof(struct mtlshm_segment))
 		return -EPROTO;
-	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN ||
-	    header.lcores > MTLSHM_LCORES)
+	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN || header.lcores > MTLSHM_LCORES)
 		return -EBADMSG;
 	rc = try_locks(&query);
 	if (!rc)

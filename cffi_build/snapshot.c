@@ -95,8 +95,8 @@ static void copy_lcore(const struct mtlshm_host *host, const struct life *life, 
 			position = positions->of[owner_index(owner)];
 			/* Registered since we copied the records; or the record is the next one's by now, and
 			 * lcores shown as the last one's would be nobody's: leave those. */
-			if (position < 0 || (out->instances[position].owner != owner &&
-					     !out->instances[position].lcores)) {
+			if (position < 0 ||
+			    (out->instances[position].owner != owner && !out->instances[position].lcores)) {
 				copy_record(host, life, owner_index(owner), out, positions);
 				position = positions->of[owner_index(owner)];
 			}

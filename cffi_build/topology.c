@@ -149,8 +149,7 @@ static void name_group(const struct mtlshm_topology *topology, uint16_t *names, 
 	}
 }
 
-static int read_core(struct mtlshm_topology *topology, int directory, uint32_t cpu,
-		     struct mtlshm_cpuset *named)
+static int read_core(struct mtlshm_topology *topology, int directory, uint32_t cpu, struct mtlshm_cpuset *named)
 {
 	struct mtlshm_cpuset siblings = {0};
 	uint16_t package;

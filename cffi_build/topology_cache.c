@@ -76,8 +76,7 @@ static int refresh(struct mtlshm_host *host, struct topology_cache *known, time_
 	return 0;
 }
 
-int topology_cached(struct mtlshm_host *host, const struct mtlshm_cpuset *mask,
-		    const struct mtlshm_topology **topology)
+int topology_cached(struct mtlshm_host *host, const struct mtlshm_cpuset *mask, const struct mtlshm_topology **topology)
 {
 	struct topology_cache *known = __atomic_load_n(&host->topologies, __ATOMIC_ACQUIRE);
 	time_t now = time(NULL);

@@ -18,12 +18,12 @@
 /* Seconds, so that a failing test ends. */
 #define LIFETIME 36000
 
-#define CHECK(what)                                                                          \
-	do {                                                                                 \
-		if (!(what)) {                                                               \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);   \
-			exit(1);                                                             \
-		}                                                                            \
+#define CHECK(what)                                                                        \
+	do {                                                                               \
+		if (!(what)) {                                                             \
+			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what); \
+			exit(1);                                                           \
+		}                                                                          \
 	} while (0)
 
 static char path[64];
@@ -163,8 +163,7 @@ static void threads_claim_what_their_mask_allows(void)
 static void *claim_some(void *number)
 {
 	struct mtlshm_instance *me = instances[(long)number];
-	const struct mtlshm_want want = {
-		.count = 9, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1000 * LIFETIME};
+	const struct mtlshm_want want = {.count = 9, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1000 * LIFETIME};
 	uint16_t lcores[9];
 
 	for (int round = 0; round < ROUNDS * 10; round++) {

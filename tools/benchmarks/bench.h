@@ -21,13 +21,13 @@
 
 #include "mtlshm.h"
 
-#define CHECK(what)                                                                                 \
-	do {                                                                                        \
-		if (!(what)) {                                                                      \
+#define CHECK(what)                                                                                   \
+	do {                                                                                          \
+		if (!(what)) {                                                                        \
 			fprintf(stderr, "%s:%d: not so: %s (errno: %s)\n", __FILE__, __LINE__, #what, \
-				strerror(errno));                                                   \
-			exit(1);                                                                    \
-		}                                                                                   \
+				strerror(errno));                                                     \
+			exit(1);                                                                      \
+		}                                                                                     \
 	} while (0)
 
 static inline int64_t now_ns(void)
@@ -87,7 +87,8 @@ static inline struct mtlshm_instance *join(const char *path, const char *sysfs)
 	int error;
 
 	memset(&all, 0xff, sizeof all);
-	if ((error = mtlshm_open(&host, path, MTLSHM_CREATE, sysfs)) || (error = mtlshm_register(&me, host, &identity))) {
+	if ((error = mtlshm_open(&host, path, MTLSHM_CREATE, sysfs)) ||
+	    (error = mtlshm_register(&me, host, &identity))) {
 		fprintf(stderr, "%s: %s\n", path, mtlshm_strerror(error));
 		exit(1);
 	}

@@ -119,7 +119,8 @@ static int64_t kill_now(pid_t pid)
 {
 	int64_t start;
 
-	usleep(SETTLE_US + rand() % 1000); /* until whoever wants to know of the newcomer knows, and not in step with any clock */
+	usleep(SETTLE_US +
+	       rand() % 1000); /* until whoever wants to know of the newcomer knows, and not in step with any clock */
 	start = now_ns();
 	CHECK(kill(pid, SIGKILL) == 0);
 	return start;

@@ -18,7 +18,8 @@ enum {
 	MAX_CLIENTS = 16,
 	SAMPLES = 3200, /* a turn, of all clients: the last of each */
 	TURN_US = 300000,
-	REST_US = 20000, /* until all have seen that the turn is over; and what the one server has to do the other does not pay */
+	REST_US =
+		20000, /* until all have seen that the turn is over; and what the one server has to do the other does not pay */
 };
 
 static char manager_path[256], server_path[256];
@@ -86,7 +87,8 @@ static double turn(struct control *control, int clients, int phase, int samples)
 
 static void measure_clients(int clients, int turns, int round_trips)
 {
-	struct control *control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct control *control =
+		mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int samples = SAMPLES / clients;
 
 	CHECK(control != MAP_FAILED && clients <= MAX_CLIENTS);

@@ -66,7 +66,8 @@ static void over_socket(int n)
  * every such claim, so that system call is made here, to count. */
 static void claim8(int n)
 {
-	struct mtlshm_want want = {.count = 8, .numa_node = MTLSHM_ANY_NODE, .smt = MTLSHM_SMT_AVOID, .type = MTLSHM_LCORE_APP};
+	struct mtlshm_want want = {
+		.count = 8, .numa_node = MTLSHM_ANY_NODE, .smt = MTLSHM_SMT_AVOID, .type = MTLSHM_LCORE_APP};
 	struct mtlshm_cpuset mask;
 	uint16_t lcores[8];
 
@@ -117,7 +118,8 @@ static void bare_life_lock(int n)
 static const struct figure {
 	const char *name;
 	void (*subject)(int n), (*baseline)(int n);
-	int subject_n, baseline_n; /* for about 10 ms a turn: several scheduler ticks, short against what disturbs a machine */
+	int subject_n,
+		baseline_n; /* for about 10 ms a turn: several scheduler ticks, short against what disturbs a machine */
 } figures[] = {
 	{"claim_c", claim, bare, 400000, 600000},
 	{"claim_c_vs_robust_mutex", claim, robust_mutex, 400000, 400000},

@@ -20,12 +20,12 @@
 
 #include "mtlshm.h"
 
-#define MUST(what)                                                                    \
-	do {                                                                          \
-		if (!(what)) {                                                        \
-			fprintf(stderr, "line %d: not so: %s\n", __LINE__, #what);    \
-			abort();                                                      \
-		}                                                                     \
+#define MUST(what)                                                                 \
+	do {                                                                       \
+		if (!(what)) {                                                     \
+			fprintf(stderr, "line %d: not so: %s\n", __LINE__, #what); \
+			abort();                                                   \
+		}                                                                  \
 	} while (0)
 
 enum { CHANGE = 11, WORDS = sizeof(struct mtlshm_segment) / 8 };
@@ -68,38 +68,25 @@ static void change(struct mtlshm_segment *table, const uint8_t *input)
 
 	memcpy(&value, input + 3, sizeof(value));
 	switch (input[2] % 8) {
-	case 0:
-		word = (uint64_t *)table + index % WORDS;
-		break;
-	case 1:
-		half = (uint32_t *)&table->header + index % (sizeof(table->header) / sizeof(*half));
-		break;
+	case 0: word = (uint64_t *)table + index % WORDS; break;
+	case 1: half = (uint32_t *)&table->header + index % (sizeof(table->header) / sizeof(*half)); break;
 	case 2:
-	case 3:
-		word = &table->instances[index % MTLSHM_INSTANCES].control;
-		break;
+	case 3: word = &table->instances[index % MTLSHM_INSTANCES].control; break;
 	case 4:
 		word = (uint64_t *)&table->instances[index % 4] + 1;
 		word += (index >> 2) % (sizeof(struct mtlshm_record) / 8 - 4);
 		break; /* and the two after it, as texts take some */
 	case 5:
-	case 6:
-		word = &table->lcores[index % MTLSHM_LCORES].owner;
-		break;
-	default:
-		word = &table->header.semaphore;
+	case 6: word = &table->lcores[index % MTLSHM_LCORES].owner; break;
+	default: word = &table->header.semaphore;
 	}
 	switch (input[2] / 8 % 4) {
-	case 0:
-		break;
+	case 0: break;
 	case 1: /* a token of a record that may be there */
 		value = (value >> 20 & 3) << 20 | (value & 0x1ff) << 8 | (value >> 9 & 7);
 		break;
-	case 2: /* a control word */
-		value = (value & 3) << 8 | (value >> 8 & 3);
-		break;
-	default:
-		value = value & 1 ? ~UINT64_C(0) : 0;
+	case 2: /* a control word */ value = (value & 3) << 8 | (value >> 8 & 3); break;
+	default: value = value & 1 ? ~UINT64_C(0) : 0;
 	}
 	if (half)
 		__atomic_store_n(half, (uint32_t)value, __ATOMIC_RELAXED);

@@ -250,7 +250,7 @@ FUZZ_SEGMENT = {
     "lcores-not-checked": Plant(
         "the number of lcores in the header is believed",
         "segment.c",
-        "header.lcores < MTLSHM_LCORES_MIN ||\n	    header.lcores > MTLSHM_LCORES)",
+        "header.lcores < MTLSHM_LCORES_MIN || header.lcores > MTLSHM_LCORES)",
         "header.lcores < MTLSHM_LCORES_MIN)",
     ),
     "text-not-ended": Plant(

@@ -11,11 +11,8 @@
 _Static_assert(WITNESS_SLOTS == 1 << SLOT_BITS, "a slot fits a name");
 
 static const char *const kinds[WITNESS_KINDS] = {
-	[WITNESS_SHM] = "C client",
-	[WITNESS_PYTHON] = "Python client",
-	[WITNESS_JANITOR] = "janitor",
-	[WITNESS_SOCKET] = "socket client",
-	[WITNESS_LEGACY] = "legacy client",
+	[WITNESS_SHM] = "C client",         [WITNESS_PYTHON] = "Python client", [WITNESS_JANITOR] = "janitor",
+	[WITNESS_SOCKET] = "socket client", [WITNESS_LEGACY] = "legacy client",
 };
 static struct witness *record;
 static uint32_t my_slot, my_kind;
@@ -60,9 +57,9 @@ void witness_begin(uint32_t slot, uint32_t kind)
 	my_slot = slot;
 	my_kind = kind;
 	my_incarnation = __atomic_add_fetch(&record->incarnations, 1, __ATOMIC_SEQ_CST);
-	while (life & WITNESS_KILLED || !__atomic_compare_exchange_n(&record->lives[slot], &life,
-								     my_incarnation << WITNESS_LIFE_BITS, 0,
-								     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+	while (life & WITNESS_KILLED ||
+	       !__atomic_compare_exchange_n(&record->lives[slot], &life, my_incarnation << WITNESS_LIFE_BITS, 0,
+					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		if (life & WITNESS_KILLED)
 			pause();
 }
@@ -101,7 +98,8 @@ static int note(uint64_t *place, const char *what, long value)
 	char line[WITNESS_LINE];
 
 	if (before && lives(before)) {
-		snprintf(line, sizeof(line), "was given what slot %u has: %s", (unsigned int)(before % WITNESS_SLOTS), what);
+		snprintf(line, sizeof(line), "was given what slot %u has: %s", (unsigned int)(before % WITNESS_SLOTS),
+			 what);
 		witness_wrong(line, value);
 	}
 	return before != 0;

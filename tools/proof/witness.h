@@ -47,7 +47,7 @@ struct witness {
 	uint32_t over;         /* everybody shall go */
 	uint32_t wrongs;
 	uint64_t semaphore;
-	uint64_t semaphores;   /* how often anybody had it */
+	uint64_t semaphores; /* how often anybody had it */
 	uint64_t granted[WITNESS_KINDS];
 	uint64_t killed[WITNESS_KINDS];
 	uint64_t ended[WITNESS_KINDS]; /* by themselves */

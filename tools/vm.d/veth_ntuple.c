@@ -58,15 +58,10 @@ static int protocols(u32 flow_type, __be16 *network, u8 *transport)
 {
 	switch (flow_type) {
 	case UDP_V4_FLOW:
-	case UDP_V6_FLOW:
-		*transport = IPPROTO_UDP;
-		break;
+	case UDP_V6_FLOW: *transport = IPPROTO_UDP; break;
 	case TCP_V4_FLOW:
-	case TCP_V6_FLOW:
-		*transport = IPPROTO_TCP;
-		break;
-	default:
-		return -EOPNOTSUPP;
+	case TCP_V6_FLOW: *transport = IPPROTO_TCP; break;
+	default: return -EOPNOTSUPP;
 	}
 	*network = htons(flow_type == UDP_V4_FLOW || flow_type == TCP_V4_FLOW ? ETH_P_IP : ETH_P_IPV6);
 	return 0;
@@ -139,9 +134,7 @@ static int get_rules(struct net_device *dev, struct ethtool_rxnfc *command, u32 
 	u32 count = 0;
 
 	switch (command->cmd) {
-	case ETHTOOL_GRXRINGS:
-		command->data = dev->real_num_rx_queues;
-		return 0;
+	case ETHTOOL_GRXRINGS: command->data = dev->real_num_rx_queues; return 0;
 	case ETHTOOL_GRXCLSRULE:
 		if (command->fs.location >= LOCATIONS)
 			return -EINVAL;
@@ -165,8 +158,7 @@ static int get_rules(struct net_device *dev, struct ethtool_rxnfc *command, u32 
 		command->rule_cnt = count;
 		command->data = LOCATIONS;
 		return 0;
-	default:
-		return -EOPNOTSUPP;
+	default: return -EOPNOTSUPP;
 	}
 }
 
@@ -203,8 +195,7 @@ static int set_rules(struct net_device *dev, struct ethtool_rxnfc *command)
 			return -ENOMEM;
 		rule->spec = *spec;
 		break;
-	default:
-		return -EOPNOTSUPP;
+	default: return -EOPNOTSUPP;
 	}
 	rcu_assign_pointer(nic->rules[spec->location], rule);
 	if (old)

@@ -103,23 +103,13 @@ static long do_churn(char **words)
 			case 0:
 			case 1:
 			case 2:
-			case 3:
-				claim_one();
-				break;
+			case 3: claim_one(); break;
 			case 4:
-			case 5:
-				release_one();
-				break;
+			case 5: release_one(); break;
 			case 6:
-			case 7:
-				claim_some();
-				break;
-			case 8:
-				release_everything();
-				break;
-			case 9:
-				EXPECT(mtlshm_sweep(puppet.host) >= 0);
-				break;
+			case 7: claim_some(); break;
+			case 8: release_everything(); break;
+			case 9: EXPECT(mtlshm_sweep(puppet.host) >= 0); break;
 			}
 		}
 		while (held_count)
@@ -150,10 +140,12 @@ static long do_watch(char **words)
 		}
 		for (uint32_t j = 0; j < snapshot.instance_count; j++) {
 			const struct mtlshm_instance_info *info = &snapshot.instances[j];
-			struct mtlshm_instance_info *before = &seen[info->owner >> MTLSHM_TYPE_BITS & (MTLSHM_INSTANCES - 1)];
+			struct mtlshm_instance_info *before =
+				&seen[info->owner >> MTLSHM_TYPE_BITS & (MTLSHM_INSTANCES - 1)];
 
 			fits &= info->lcores == lcores[j];
-			if (info->process.label[0] == '0') /* one of those that churn: each has a name that tells its pid */
+			if (info->process.label[0] ==
+			    '0') /* one of those that churn: each has a name that tells its pid */
 				fits &= strlen(info->process.label) == 63 &&
 					strtol(info->process.label, NULL, 10) == info->process.pid;
 			if (before->owner == info->owner)
@@ -235,9 +227,5 @@ static long do_fork_storm(char **words)
 }
 
 const struct command churn_commands[] = {
-	{"churn", do_churn},
-	{"watch", do_watch},
-	{"replace", do_replace},
-	{"fork_storm", do_fork_storm},
-	{0},
+	{"churn", do_churn}, {"watch", do_watch}, {"replace", do_replace}, {"fork_storm", do_fork_storm}, {0},
 };

@@ -23,8 +23,8 @@ static long do_retire(char **words)
 	return mtlshm_retire(puppet.host);
 }
 
-static const struct mtlshm_cpuset every_cpu = {
-	{~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull}};
+static const struct mtlshm_cpuset every_cpu = {{~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull,
+						~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull}};
 
 static int become(const struct mtlshm_identity *identity)
 {

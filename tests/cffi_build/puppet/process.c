@@ -45,8 +45,7 @@ static long do_become(char **words)
 {
 	gid_t group = (gid_t)number(words[3]);
 
-	if (setgroups(words[3] ? 1 : 0, &group) || setgid((gid_t)number(words[2])) ||
-	    setuid((uid_t)number(words[1])))
+	if (setgroups(words[3] ? 1 : 0, &group) || setgid((gid_t)number(words[2])) || setuid((uid_t)number(words[1])))
 		return -errno;
 	return 0;
 }

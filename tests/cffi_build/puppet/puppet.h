@@ -47,12 +47,12 @@ void answer(long long value);
 /* Become an instance, which acts from now on. */
 int become_instance(const char *label, uint32_t kind, const struct mtlshm_cpuset *cpus);
 
-#define EXPECT(what)                                                                                       \
-	do {                                                                                               \
-		if (!(what)) {                                                                             \
+#define EXPECT(what)                                                                                            \
+	do {                                                                                                    \
+		if (!(what)) {                                                                                  \
 			fprintf(stderr, "puppet %d, %s:%d: not so: %s\n", getpid(), __FILE__, __LINE__, #what); \
-			abort();                                                                           \
-		}                                                                                          \
+			abort();                                                                                \
+		}                                                                                               \
 	} while (0)
 
 #endif

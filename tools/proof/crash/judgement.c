@@ -19,7 +19,8 @@ void look_at_table(const struct mtlshm_segment *start)
 		       i);
 		EXPECT(!lent(i) || descends(owner, world.bystander.owner),
 		       "lcore %u, which a living parent lends, is %#lx's", i, (unsigned long)owner);
-		EXPECT(!owner || known(owner) || owner == world.victim->reservation, "lcore %u is %#lx's, who is unknown", i, (unsigned long)owner);
+		EXPECT(!owner || known(owner) || owner == world.victim->reservation,
+		       "lcore %u is %#lx's, who is unknown", i, (unsigned long)owner);
 	}
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
 		if (control_of(i) != start->instances[i].control && state_of(i) == MTLSHM_LIVE)
@@ -50,8 +51,8 @@ void judge(void)
 	EXPECT(!victim->refused || lent(victim->refused) || world.rival.had[victim->refused],
 	       "refused lcore %u, which nobody alive has had", victim->refused);
 	EXPECT(!victim->owner || victim->owner != world.rival.owner, "the rival and the victim are the same instance");
-	EXPECT(holder == rightful || (!rightful && !is_among_living(holder)),
-	       "%#lx has the semaphore, %#lx thinks so", (unsigned long)holder, (unsigned long)rightful);
+	EXPECT(holder == rightful || (!rightful && !is_among_living(holder)), "%#lx has the semaphore, %#lx thinks so",
+	       (unsigned long)holder, (unsigned long)rightful);
 	for (uint32_t i = 0; i < LCORES; i++) {
 		uint64_t word = owner_in(segment->lcores[i].owner), owner = i == 4 ? world.proxied : 0;
 
@@ -72,8 +73,8 @@ void judge(void)
 			EXPECT(word == owner, "lcore %u is %#lx's, but %#lx's in the table", i, (unsigned long)owner,
 			       (unsigned long)word);
 		else if (lent(i))
-			EXPECT(descends(word, world.bystander.owner), "lcore %u, which a living parent lends, is %#lx's", i,
-			       (unsigned long)word);
+			EXPECT(descends(word, world.bystander.owner),
+			       "lcore %u, which a living parent lends, is %#lx's", i, (unsigned long)word);
 		else
 			EXPECT(!is_among_living(word), "lcore %u is a living instance's, which does not know", i);
 	}

@@ -142,8 +142,9 @@ static void inspect_remains(void)
 	       "the header was changed");
 	for (uint32_t i = 0; i < MTLSHM_LCORES; i++) {
 		uint64_t owner = owner_in(segment->lcores[i].owner);
-		uint64_t rightful = i < LCORES && (world.bystander.has[i] || lent(i)) ? world.bystander.owner :
-				    i == 4 ? world.proxied : 0;
+		uint64_t rightful = i < LCORES && (world.bystander.has[i] || lent(i)) ? world.bystander.owner
+				    : i == 4                                          ? world.proxied
+										      : 0;
 
 		EXPECT(!lent(i) || segment->lcores[i].owner == (owner | MTLSHM_LCORE_LEASE),
 		       "lcore %u is left with %#lx, and not for tenants", i, (unsigned long)segment->lcores[i].owner);

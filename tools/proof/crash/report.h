@@ -21,9 +21,9 @@ extern struct circumstances now;
 /* Count it and say it. */
 void wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-#define EXPECT(condition, ...)             \
-	do {                               \
-		if (!(condition))          \
+#define EXPECT(condition, ...)              \
+	do {                                \
+		if (!(condition))           \
 			wrong(__VA_ARGS__); \
 	} while (0)
 

@@ -25,8 +25,8 @@ bool lent(uint32_t lcore)
 
 void enter(struct mind *who)
 {
-	const struct mtlshm_identity identity = {
-		.cpus = &world.all, .parent = who->parent ? who->parent : MTLSHM_NO_PARENT};
+	const struct mtlshm_identity identity = {.cpus = &world.all,
+						 .parent = who->parent ? who->parent : MTLSHM_NO_PARENT};
 
 	who->rc = mtlshm_register(&who->instance, world.host, &identity);
 	who->owner = who->rc ? 0 : mtlshm_owner(who->instance);

@@ -39,10 +39,10 @@ enum world_kind {
 	USUAL = 0,
 	DEAD_HAS_SEMAPHORE = 1,
 	BYSTANDER_HAS_SEMAPHORE = 2,
-	ALMOST_FULL = 4,        /* all records proxied but those of the dead */
-	NOBODY = 8,             /* an empty segment */
+	ALMOST_FULL = 4, /* all records proxied but those of the dead */
+	NOBODY = 8,      /* an empty segment */
 	NO_SEGMENT = 16,
-	RETIRED = 32,           /* an empty segment, which somebody is about to remove */
+	RETIRED = 32, /* an empty segment, which somebody is about to remove */
 	FAMILY = 64,
 };
 
@@ -50,10 +50,10 @@ enum world_kind {
 struct mind {
 	struct mtlshm_instance *instance; /* good in that process only */
 	int rc;
-	uint64_t owner; /* 0: not registered */
-	uint64_t parent;      /* to be, when it registers; 0: none */
+	uint64_t owner;  /* 0: not registered */
+	uint64_t parent; /* to be, when it registers; 0: none */
 	uint64_t proxy;
-	uint64_t reservation; /* made, or about to be ended, */
+	uint64_t reservation;  /* made, or about to be ended, */
 	bool reserved[LCORES]; /* and what it was told is in it */
 	bool semaphore;
 	bool has[LCORES];

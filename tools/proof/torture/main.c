@@ -23,12 +23,9 @@ static const struct {
 	uint32_t kind;
 	void (*live)(void);
 } kinds[] = {
-	{"shm", WITNESS_SHM, live_in_shared_memory},
-	{"janitor", WITNESS_JANITOR, live_in_shared_memory},
-	{"socket", WITNESS_SOCKET, live_on_socket},
-	{"legacy", WITNESS_LEGACY, live_on_table},
-	{"anchor", WITNESS_LEGACY, stay_attached},
-	{"newcomer", WITNESS_SHM, have_everything},
+	{"shm", WITNESS_SHM, live_in_shared_memory}, {"janitor", WITNESS_JANITOR, live_in_shared_memory},
+	{"socket", WITNESS_SOCKET, live_on_socket},  {"legacy", WITNESS_LEGACY, live_on_table},
+	{"anchor", WITNESS_LEGACY, stay_attached},   {"newcomer", WITNESS_SHM, have_everything},
 	{"drain", WITNESS_LEGACY, drain_table},
 };
 

@@ -20,8 +20,8 @@ static struct mtlshm_instance *me;
 static void become_instance(void)
 {
 	struct mtlshm_cpuset all;
-	const struct mtlshm_identity identity = {
-		.label = self.kind == WITNESS_JANITOR ? "janitor" : "torture", .cpus = &all};
+	const struct mtlshm_identity identity = {.label = self.kind == WITNESS_JANITOR ? "janitor" : "torture",
+						 .cpus = &all};
 	int rc;
 
 	memset(&all, 0xff, sizeof(all));
