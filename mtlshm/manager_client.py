@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from errno import ENOENT
 from types import TracebackType
 
@@ -133,13 +134,21 @@ class Manager:
         return self.receive()
 
     def receive(self) -> tuple[int, wire.Body]:
-        """The next record that comes."""
+        """The next record that comes, whole before the time-out."""
+        timeout = self.socket.gettimeout()
+        deadline = None if timeout is None else time.monotonic() + timeout
         data = b""
-        while len(data) < wire.SIZE:
-            piece = self.socket.recv(wire.SIZE - len(data))
-            if not piece:
-                raise ConnectionError("the manager closed the connection")
-            data += piece
+        try:
+            while len(data) < wire.SIZE:
+                if data and deadline is not None:  # or whoever is there could send a byte now and then for ever
+                    self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                piece = self.socket.recv(wire.SIZE - len(data))
+                if not piece:
+                    raise ConnectionError("the manager closed the connection")
+                data += piece
+        finally:
+            if self.socket.gettimeout() != timeout:
+                self.socket.settimeout(timeout)
         return wire.decode(data)
 
     def _call(self, kind: Type, body: wire.Body, expected: Type) -> int:
