@@ -20,10 +20,10 @@ import click
 from mtlshm import Busy, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayout, access
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
+from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.daemon.manager_socket import ManagerSocket
-from mtlshm.daemon.on_demand import OnDemand
 from mtlshm.daemon.options import Settings, options
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.service import Service
@@ -133,15 +133,15 @@ async def _serve(settings: Settings) -> None:
         log.info("stopping; what living instances hold stays theirs")
 
 
-def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> OnDemand:
+def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> Lazy[Interfaces]:
     """Served at once if an earlier daemon served any, else once a client names one."""
-    if settings.xdp == "off":
-        return OnDemand(None)
-    if os.geteuid() != 0:
+    served = settings.xdp != "off" and os.geteuid() == 0
+    if settings.xdp != "off" and not served:
         log.info("not root: interfaces are not served")
-        return OnDemand(None)
 
     async def make() -> Interfaces:
+        if not served:
+            raise OSError(errno.ENODEV, "interfaces are not served")
         from mtlshm.daemon.interfaces import Interfaces
         from mtlshm.net.attached import Way
         from mtlshm.net.ledger import Ledger, patiently
@@ -165,12 +165,12 @@ def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> 
 
     async def take_up() -> None:
         try:
-            await interfaces.start()
+            await interfaces.get()
         except OSError as error:
             log.error("interfaces are not served: %s", reason(error))
 
-    interfaces = OnDemand(make)
-    if (settings.state / "ledger").exists():
+    interfaces = Lazy(make)
+    if served and (settings.state / "ledger").exists():
         # Lcores need not wait for it.
         duties.callback(asyncio.create_task(take_up()).cancel)
     return interfaces

@@ -28,16 +28,21 @@ import os
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mtlshm import Host, wire
+from mtlshm.daemon import requests
 from mtlshm.daemon.door import Store
+from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.reply import Reply
-from mtlshm.daemon.session import Interfaces, Loans, Session
+from mtlshm.daemon.session import Loans, Session
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
+
+if TYPE_CHECKING:
+    from mtlshm.daemon.interfaces import Interfaces
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ class Server(Protocol):
     """Who lets clients in; see manager_socket.py."""
 
     host: Host
-    interfaces: Interfaces
+    interfaces: Lazy[Interfaces]
     loans: Loans | None
     observer: Observer
     store: Store
@@ -185,7 +190,7 @@ class Connection:
             self._take(len(record) - len(self._half))
             self._half = record
             return
-        answer = self._session.answer(record)
+        answer = requests.answer(self._session, record)
         if isinstance(answer, Reply):
             self._send(answer)
         else:

@@ -45,7 +45,6 @@ from mtlshm.net.tool import Tools
 from mtlshm.net.umem import Memories
 from mtlshm.net.xdp import Loader, in_the_way
 from mtlshm.net.xsk import Layout, XskSocket
-from mtlshm.wire import Type
 
 log = logging.getLogger(__name__)
 
@@ -129,32 +128,44 @@ class Interfaces:
                 all_are = False
         return all_are
 
-    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
-        """0, an id, or OSError."""
-        if not self._ledger.in_use(body.ifindex):
-            number = errno.EINVAL if kind == Type.IF_DEL_FLOW else errno.ENODEV
-            raise OSError(number, f"interface {body.ifindex} is in use by no client; name it in REGISTER first")
-        if kind in (Type.ADD_UDP_DP_FILTER, Type.IF_GET_QUEUE, Type.IF_ADD_FLOW):
-            await self._use(client, body.ifindex)
-        owner = self._owners.get(client.identity, _GONE)
-        match body:
-            case wire.Filter(ifindex, port) if kind == Type.ADD_UDP_DP_FILTER:
-                if await patiently(self._ledger.add_port, owner, ifindex, port):
-                    self._gate(ifindex).set_port(port, True)
-            case wire.Filter(ifindex, port):
-                if await patiently(self._ledger.drop_port, owner, ifindex, port):
-                    self._clear(ifindex, [port], [])
-            case wire.Interface() if kind == Type.IF_GET_QUEUE:
-                return await self._nics.claim_queue(owner, body.ifindex, self._gate(body.ifindex).queues)
-            case wire.Interface() if kind == Type.IF_PUT_QUEUE:
-                await self._nics.put_queue(owner, body.ifindex, QueueNumber(body.queue))
-            case wire.Interface() if kind == Type.IF_ADD_FLOW:
-                ports = body.source_port, body.destination_port
-                spec = FlowSpec.from_wire(body.flow_type, body.source, body.destination, *ports)
-                most = self._gate(body.ifindex).queues
-                return await self._nics.add_flow(owner, body.ifindex, QueueNumber(body.queue), spec, most)
-            case _:
-                await self._nics.delete_flow(owner, body.ifindex, body.flow_id)
+    def in_use(self, ifindex: int) -> bool:
+        """Has any client named it?"""
+        return self._ledger.in_use(ifindex)
+
+    async def add_port(self, client: Client, asked: wire.Filter) -> int:
+        """Let packets to that port through. This and the next five return 0 or an id; OSError if it cannot be done."""
+        owner = await self._use(client, asked.ifindex)
+        if await patiently(self._ledger.add_port, owner, asked.ifindex, asked.port):
+            self._gate(asked.ifindex).set_port(asked.port, True)
+        return 0
+
+    async def drop_port(self, client: Client, asked: wire.Filter) -> int:
+        """Let them through no longer."""
+        if await patiently(self._ledger.drop_port, self._owner(client), asked.ifindex, asked.port):
+            self._clear(asked.ifindex, [asked.port], [])
+        return 0
+
+    async def claim_queue(self, client: Client, asked: wire.Interface) -> int:
+        """Returns the queue."""
+        owner = await self._use(client, asked.ifindex)
+        return await self._nics.claim_queue(owner, asked.ifindex, self._gate(asked.ifindex).queues)
+
+    async def put_queue(self, client: Client, asked: wire.Interface) -> int:
+        """Give it back."""
+        await self._nics.put_queue(self._owner(client), asked.ifindex, QueueNumber(asked.queue))
+        return 0
+
+    async def add_flow(self, client: Client, asked: wire.Interface) -> int:
+        """Returns the id of the flow rule."""
+        owner = await self._use(client, asked.ifindex)
+        ports = asked.source_port, asked.destination_port
+        spec = FlowSpec.from_wire(asked.flow_type, asked.source, asked.destination, *ports)
+        most = self._gate(asked.ifindex).queues
+        return await self._nics.add_flow(owner, asked.ifindex, QueueNumber(asked.queue), spec, most)
+
+    async def delete_flow(self, client: Client, asked: wire.Interface) -> int:
+        """Delete the flow rule with that id."""
+        await self._nics.delete_flow(self._owner(client), asked.ifindex, asked.flow_id)
         return 0
 
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
@@ -176,7 +187,7 @@ class Interfaces:
 
     async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
         """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
-        owner, uid = self._owners.get(client.identity, _GONE), client.process.uid  # 0: its process has died meanwhile
+        owner, uid = self._owner(client), client.process.uid
         self._check_memory(uid, layout.size)
         passed_by: list[QueueNumber] = []
         try:
@@ -232,6 +243,10 @@ class Interfaces:
 
     # -- owners
 
+    def _owner(self, client: Client) -> LedgerOwner:
+        """Its number in the ledger; _GONE if it has none, or if its process has died meanwhile."""
+        return self._owners.get(client.identity, _GONE)
+
     def _adopt(self, owner: Owner) -> None:
         """One that an earlier daemon entered."""
         client = Client(owner.token, owner.process)
@@ -266,7 +281,7 @@ class Interfaces:
 
     # -- interfaces
 
-    async def _use(self, client: Client, ifindex: int) -> None:
+    async def _use(self, client: Client, ifindex: int) -> LedgerOwner:
         """See to it that the interface is loaded, and stays so for this client. OSError if it is not."""
         # Before anything is remembered of it: clients may name what they like.
         try:
@@ -277,11 +292,12 @@ class Interfaces:
             self._owners[client.identity] = await patiently(self._ledger.enter, client.owner, client.process)
         async with self._turns[ifindex]:
             # Until now anyone might have unloaded it, if this is the first who uses it.
-            first = await patiently(self._ledger.use, self._owners.get(client.identity, _GONE), ifindex)
+            first = await patiently(self._ledger.use, self._owner(client), ifindex)
             if first or (ifindex not in self._gates and ifindex not in self._failures):
                 await self._load(ifindex)
         if failure := self._failures.get(ifindex):
             raise OSError(failure.errno, failure.strerror)
+        return self._owner(client)
 
     async def _load(self, ifindex: int) -> None:
         """Or adopt what an earlier daemon or mtlshm-ctl loaded. Why it failed is kept for who asks."""

@@ -24,17 +24,22 @@ import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtlshm import Host, InstanceInfo, Kind, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.connection import Connection
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
+from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
-from mtlshm.daemon.session import Interfaces, Loans
+from mtlshm.daemon.session import Loans
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
+
+if TYPE_CHECKING:
+    from mtlshm.daemon.interfaces import Interfaces
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class ManagerSocket:
         path: Path,
         mode: int,
         gid: int | None,
-        interfaces: Interfaces,
+        interfaces: Lazy[Interfaces],
         store: Store,
         loans: Loans | None = None,
     ) -> None:

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mtlshm import wire
-from mtlshm.wire import Type
 
 
 class Reply(NamedTuple):
@@ -25,20 +24,7 @@ class Reply(NamedTuple):
             os.close(descriptor)
 
 
-# Operations before REGISTER are refused in the type of their own reply.
-_REPLY_TYPES: dict[int, Type] = {
-    Type.IF_GET_QUEUE: Type.IF_QUEUE_ID,
-    Type.IF_ADD_FLOW: Type.IF_FLOW_ID,
-    Type.OPEN_XSK: Type.XSK,
-}
-
-
 @lru_cache(maxsize=1024)
 def response(kind: int, value: int) -> Reply:
-    """Few values make up nearly all answers."""
+    """A reply of this type. Few values make up nearly all of them."""
     return Reply(wire.encode(kind, wire.Response(value)))
-
-
-def reply(kind: int, value: int) -> Reply:
-    """To a request of this kind."""
-    return response(_REPLY_TYPES.get(kind, int(Type.RESPONSE)), value)

@@ -21,49 +21,30 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
 from mtlshm.daemon import eal, lease, process
 from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.lease import Lease
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.own_claims import OwnClaims
 from mtlshm.daemon.peer import Peer
 from mtlshm.daemon.process import Client
-from mtlshm.daemon.reply import Reply, reply, response
+from mtlshm.daemon.reply import Reply
 from mtlshm.errors import reason
 from mtlshm.kinds import NOBODY, TableOwner
 from mtlshm.snapshot import tag_of_id
 from mtlshm.wire import Dialect, Type
 
 if TYPE_CHECKING:
-    from mtlshm.net.xsk import XskSocket
+    from mtlshm.daemon.interfaces import Interfaces
 
 log = logging.getLogger(__name__)
-
-
-class Interfaces(Protocol):
-    """Whoever serves interfaces, queues, flows and port filters; see interfaces.py."""
-
-    async def register(self, client: Client, interfaces: tuple[int, ...]) -> bool:
-        """A client will use these. False if not all can be served, which is logged."""
-
-    async def request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> int:
-        """Its answer: 0, an id, or OSError."""
-
-    async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
-        """A queue, which becomes the client's, and a socket bound to it; or OSError."""
-
-    async def map_of(self, ifindex: int) -> int | None:
-        """The descriptor of the interface's xsks_map, which stays theirs; None if it is not served."""
-
-    def gone(self, client: Client) -> None:
-        """The client has ended; what it had is free."""
 
 
 class Loans(Protocol):
@@ -73,8 +54,8 @@ class Loans(Protocol):
         """Give an lcore that is lent and unused to an instance. False if that cannot be done soon."""
 
 
-# Members of an enumeration take long to look up, and these are needed for every request.
-_GET_LCORE, _RESPONSE, _SCH = int(Type.GET_LCORE), int(Type.RESPONSE), int(LcoreType.SCH)
+# Members of an enumeration take long to look up, and this one is needed for every request.
+_SCH = int(LcoreType.SCH)
 
 
 class Session:
@@ -87,7 +68,7 @@ class Session:
     def __init__(
         self,
         host: Host,
-        interfaces: Interfaces,
+        interfaces: Lazy[Interfaces],
         observer: Observer,
         peer: Peer,
         null: int,
@@ -97,14 +78,14 @@ class Session:
     ) -> None:
         self._loans = loans
         self._host = host
-        self._interfaces = interfaces
+        self.interfaces = interfaces
         self._observer = observer
         self._peer = peer
         self._null = null
         self._registered = registered
         self._withdrawn = withdrawn
         self._instance: Instance | None = None
-        self._client: Client | None = None  # the same, for whoever serves interfaces
+        self.client: Client | None = None  # the same, for whoever serves interfaces
         self._who: Process | None = None  # the same, as the table has it
         self._own = OwnClaims(host, self._is_us)
         self._over = False
@@ -136,12 +117,13 @@ class Session:
         once no work for it is left."""
         self._over = True
         for lcore_id in list(self._held):
-            self._put(lcore_id)
-        if self._instance is None or self._client is None:
+            self.put(lcore_id)
+        client = self.client
+        if self._instance is None or client is None:
             return lambda: None
         self._instance.unregister()
         self._instance = None  # for work that is not done yet
-        return partial(self._interfaces.gone, self._client)
+        return lambda: self.interfaces.tell(lambda interfaces: interfaces.gone(client))
 
     def leave(self) -> None:
         """Everything stays in the table."""
@@ -160,57 +142,27 @@ class Session:
         """How many it was granted here."""
         return len(self._held)
 
-    def answer(self, record: bytes) -> Reply | Coroutine[Any, Any, Reply]:
-        """A whole record's reply, or the work that leads to it, which raises nothing. Raises wire.BadMagic."""
-        if request := wire.lcore_request(record):
-            kind, lcore_id = request
-            if kind != _GET_LCORE:
-                return response(_RESPONSE, self._put(lcore_id))
-            if self._instance and (self._lcores is None or self._lease is None):
-                self._lcores = eal.at_once(self._peer.pid)
-                if self._lcores is None or self._lease is None:
-                    return self._work(kind, self._get_later(lcore_id))
-                self._check_lcores()
-            return self._grant(lcore_id)
-        kind, body = wire.decode(record, self.dialect or Dialect.A)
-        client = self._client
-        match body:
-            case wire.Heartbeat(seq):
-                return Reply(wire.encode(Type.HEARTBEAT_ACK, wire.Heartbeat(seq)))
-            case wire.Register() | wire.TooManyInterfaces():
-                value = self._refusal(body)
-                if value == 0 and isinstance(body, wire.Register) and (body.interfaces or self._instance is None):
-                    return self._work(kind, self._register(body))
-            case wire.Interface() if kind == Type.IF_XSK_MAP_FD:
-                return self._map_of(body.ifindex)
-            case wire.Filter() | wire.Interface() if client:
-                return self._work(kind, self._request(client, kind, body))
-            case wire.OpenXsk() if client:
-                return self._work(kind, self._open_xsk(client, body))
-            case wire.Filter() | wire.Interface() | wire.OpenXsk():
-                value = -errno.EPERM
-            case _:
-                value = -errno.ENOTSUP
-        return reply(kind, value)
+    def warn_failed(self, request: str, error: OSError) -> None:
+        """Its request was answered with an error; the log says why, once."""
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("pid %d, %s: %s", self._peer.pid, request, reason(error))
 
-    async def _work(self, kind: int, work: Awaitable[Reply]) -> Reply:
-        """Whatever goes wrong is an answer, too."""
-        try:
-            return await work
-        except OSError as error:
-            number = error.errno or errno.EIO
-            if str(error) != self._said:
-                self._said = str(error)
-                log.warning("pid %d, %s: %s", self._peer.pid, Type(kind).name, reason(error))
-        except Exception:
-            number = errno.EIO
-            log.exception("pid %d, request %d", self._peer.pid, kind)
-        return reply(kind, -number)
+    def warn_broken(self, request: str) -> None:
+        """What answers its request raised something that it should not."""
+        log.exception("pid %d, %s", self._peer.pid, request)
 
-    def _refusal(self, body: wire.Register | wire.TooManyInterfaces) -> int:
-        """Of REGISTER, or 0."""
+    # -- registration
+
+    def register(self, body: wire.Register | wire.TooManyInterfaces) -> int | Coroutine[Any, Any, int]:
+        """0 or a negative errno, as the others unless they say more; or the work that leads to it."""
         if isinstance(body, wire.TooManyInterfaces):
             return -errno.EINVAL
+        refusal = self._refusal()
+        return refusal if refusal or (self._instance and not body.interfaces) else self._register(body)
+
+    def _refusal(self) -> int:
+        """Of REGISTER, or 0."""
         pid, uid = self._peer.pid, self._peer.uid
         if not self._peer.admitted:
             log.warning("uid %d (pid %d) is not in the group that may use this socket: refused", uid, pid)
@@ -220,21 +172,21 @@ class Session:
             return -errno.EPERM
         return 0
 
-    async def _register(self, body: wire.Register) -> Reply:
+    async def _register(self, body: wire.Register) -> int:
         new = self._instance is None
         if new:
             found, start_ticks = await lease.find(self._host, self._observer, self._peer.pid)
             if self._over:
-                return reply(Type.REGISTER, -errno.ESRCH)
+                return -errno.ESRCH
             try:
                 self._become(body, found, start_ticks)
             except OSError as error:  # no record left, or no descriptor
                 log.error("cannot register pid %d: %s", self._peer.pid, reason(error))
-                return reply(Type.REGISTER, -(error.errno or errno.EIO))
-        assert self._client
+                return -(error.errno or errno.EIO)
+        assert self.client
         if body.interfaces:
-            return await self._name_interfaces(self._client, body.interfaces, new)
-        return reply(Type.REGISTER, 0)
+            return await self._name_interfaces(self.client, body.interfaces, new)
+        return 0
 
     def _become(self, body: wire.Register, found: Lease, start_ticks: int) -> None:
         """OSError if it is not registered."""
@@ -247,44 +199,58 @@ class Session:
     def _name(self, who: Process) -> None:
         self._who = who
         # By its own word only the table shall call its host.
-        self._client = Client(self.owner, replace(who, hostname=os.uname().nodename))
+        self.client = Client(self.owner, replace(who, hostname=os.uname().nodename))
 
     def _identify(self, hostname: str, start_ticks: int) -> Process:
         if self._peer.pidfd is None:
             raise OSError(errno.EPERM, self._peer.unseen)
         return process.identify(self._peer.pidfd, self._peer.pid, self._peer.uid, hostname, start_ticks)
 
-    async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...], new: bool) -> Reply:
-        if await self._interfaces.register(client, interfaces):
-            return reply(Type.REGISTER, 0)
+    async def _name_interfaces(self, client: Client, interfaces: tuple[int, ...], new: bool) -> int:
+        if await self._serve(client, interfaces):
+            return 0
         pid, named = self._peer.pid, ", ".join(map(str, interfaces))
         if self.dialect is Dialect.A:
             # It would go on with the System V table, unseen. So it gets lcores here, and errors for the interface.
             text = "pid %d is registered, though not all of interfaces %s are served: what it asks for there is refused"
             log.warning(text, pid, named)
-            return reply(Type.REGISTER, 0)
+            return 0
         log.warning("pid %d is not registered, as not all of interfaces %s are served", pid, named)
         if new and self._instance:  # else it was registered before, or has ended meanwhile
             self._withdrawn()
             self._instance.unregister()
-            self._interfaces.gone(client)
-            self._instance = self._client = self._lease = self.dialect = None
+            self.interfaces.tell(lambda served: served.gone(client))
+            self._instance = self.client = self._lease = self.dialect = None
             self.owner = NOBODY
-        return reply(Type.REGISTER, -errno.ENODEV)
+        return -errno.ENODEV
 
-    async def _request(self, client: Client, kind: int, body: wire.Filter | wire.Interface) -> Reply:
-        return reply(kind, await self._interfaces.request(client, kind, body))
+    async def _serve(self, client: Client, interfaces: tuple[int, ...]) -> bool:
+        """False if not all of them are served, which the log says."""
+        try:
+            served = await self.interfaces.get()
+        except OSError as error:
+            log.error("interfaces %s: %s", ", ".join(map(str, interfaces)), error.strerror or error)
+            return False
+        return await served.register(client, interfaces)
+
+    # -- interfaces
+
+    def open_xsk(self, body: wire.OpenXsk) -> int | Coroutine[Any, Any, Reply]:
+        """With the socket and its memory."""
+        return self._open_xsk(self.client, body) if self.client else -errno.EPERM
 
     async def _open_xsk(self, client: Client, body: wire.OpenXsk) -> Reply:
-        answer, xsk = await self._interfaces.open_xsk(client, body)
+        answer, xsk = await (await self.interfaces.get()).open_xsk(client, body)
         kept = () if xsk.channel is None else (xsk.channel,)
         return Reply(wire.encode(Type.XSK, answer), given=(xsk.socket, xsk.umem), kept=kept)
 
-    async def _map_of(self, ifindex: int) -> Reply:
-        """What to hand out instead of a map, if there is none or it is not for this client, depends on the client."""
+    async def map_of(self, body: wire.Interface) -> Reply:
+        """With the interface's xsks_map. What to hand out instead, if there is none or it is not for this client,
+        depends on the client."""
         if self._peer.admitted:
             try:
-                if (known := await self._interfaces.map_of(ifindex)) is not None:
+                served = await self.interfaces.now()
+                if served and (known := served.map_of(body.ifindex)) is not None:
                     return Reply(b"\0", given=(os.dup(known),))
             except OSError as error:  # no descriptor is left
                 log.error("pid %d gets no map: %s", self._peer.pid, reason(error))
@@ -292,6 +258,29 @@ class Session:
                 log.exception("pid %d gets no map", self._peer.pid)
         # One of dialect A crashes without a descriptor; on what is no BPF map it fails cleanly.
         return Reply(b"\0", lent=(self._null,) if self.dialect is Dialect.A else ())
+
+    # -- lcores
+
+    def get(self, lcore_id: int) -> int | Coroutine[Any, Any, int]:
+        """Grant it, if that can be."""
+        if self._instance and (self._lcores is None or self._lease is None):
+            self._lcores = eal.at_once(self._peer.pid)
+            if self._lcores is None or self._lease is None:
+                return self._get_later(lcore_id)
+            self._check_lcores()
+        return self._grant(lcore_id)
+
+    def put(self, lcore_id: int) -> int:
+        """Take it back."""
+        if self._instance is None:
+            return -errno.EPERM
+        cpu = self._held.pop(lcore_id, None)
+        if cpu is None:
+            return -errno.EINVAL
+        if not self._own.give_back(cpu):
+            with suppress(MtlshmError):  # an operator has taken it meanwhile
+                self._instance.release(cpu)
+        return 0
 
     def _get(self, lcore_id: int) -> int:
         if self._instance is None or self._lcores is None:
@@ -331,14 +320,14 @@ class Session:
             with suppress(MtlshmError):  # an operator has taken it this moment
                 self._host.tag(cpu, self._own.owner(cpu) or self.owner, tag_of_id(lcore_id))
 
-    async def _get_later(self, lcore_id: int) -> Reply:
+    async def _get_later(self, lcore_id: int) -> int:
         if self._lease is None:
             self._lease = lease.late((await lease.find(self._host, self._observer, self._peer.pid))[0])
         if self._lcores is None:
             self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
         self._check_lcores()
-        answer = self._grant(lcore_id)
-        return answer if isinstance(answer, Reply) else await answer
+        value = self._grant(lcore_id)
+        return value if isinstance(value, int) else await value
 
     def _check_lcores(self) -> None:
         if self._lcores and not self._lcores.seen:
@@ -362,12 +351,12 @@ class Session:
             self._said = text
             log.warning("pid %d of uid %d: %s", self._peer.pid, self._peer.uid, text)
 
-    def _grant(self, lcore_id: int) -> Reply | Coroutine[Any, Any, Reply]:
+    def _grant(self, lcore_id: int) -> int | Coroutine[Any, Any, int]:
         value = self._get(lcore_id)
         free = self._lease and not self._lease.parent and lcore_id not in self._held
         if value == -errno.EBUSY and free and self._is_lent(self._cpu(lcore_id)):
-            return self._work(_GET_LCORE, self._get_lent(lcore_id))
-        return response(_RESPONSE, value)
+            return self._get_lent(lcore_id)
+        return value
 
     def _cpu(self, lcore_id: int) -> int | None:
         return self._lcores.cpu(lcore_id) if self._lcores else None
@@ -382,14 +371,14 @@ class Session:
             return info is not None and info.kind == Kind.POOL
         return False
 
-    async def _get_lent(self, lcore_id: int) -> Reply:
+    async def _get_lent(self, lcore_id: int) -> int:
         """What is lent and unused is the client's, if nothing else is left to it."""
         cpu = self._cpu(lcore_id)
         assert cpu is not None
         if self._instance and self._loans and not self._has_choice():
             if await self._loans.hand_over(cpu, self._instance, _SCH):
                 self._granted(lcore_id, cpu)
-                return reply(Type.GET_LCORE, 0)
+                return 0
             why = "it could not be taken back now"
         else:
             why = "others are free" if self._loans else "nobody looks after that table"
@@ -400,7 +389,7 @@ class Session:
                 "mtlshm-ctl legacy reclaim %d-%d",
                 *(self._peer.pid, cpu, why, cpu, cpu),
             )
-        return reply(Type.GET_LCORE, -errno.EBUSY)
+        return -errno.EBUSY
 
     def _has_choice(self) -> bool:
         """Is anything free among the CPUs of its workers, or, if these are not known, where it may run?"""
@@ -417,14 +406,3 @@ class Session:
         with suppress(OSError):  # there is no /proc any more
             return process.is_same(info, self._peer.pidfd, self._peer.pid)
         return False
-
-    def _put(self, lcore_id: int) -> int:
-        if self._instance is None:
-            return -errno.EPERM
-        cpu = self._held.pop(lcore_id, None)
-        if cpu is None:
-            return -errno.EINVAL
-        if not self._own.give_back(cpu):
-            with suppress(MtlshmError):  # an operator has taken it meanwhile
-                self._instance.release(cpu)
-        return 0

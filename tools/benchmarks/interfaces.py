@@ -50,7 +50,7 @@ def unhurried(measure: Callable[[], float]) -> float:
 
 def load(bench: Bench, name: str) -> Figure:
     with veth(bench) as (index, device):
-        named(bench, index)  # the first of all has more to do: see mtlshm/daemon/on_demand.py
+        named(bench, index)  # the first of all has more to do: see mtlshm/daemon/lazy.py
         turns = [(unhurried(lambda: named(bench, index)), unhurried(lambda: by_hand(device))) for _ in range(TURNS)]
     return figure(name, "ms", "xdp-loader load, by hand", turns, scale=1e-6)
 

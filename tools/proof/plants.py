@@ -300,9 +300,9 @@ FUZZ_SOCKET = {
     ),
     "unknown-not-answered": Plant(
         "a type that is not known gets no answer",
-        "daemon/session.py",
-        "            case _:\n                value = -errno.ENOTSUP\n",
-        '            case _:\n                return Reply(b"")\n',
+        "daemon/requests.py",
+        "lambda _session, _body: -errno.ENOTSUP",
+        'lambda _session, _body: Reply(b"")',
     ),
     "descriptor-kept": Plant(
         "the pidfd of a client that has gone stays open",
@@ -319,7 +319,7 @@ FUZZ_SOCKET = {
     "interface-kept": Plant(
         "what a client that has gone had of interfaces stays its own",
         "daemon/session.py",
-        "        return partial(self._interfaces.gone, self._client)\n",
+        "        return lambda: self.interfaces.tell(lambda interfaces: interfaces.gone(client))\n",
         "        return lambda: None\n",
     ),
     "late-descriptor-kept": Plant(
@@ -330,9 +330,9 @@ FUZZ_SOCKET = {
     ),
     "heartbeat-of-another": Plant(
         "a heartbeat is answered with another number",
-        "daemon/session.py",
-        "wire.Heartbeat(seq)))",
-        "wire.Heartbeat(seq & 0xFFFF)))",
+        "daemon/requests.py",
+        "Type.HEARTBEAT_ACK, body)",
+        "Type.HEARTBEAT_ACK, wire.Heartbeat(body.seq & 0xFFFF))",
     ),
 }
 
