@@ -25,7 +25,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["mtlshm", "mtlshm.*"]),
-    package_data={"mtlshm": ["py.typed", "*.pyi", "ctl/status.schema.json"]},
+    package_data={"mtlshm": ["py.typed", "*.pyi", "ctl/status.schema.json", "ctl/audit/audit.schema.json"]},
     cffi_modules=["cffi_build/build_core.py:ffi"],
     install_requires=[
         "cffi>=1.15.1",

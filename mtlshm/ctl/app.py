@@ -26,6 +26,7 @@ from mtlshm.ctl import (
     topology,
     xdp,
 )
+from mtlshm.ctl.audit.command import audit
 from mtlshm.errors import reason
 
 _STATUS: dict[type[MtlshmError], int] = {
@@ -69,6 +70,7 @@ for verb in (
     doctor.doctor,
     health.health,
     topology.topology,
+    audit,
     legacy.legacy,
     ping.ping,
     interfaces.interfaces,
