@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mtlshm._core import ffi, lib
@@ -54,3 +55,15 @@ class Topology:
     def siblings(self, cpu: Cpu) -> CpuSet:
         """The online CPUs on the same physical core, itself included."""
         return CpuSet(other.cpu for other in self.cpus if other.core == cpu.core)
+
+
+def numa_nodes() -> dict[int, int]:
+    """The NUMA node of each CPU of this host, without reading all the rest; {} if the kernel does not tell."""
+    nodes = "/sys/devices/system/node"
+    found: dict[int, int] = {}
+    with suppress(OSError, ValueError):
+        for name in os.listdir(nodes):
+            if (number := name.removeprefix("node")).isdecimal():
+                with open(f"{nodes}/{name}/cpulist") as file:
+                    found |= dict.fromkeys(CpuSet.parse(file.read()), int(number))
+    return found

@@ -10,12 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtlshm.containers import container
 from mtlshm.snapshot import printable
 from mtlshm.strangers import Unfinished, memory_map
-
-# In a cgroup's path every engine has the container's id, of 64 hexadecimal digits, of which people know the first 12.
-_CONTAINER = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
-_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class User:
     comm: str
     inode: int
     removed: bool  # it has no name any more
-    container: str = ""  # the first 12 digits of its id; empty: none is known
+    container: str = ""  # the first 12 digits of its id, or its name; empty: none is known
 
     def __str__(self) -> str:
         where = f", container {self.container}" if self.container else ""
@@ -46,11 +43,3 @@ def users(path: str) -> Iterator[User]:
                 for inode, removed in sorted(found):
                     comm = printable((entry / "comm").read_text(errors="replace").strip())
                     yield User(int(entry.name), comm, inode, removed, container(int(entry.name)))
-
-
-def container(pid: int) -> str:
-    """The first 12 digits of the id of the container that a process is in; '' if that is not known from here."""
-    with suppress(OSError), open(f"/proc/{pid}/cgroup", errors="replace") as file:
-        if found := _CONTAINER.findall(file.read(_LONGEST_PATH)):
-            return str(found[-1])
-    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from errno import ENOENT
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlshm.ctl import wording
-from mtlshm.ctl.terminal import add_row, new_table
+from mtlshm.ctl.table import Column, Paper
+from mtlshm.ctl.terminal import add_row, new_table, text
 from mtlshm.errors import reason
 
 if TYPE_CHECKING:
@@ -120,14 +122,34 @@ def why_not(name: str, what: str, error: OSError) -> str:
     return f"{name}: no {what}: {because}"
 
 
+_TITLES = ("interface", "way", "mode", "driver", "queues", "flows", "ports", "hits", "passes", "unclaimed", "users")
+_RANKS = {"driver": 6, "ports": 5, "flows": 4, "passes": 3, "unclaimed": 2, "hits": 1}
+
+
 def as_table(found: Survey) -> Table:
     """For wording."""
-    columns = ("interface", "way", "mode", "driver", "queues", "flows", "ports", "hits", "passes", "unclaimed", "users")
-    table = new_table(*columns)
+    table = new_table(*_TITLES)
+    for row in _rows(found):
+        add_row(table, *row)
+    return table
+
+
+def as_lines(found: Survey, paper: Paper) -> Iterator[str]:
+    """The same after other lines; and what is missing."""
+    if rows := [[text(cell) for cell in row] for row in _rows(found)]:
+        columns = [
+            Column(title, list(cells), _RANKS.get(title, 0), cut=title == "users")
+            for title, *cells in zip(_TITLES, *rows, strict=True)
+        ]
+        yield ""
+        yield from paper.table(columns)
+    yield from found.missing
+
+
+def _rows(found: Survey) -> Iterator[list[object]]:
     for row in found.interfaces:
         users = [f"{user['label']} (pid {user['pid']})" for user in row["users"]]
-        add_row(
-            table,
+        yield [
             named(row),
             row["way"],
             row["mode"],
@@ -137,8 +159,7 @@ def as_table(found: Survey) -> Table:
             row["ports"],
             *count(row["counters"]),
             ", ".join(["kept"] * row["kept"] + users),
-        )
-    return table
+        ]
 
 
 def count(counters: dict[str, int | None] | None) -> list[int | None]:

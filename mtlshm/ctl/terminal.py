@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from mtlshm.ctl.table import Paper
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -39,7 +41,7 @@ def _width() -> int | None:
     """None for Rich to ask the terminal again whenever it draws; of a dumb one it does not ask."""
     if not _is_terminal():
         return _WIDE
-    return None if can_redraw() else os.get_terminal_size(sys.stdout.fileno()).columns or None
+    return None if can_redraw() else _columns()
 
 
 def can_redraw() -> bool:
@@ -57,6 +59,21 @@ def replace_what_it_cannot_show() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def paper() -> Paper:
+    """Standard output, for what draws itself."""
+    return Paper(_columns() if _is_terminal() else None, can_redraw() and not os.environ.get("NO_COLOR"))
+
+
+def _columns() -> int | None:
+    """Of the terminal; None if it does not tell."""
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print them."""
+    print(*lines, sep="\n", flush=True)
+
+
 def new_table(*columns: str) -> Table:
     """An empty one."""
     from rich.table import Table
@@ -68,9 +85,13 @@ def add_row(table: Table, *cells: object) -> None:
     """Of texts, numbers, yes and no, and what is not known."""
     from rich.text import Text
 
-    words = {None: "-", True: "yes", False: "no"}
     # Not markup, whatever somebody calls himself.
-    table.add_row(*(Text(words[cell] if cell is None or isinstance(cell, bool) else str(cell)) for cell in cells))
+    table.add_row(*(Text(text(cell)) for cell in cells))
+
+
+def text(cell: object) -> str:
+    """Of a text, a number, yes and no, or what is not known."""
+    return {None: "-", True: "yes", False: "no"}[cell] if cell is None or isinstance(cell, bool) else str(cell)
 
 
 def show(table: Table, nothing: str, remarks: Iterable[str] = ()) -> None:

@@ -244,7 +244,7 @@ def test_captures_have_the_columns_of_today(served: dict[str, str]) -> None:
                 output = run(["mtlshm-ctl", *shlex.split(block.capture)], served, block)
             finally:
                 holder.terminate()
-        for title in re.findall(r"^ *(?:lcore|instance) .*$", output, re.MULTILINE):
+        for title in re.findall(r"^ *(?:lcores?|interface) .*$", output, re.MULTILINE):
             assert title.split() in [line.split() for line in block.text.splitlines()], block
 
 

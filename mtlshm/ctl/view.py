@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`status` without its options: what is looked at, and how it is put together. Nothing here needs click or Rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mtlshm import Host, OtherLayout
+from mtlshm.ctl.cpu_use import CpuUse
+from mtlshm.ctl.look import Choice, Look
+from mtlshm.ctl.overview import overview
+from mtlshm.ctl.table import Paper
+from mtlshm.errors import reason
+from mtlshm.host import default_path
+
+if TYPE_CHECKING:
+    from mtlshm.ctl.survey import Survey
+    from mtlshm.previous_layout import PreviousHost
+
+
+def open_segment(path: str | None) -> Host | PreviousHost:
+    """Also one of the version before this one, which goes on until its last user ends."""
+    try:
+        return Host(path, create=False, read_only=True)
+    except OtherLayout as error:
+        from mtlshm.previous_layout import PreviousHost
+
+        with suppress(LookupError):
+            found = PreviousHost(path or default_path())
+            print(f"mtlshm-ctl: {reason(error)}", file=sys.stderr)
+            return found
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown, as it is at each call."""
+
+    host: Host | PreviousHost
+    state: str  # where the daemon has its ledger
+    pins: str
+    choice: Choice = field(default_factory=Choice)
+    wide: bool = False
+
+    def data(self, use: CpuUse) -> dict[str, Any]:
+        """What --json prints."""
+        from dataclasses import asdict
+
+        from mtlshm.ctl.status_data import as_data
+        from mtlshm.ctl.survey import Survey
+
+        found = self._interfaces() or Survey([], [])
+        return as_data(Look.take(self.host, self.choice, use.take())) | asdict(found)
+
+    def lines(self, paper: Paper, use: CpuUse | None = None) -> Iterator[str]:
+        """What people are shown; with CPU use if that was measured."""
+        found = self._interfaces()
+        look = Look.take(self.host, self.choice, use.take() if use else None)
+        yield from overview(look, paper, wide=self.wide)
+        if found:
+            from mtlshm.ctl.survey import as_lines
+
+            yield from as_lines(found, paper)
+        if look.snapshot.daemon:
+            from mtlshm.ctl import listening
+
+            for trouble in listening.troubles(look.snapshot.daemon, ask=False):
+                yield paper.red(trouble)
+
+    def _interfaces(self) -> Survey | None:
+        """None: no daemon has served any."""
+        if not os.path.exists(os.path.join(self.state, "ledger")):
+            return None
+        from pathlib import Path
+
+        from mtlshm.ctl.survey import survey_if_any
+
+        return survey_if_any(Path(self.state), Path(self.pins))
