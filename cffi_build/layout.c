@@ -66,6 +66,12 @@ uint64_t layout_fingerprint(void)
 	return hash;
 }
 
+bool layout_is_ours(const struct mtlshm_header *header)
+{
+	return header->version == MTLSHM_LAYOUT_VERSION && header->fingerprint == layout_fingerprint() &&
+	       header->size == sizeof(struct mtlshm_segment);
+}
+
 /* How long to sleep when it is somebody else's turn to remove the file. */
 #define BURIAL_NAP_NS 1000000
 
@@ -146,8 +152,10 @@ static int remove_it(const struct life *life, const char *path, uint32_t *versio
 		return LAYOUT_IN_USE; /* it has become something else */
 	/* Since the caller looked, somebody else has removed that one and made ours. (Once this counted as in use, and of
 	 * twenty that came at once some were turned away.) */
-	if (header.fingerprint == layout_fingerprint())
+	if (layout_is_ours(&header))
 		return 0;
+	if (header.fingerprint == layout_fingerprint())
+		return LAYOUT_IN_USE; /* ours, and damaged: not for us to remove */
 	rc = in_use(life, &header);
 	if (!rc)
 		rc = mark(life, path, MTLSHM_RETIRED);

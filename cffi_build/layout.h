@@ -5,6 +5,7 @@
 #ifndef MTLSHM_LAYOUT_H
 #define MTLSHM_LAYOUT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "life.h"
@@ -13,6 +14,9 @@
 /* What every header of this layout says. */
 extern const char layout_magic[8];
 uint64_t layout_fingerprint(void);
+
+/* Is this layout that of the segment with this header? The magic is the same in all. */
+bool layout_is_ours(const struct mtlshm_header *header);
 
 /* Is an instance without a life lock in it, by what its records say? life->fd is the open file. 1, 0, or a negative errno. */
 int layout_proxied(const struct life *life, const struct mtlshm_header *header);

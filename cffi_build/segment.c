@@ -259,8 +259,7 @@ static int check(const char *path, int fd, uint32_t *lcores)
 		return -EBADMSG;
 	if (memcmp(header.magic, layout_magic, sizeof(layout_magic)))
 		return -EBADMSG;
-	if (header.version != MTLSHM_LAYOUT_VERSION || header.fingerprint != layout_fingerprint() ||
-	    header.size != sizeof(struct mtlshm_segment))
+	if (!layout_is_ours(&header))
 		return -EPROTO;
 	if ((uint64_t)st.st_size < header.size || header.lcores < MTLSHM_LCORES_MIN || header.lcores > MTLSHM_LCORES)
 		return -EBADMSG;
