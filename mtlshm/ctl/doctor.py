@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""doctor: what is wrong with the segment and what surrounds it, and putting it right.
+"""doctor: what is wrong with the segment and what surrounds it, and putting it right; and what the host lacks.
 
-Put right is only what takes nothing from anyone who lives; for the rest it says what a person can do.
+Put right is only what takes nothing from anyone who lives; for the rest it says what a person can do. On the host
+nothing is changed: see host/.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mtlshm import Busy, Host, MtlshmError, NoSegment
+from mtlshm import Busy, Host, MtlshmError, NoSegment, config
+from mtlshm.ctl import host as the_host
 from mtlshm.ctl import legacy, listening, logind
 from mtlshm.ctl.options import key_option, lock_option
+from mtlshm.ctl.verdict import State, Verdict
 from mtlshm.damage import Damage, What, examine, mend
 from mtlshm.errors import reason
 from mtlshm.host import default_path
 from mtlshm.legacy import LegacyError
 from mtlshm.legacy.lending import bring_home
+from mtlshm.manager_client import default_socket
+from mtlshm.net import places
 from mtlshm.segment import GROUP, change
 from mtlshm.users import User, users
 
@@ -54,19 +60,25 @@ class _Finding:
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Repair what costs no living process anything.")
-@click.option("--json", "as_json", is_flag=True, help="One object: segment, sound, findings[].")
+@click.option("--json", "as_json", is_flag=True, help="One object: segment, sound, findings[], host[].")
 @key_option("--legacy-key", "As of `legacy`.")
 @lock_option("--legacy-lock", "As of `legacy`.")
 @click.pass_context
 def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int, legacy_lock: Path) -> None:
-    """Report faults of the segment, and repair them.
+    """Report faults of the segment, and repair them; and say what the host lacks.
 
     Looks at the file, its users and its permissions, and at the legacy table if a daemon has bridged it. Needs no
-    daemon, and nothing is changed without --repair. Exit status 0 if nothing is wrong (any more), 1 if something is.
+    daemon, and nothing is changed without --repair. Of the host, which it never changes, each check is ok, a warning,
+    a failure, or not known. Exit status 0 if nothing is wrong (any more), 1 if the segment is faulty or a check of the
+    host is a failure; warnings do not count.
     """
     path = os.path.abspath(context.obj or default_path())
     place = legacy.Place(path, legacy_key, legacy_lock)
-    findings = list(_look(path, place))
+    try:
+        findings = list(_look(path, place))
+    except MtlshmError:  # of the host, something can be said all the same
+        _say_of_the_host(path, _check_host(path), as_json)
+        raise
     repaired: list[_Finding] = []
     refused: dict[_Finding, str] = {}
     for _ in range(_ROUNDS if repair else 0):
@@ -83,7 +95,8 @@ def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int,
         rows += [
             {"what": f.what, "text": f.text, "repaired": False, "advice": refused.get(f, f.advice)} for f in findings
         ]
-        click.echo(json.dumps({"segment": path, "sound": not findings, "findings": rows}, indent=2))
+        host = _check_host(path)
+        click.echo(json.dumps(_object(path, not findings, rows, host), indent=2))
     else:
         for finding in repaired:
             click.echo(f"repaired: {finding.text}")
@@ -91,7 +104,34 @@ def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int,
             click.echo(f"{finding.text}; {refused.get(finding, finding.advice)}")
         if not findings:
             click.echo(f"{path}: nothing is wrong{' any more' if repaired else ''}")
-    context.exit(1 if findings else 0)
+        host = _check_host(path)
+        _say_of_the_host(path, host, False)
+    failed = any(verdict.state is State.FAILURE for verdict in host)
+    context.exit(1 if findings or failed else 0)
+
+
+def _object(path: str, sound: bool | None, findings: list[dict[str, Any]], host: list[Verdict]) -> dict[str, Any]:
+    return {"segment": path, "sound": sound, "findings": findings, "host": [verdict.as_json() for verdict in host]}
+
+
+def _check_host(path: str) -> list[Verdict]:
+    try:
+        socket = default_socket()
+    except FileNotFoundError:  # none is served
+        socket = None
+    state = os.environ.get("MTLSHMD_STATE") or config.configured("state") or places.STATE
+    pins = os.environ.get("MTLSHMD_PINS") or config.configured("pins") or places.PINS
+    group = os.environ.get("MTLSHMD_SOCKET_GROUP") or config.configured("socket_group") or GROUP
+    return the_host.look(the_host.Place(path, socket, group, Path(state), Path(pins)))
+
+
+def _say_of_the_host(path: str, host: list[Verdict], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_object(path, None, [], host), indent=2))
+        return
+    click.echo("host:")
+    for verdict in host:
+        click.echo(f"  {verdict.state:9}  {verdict.check:14} {verdict}")
 
 
 def _repaired(finding: _Finding, refused: dict[_Finding, str]) -> bool:

@@ -77,6 +77,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what they take; they return an int
     "bpf_map_lookup_elem": (c_int, c_char_p, c_char_p),
     "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
     "bpf_map_delete_elem": (c_int, c_char_p),
+    "libbpf_probe_bpf_prog_type": (c_int, c_void_p),
     "libbpf_set_print": (c_void_p,),
 }
 
@@ -112,6 +113,13 @@ def _info(fd: int, info: Any) -> Any:
 def _at(path: Path, directory: int | None) -> bytes:
     # bpf(2) takes a directory's descriptor only from Linux 6.5 on.
     return os.fsencode(path if directory is None else f"/proc/self/fd/{directory}/{path.name}")
+
+
+def may_extend() -> bool | None:
+    """Can this kernel chain XDP programs? It is asked to load programs; None if it would not load any for us."""
+    if _call("XDP programs", "libbpf_probe_bpf_prog_type", PROGRAM_XDP, None) != 1:
+        return None
+    return _call("extensions", "libbpf_probe_bpf_prog_type", PROGRAM_EXTENSION, None) == 1
 
 
 class _Held:

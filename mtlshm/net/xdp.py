@@ -53,7 +53,7 @@ from mtlshm.net.tool import Change, Result, Tools
 log = logging.getLogger("mtlshmd")
 
 _OLDEST_LOADER = (1, 3)  # the oldest that was tried is 1.3.1
-_OBJECTS = {
+OBJECTS = {
     "mtl_dp_filter": "mtl_dp_filter.o",
     "mtl_dp_fused": "mtl_dp_fused.o",
     "xsk_def_prog": "xsk_def_xdp_prog.o",  # libxdp's
@@ -229,7 +229,7 @@ class Loader:
     # --- steps, each read back -------------------------------------------------------------------------
 
     def _load_command(self, attached: Attached, mode: Mode, program: str) -> list[str]:
-        return ["load", "--mode", mode, attached.name, str(find_object(_OBJECTS[program], self._objects))]
+        return ["load", "--mode", mode, attached.name, str(find_object(OBJECTS[program], self._objects))]
 
     async def _attach(self, change: Change, attached: Attached, program: str) -> Attached:
         """Attach one of our programs, in the mode of those that are there, or natively if the driver can."""
@@ -269,13 +269,19 @@ class Loader:
         if self._checked:
             return
         check_libxdps()
-        result = await self._tools.read("xdp-loader", "load", "--version")
-        version = re.search(r"xdp-loader version (\d+)\.(\d+)\S*", result.output + result.complaint)
-        if not version or (int(version[1]), int(version[2])) < _OLDEST_LOADER:
-            found = version[0] if version else "one that does not tell its version"
-            oldest = ".".join(map(str, _OLDEST_LOADER))
-            raise OSError(errno.ENOTSUP, f"xdp-loader {oldest} or later is needed, but there is {found}")
+        await check_loader(self._tools)
         self._checked = True
+
+
+async def check_loader(tools: Tools) -> str:
+    """Which xdp-loader there is. OSError if there is none, or one that is too old."""
+    result = await tools.read("xdp-loader", "load", "--version")
+    version = re.search(r"xdp-loader version (\d+)\.(\d+)\S*", result.output + result.complaint)
+    if not version or (int(version[1]), int(version[2])) < _OLDEST_LOADER:
+        found = version[0] if version else "one that does not tell its version"
+        oldest = ".".join(map(str, _OLDEST_LOADER))
+        raise OSError(errno.ENOTSUP, f"xdp-loader {oldest} or later is needed, but there is {found}")
+    return version[0]
 
 
 async def _run(change: Change, *arguments: str) -> Result:
@@ -300,7 +306,7 @@ def find_object(name: str, first: Path | None = None) -> Path:
     for directory in directories:
         if (directory / name).is_file():
             return directory / name
-    package = "apt-get install xdp-tools" if name == _OBJECTS["xsk_def_prog"] else "meson install"
+    package = "apt-get install xdp-tools" if name == OBJECTS["xsk_def_prog"] else "meson install"
     raise FileNotFoundError(
         errno.ENOENT,
         f"{name} is in none of {', '.join(map(str, directories))}; {package} brings it, MTLSHM_BPF_PATH tells where",
