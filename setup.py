@@ -35,9 +35,10 @@ setup(
         "rich>=13",
         "inotify_simple>=1.3",
         "pyroute2>=0.9.1",
+        "prometheus_client>=0.16",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "psutil>=5.9", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "psutil>=5.9", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4", "pyyaml>=6"],
     },
     entry_points={
         "console_scripts": [

@@ -25,7 +25,7 @@ DEFAULT_FILE = Path("/etc/mtlshm/mtlshmd.toml")
 _PATHS = ("segment", "socket", "state", "pins", "legacy_lock")
 _NUMBERS = {"legacy", "legacy_key", "umem_limit"}
 _MODES = {"socket_mode"}
-_SWITCHES = {"legacy", "xdp"}
+_SWITCHES = {"legacy", "metrics", "xdp"}
 _MAY_BE_EMPTY = {"segment", "socket"}  # the default, and nowhere
 _PATH_MAX = 4096  # linux/limits.h
 

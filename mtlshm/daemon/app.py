@@ -20,6 +20,7 @@ import click
 from mtlshm import Busy, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayout, access
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
+from mtlshm.daemon.exporter import Outlet, Source, export
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.log_handler import LogHandler
@@ -112,6 +113,7 @@ async def _serve(settings: Settings) -> None:
                 loans = legacy
             except OSError as error:  # anyone may make the lock file and the table: nobody shall stop us by that
                 log.error("legacy processes are not served: %s", reason(error))
+        interfaces: Lazy[Interfaces] | None = None
         if path := settings.socket:
             gid = _gid(settings.socket_group)
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
@@ -124,6 +126,8 @@ async def _serve(settings: Settings) -> None:
                 log.error("libmtl is not served at %s: %s; name a --socket where uid %d may", path, error, os.geteuid())
         else:
             service.forget_all()  # or clients would wait for ever that had connected to an earlier daemon
+        if settings.metrics:
+            _export(settings, settings.metrics, host, interfaces, duties)
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not walk it
         log.info("ready: %s, %d living instances", host.path, len(reaper))
@@ -131,6 +135,20 @@ async def _serve(settings: Settings) -> None:
         await stopped
         service.notify("STOPPING=1")
         log.info("stopping; what living instances hold stays theirs")
+
+
+def _export(
+    settings: Settings, outlet: Outlet, host: Host, interfaces: Lazy[Interfaces] | None, duties: AsyncExitStack
+) -> None:
+    def source() -> Source:
+        from importlib.metadata import version
+
+        from mtlshm.daemon.metrics import Metrics
+
+        return Metrics(host, interfaces, version("mtlshm"))
+
+    if made := export(outlet, source, settings.socket_mode, access.gid(settings.socket_group)):
+        duties.enter_context(closing(made))
 
 
 def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> Lazy[Interfaces]:

@@ -32,6 +32,7 @@ from typing import Any
 
 from mtlshm import wire
 from mtlshm.daemon.deaths import Deaths
+from mtlshm.daemon.figures import Figures, figures
 from mtlshm.daemon.pace import Pace
 from mtlshm.daemon.process import Client
 from mtlshm.net import links, news
@@ -67,6 +68,7 @@ class Interfaces:
     def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
         self._ledger = ledger
         self._loader = loader
+        self.tool_failures = tools.failures
         self._nics = Nics(ledger, tools, self._clear)
         self._way = way
         self._umem_limit = umem_limit
@@ -354,6 +356,10 @@ class Interfaces:
                 gate.set_port(port, False)
             for queue in queues:
                 gate.remove_socket(queue)
+
+    def figures(self) -> list[Figures]:
+        """Of all interfaces in use, as they are now."""
+        return figures(self._ledger, self._gates, self._failures)
 
     # -- what comes and goes outside
 

@@ -53,6 +53,11 @@ class Lazy(Generic[T]):
         elif self._making.locked():
             self._untold.append(what)
 
+    def peek(self, what: Callable[[T], object]) -> None:
+        """Call what() with the duty, if there is one now."""
+        if self._made is not None:
+            what(self._made)
+
     def close(self) -> None:
         """Close the duty. Nothing is told any more."""
         made, self._made = self._made, None

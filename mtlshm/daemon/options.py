@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import click
 
 from mtlshm import CpuSet, config
+from mtlshm.daemon.exporter import Outlet
 from mtlshm.errors import reason
 from mtlshm.legacy import lending
 from mtlshm.legacy.lock import DEFAULT_LOCK
@@ -36,6 +37,7 @@ class Settings:
     legacy_lock: str
     xdp: str
     umem_limit: int  # MiB
+    metrics: Outlet | None
     state: Path
     pins: Path
 
@@ -81,6 +83,29 @@ class _Key(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
             return parse_key(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Metrics(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4 only
+    """Where to hand out metrics."""
+
+    name = "unix:path|tcp:port|file:path|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Outlet | None:
+        if not isinstance(value, str):
+            return cast("Outlet | None", value)
+        if value == "off":
+            return None
+        kind, _, place = value.partition(":")
+        if kind == "tcp" and place.isascii() and place.isdecimal() and 1 <= int(place) <= 65535:
+            return Outlet("tcp", str(int(place)))
+        if kind == "unix" and place.startswith("/"):
+            return Outlet("unix", place)
+        if kind == "file" and place.startswith("/"):
+            if not place.endswith(".prom"):
+                self.fail(f"{value!r}: node_exporter reads files whose names end in .prom only", param, ctx)
+            return Outlet("file", place)
+        such = "unix:/run/imtl/metrics.sock, tcp:9464, file:/DIRECTORY/mtlshm.prom or off"
+        self.fail(f"{value!r} is not such as {such}", param, ctx)
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -176,6 +201,14 @@ _OPTIONS = (
         envvar="MTLSHMD_UMEM_LIMIT",
         help="MiB that an AF_XDP socket opened for a client may have, which can have one on each queue; default 256.  "
         "[env: MTLSHMD_UMEM_LIMIT]",
+    ),
+    click.option(
+        "--metrics",
+        type=_Metrics(),
+        default="off",
+        envvar="MTLSHMD_METRICS",
+        help="Where to hand out metrics for Prometheus: at a socket (unix:PATH), at a port of 127.0.0.1 (tcp:PORT), or "
+        "in a file for node_exporter (file:PATH.prom); default off.  [env: MTLSHMD_METRICS]",
     ),
     click.option(
         "--state",

@@ -37,6 +37,7 @@ from inotify_simple import flags, parse_events
 
 from mtlshm import Busy, Host, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.counts import COUNTS
 from mtlshm.daemon.watch import Watch
 from mtlshm.errors import reason
 from mtlshm.kinds import TableOwner
@@ -72,6 +73,7 @@ class Reaper:
         self._namespace = _pid_namespace()
         self._watched: dict[TableOwner, _Watch] = {}
         self._unseen: set[TableOwner] = set()  # those of them that have no pidfd
+        self._heard: float | None = None  # when the file was closed, by somebody who may have died, until all looks
         self._next_look: asyncio.TimerHandle | None = None
         self._understanding: asyncio.Handle | None = None
         self._watch_file = Watch(host.path, _EVENTS, self._on_segment, self._look, _WITHOUT_EVENTS)
@@ -102,6 +104,7 @@ class Reaper:
         for event in parse_events(events):
             seen |= event.mask
         if seen & _CLOSE_WRITE:
+            self._heard = self._loop.time()
             for owner in list(self._unseen):
                 self._collect(owner)
             self._look_later(0)
@@ -128,7 +131,12 @@ class Reaper:
             self._report(error)
             return
         if collected:
+            if self._heard is not None:  # else it died before we listened, or where we hear of nothing
+                for _ in range(collected):
+                    COUNTS.freed.add(self._loop.time() - self._heard)
             log.info("collected %d dead instance%s", collected, "s" if collected > 1 else "")
+        if step == len(_LOOKS):
+            self._heard = None
         self._meet_newcomers()
 
     def _meet_newcomers(self) -> None:
@@ -167,6 +175,7 @@ class Reaper:
 
     def _collect(self, owner: TableOwner) -> None:
         """Its process may have died: free what it held, if the lock agrees."""
+        heard = self._loop.time()
         watch = self._watched[owner]
         try:
             freed = self._host.collect(owner)
@@ -183,6 +192,7 @@ class Reaper:
             freed = None
         self._forget(owner)
         if freed is not None:
+            COUNTS.freed.add(self._loop.time() - heard)
             log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
 
     def _forget(self, owner: TableOwner) -> None:

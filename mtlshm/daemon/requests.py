@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlshm import wire
+from mtlshm.daemon.counts import COUNTS, UNKNOWN
 from mtlshm.daemon.process import Client
 from mtlshm.daemon.reply import Reply, response
 from mtlshm.daemon.session import Session
@@ -35,9 +36,9 @@ def answer(session: Session, record: bytes) -> Reply | Coroutine[Any, Any, Reply
     kind, body = wire.lcore_request(record) or wire.decode(record, session.dialect or Dialect.A)
     request = REQUESTS.get(kind, _UNKNOWN)
     value = request.answer(session, body)
-    if isinstance(value, int):
-        return response(request.reply, value)
-    return value if isinstance(value, Reply) else _reply_later(session, kind, request, value)
+    if isinstance(value, (int, Reply)):
+        return _counted(kind, request, value)
+    return _reply_later(session, kind, request, value)
 
 
 async def _reply_later(session: Session, kind: int, request: Request, work: Awaitable[_Value]) -> Reply:
@@ -50,6 +51,12 @@ async def _reply_later(session: Session, kind: int, request: Request, work: Awai
     except Exception:
         session.warn_broken(Type(kind).name)
         value = -errno.EIO
+    return _counted(kind, request, value)
+
+
+def _counted(kind: int, request: Request, value: _Value) -> Reply:
+    """Its reply. A reply that is more than a number is one that says yes."""
+    COUNTS.request(UNKNOWN if request is _UNKNOWN else kind, value if isinstance(value, int) else 0)
     return response(request.reply, value) if isinstance(value, int) else value
 
 

@@ -27,6 +27,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ log = logging.getLogger("mtlshmd")
 Program = Literal["xdp-loader", "ethtool", "ip"]
 
 _PACKAGES: dict[Program, str] = {"xdp-loader": "xdp-tools", "ethtool": "ethtool", "ip": "iproute2"}
+FAILURES = ("missing", "timeout", "status")  # of commands; which of them counts depends on the program
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where they are; often not on the PATH of a user
 _KILLED_WITHIN = 1.0  # seconds; a program that sleeps in the kernel may take longer
 
@@ -70,6 +72,9 @@ class Tools:
         self._lock = state / "change.lock"
         self._show = show
         self._timeout = timeout
+        self.failures: Counter[tuple[str, str]] = Counter(
+            {(program, why): 0 for program in _PACKAGES for why in FAILURES}
+        )
 
     async def read(self, program: Program, *arguments: str) -> Result:
         """Run a command that changes nothing, in a dry run too."""
@@ -125,7 +130,11 @@ class Tools:
 
     async def _run(self, command: list[str], level: int, *descriptors: int, output: int | None = None) -> Result:
         """Run it to its end, or kill it and all its children when it takes too long or we are cancelled."""
-        path = _find(command[0])
+        try:
+            path = _find(command[0])
+        except FileNotFoundError:
+            self.failures[command[0], "missing"] += 1
+            raise
         text = shlex.join(command)
         start = time.monotonic()
         # Files rather than pipes: nothing fills up, and a child that it left behind keeps nobody waiting.
@@ -145,6 +154,7 @@ class Tools:
                 async with asyncio.timeout(self._timeout):
                     await _end_of(process.pid)
             except TimeoutError:
+                self.failures[command[0], "timeout"] += 1
                 log.error("%s: killed, not done after %g s", text, self._timeout)
                 reason = f"{text}: not done within {self._timeout:g} s, and killed; the kernel or the driver may hang"
                 raise TimeoutError(errno.ETIMEDOUT, reason) from None
@@ -152,6 +162,8 @@ class Tools:
                 if process.poll() is None:
                     await _kill(process)
             result = Result(process.returncode, _content(printed), _content(complaint))
+        if result.status:
+            self.failures[command[0], "status"] += 1
         said = f": {result.complaint.strip()!r}" if result.complaint.strip() else ""
         log.log(level, "%s: status %d, %.0f ms%s", text, result.status, (time.monotonic() - start) * 1000, said)
         return result

@@ -186,6 +186,23 @@ def test_nobody_else_may_open_the_lock(script: Script, tmp_path: Path) -> None:
     assert (tmp_path / "state/change.lock").stat().st_mode & 0o777 == 0o600
 
 
+async def test_what_fails_is_counted_by_program_and_reason(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script('[ "$1" != fail ] || exit 3\n[ "$1" != hang ] || sleep 1000')
+    tools, hasty = Tools(tmp_path, timeout=DEADLINE), Tools(tmp_path, timeout=0.1)
+    await tools.read("ethtool", "fine")
+    await tools.read("ethtool", "fail")
+    with pytest.raises(TimeoutError):
+        await hasty.read("ethtool", "hang")
+    monkeypatch.setattr("mtlshm.net.tool._SBIN", ())
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        await tools.read("xdp-loader", "status")
+    assert +tools.failures == {("ethtool", "status"): 1, ("xdp-loader", "missing"): 1}
+    assert +hasty.failures == {("ethtool", "timeout"): 1}
+
+
 ORPHAN = """
 import asyncio, sys
 from pathlib import Path

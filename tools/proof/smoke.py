@@ -36,6 +36,20 @@ for module in pkgutil.walk_packages(mtlshm.__path__, "mtlshm."):
 """
 
 
+SCRAPE = """
+import os, socket
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+scraper = socket.socket(socket.AF_UNIX)
+scraper.connect(os.environ["MTLSHMD_METRICS"].removeprefix("unix:"))
+scraper.sendall(b"GET /metrics HTTP/1.1\\r\\nAccept: application/openmetrics-text\\r\\n\\r\\n")
+answer = b""
+while piece := scraper.recv(65536):
+    answer += piece
+names = [family.name for family in text_string_to_metric_families(answer.decode().partition("\\r\\n\\r\\n")[2])]
+assert "mtlshm_lcores" in names, answer
+"""
+
+
 class Failed(Exception):
     """Something does not work; the text says what."""
 
@@ -147,6 +161,7 @@ def smoke(programs: Path) -> None:
             "MTLSHM_LEGACY_KEY": key,
             "MTLSHM_LEGACY_LOCK": f"{directory}/legacy.lock",
             "MTLSHMD_LEGACY": "0",
+            "MTLSHMD_METRICS": f"unix:{directory}/metrics.sock",
         }
         try:
             how = {"env": os.environ | settings, "timeout": DEADLINE, "cwd": "/"}
@@ -180,6 +195,7 @@ def _serve_and_ask(programs: Path, log: Path, how: dict[str, Any]) -> None:
         until(lambda: not json.loads(run(ctl, "status", "--json", **how))["lcores"], "a dead one's lcore is free again")
         for verb in (("topology",), ("doctor",), ("legacy", "info"), ("xdp", "status"), ("gc",), ("--help",)):
             run(ctl, *verb, **how)
+        run(programs / "python", "-c", SCRAPE, **how)
         daemon.send_signal(signal.SIGTERM)
         if status := daemon.wait(DEADLINE):
             raise Failed(f"mtlshmd ended with {status}")
