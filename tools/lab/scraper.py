@@ -20,8 +20,9 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def connect(where: Path | int) -> socket.socket:
     """To a socket's file, or a port."""
     scraper = socket.socket(socket.AF_UNIX if isinstance(where, Path) else socket.AF_INET)
-    scraper.settimeout(DEADLINE)
+    # First: with a time-out, connect() to a socket's file does not wait for room in the queue.
     scraper.connect(str(where) if isinstance(where, Path) else ("127.0.0.1", where))
+    scraper.settimeout(DEADLINE)
     return scraper
 
 
