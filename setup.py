@@ -44,7 +44,7 @@ setup(
         "console_scripts": [
             "mtlshmd=mtlshm.daemon.app:main",
             "MtlManager=mtlshm.daemon.app:main",
-            "mtlshm-ctl=mtlshm.ctl.app:main",
+            "mtlshm-ctl=mtlshm.ctl.start:main",
         ]
     },
     zip_safe=False,

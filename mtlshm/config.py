@@ -14,14 +14,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tomllib
 from collections.abc import Collection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlshm._core import ffi, lib
 
-DEFAULT_FILE = Path("/etc/mtlshm/mtlshmd.toml")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_FILE = "/etc/mtlshm/mtlshmd.toml"
 _PATHS = ("segment", "socket", "state", "pins", "legacy_lock")
 _NUMBERS = {"legacy", "legacy_key", "umem_limit"}
 _MODES = {"socket_mode"}
@@ -37,11 +38,9 @@ class ConfigError(OSError):
         super().__init__(number, text)
 
 
-def file() -> Path | None:
+def file() -> str | None:
     """$MTLSHMD_CONFIG, else /etc/mtlshm/mtlshmd.toml if there is one."""
-    if named := os.environ.get("MTLSHMD_CONFIG"):
-        return Path(named)
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    return os.environ.get("MTLSHMD_CONFIG") or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else None)
 
 
 def configured(name: str) -> str | None:
@@ -50,10 +49,13 @@ def configured(name: str) -> str | None:
     return None if path is None else read(path).get(name)
 
 
-def read(path: Path, known: Collection[str] | None = None) -> dict[str, str]:
+def read(path: str | Path, known: Collection[str] | None = None) -> dict[str, str]:
     """All settings in the file, as text; keys must be among `known`. What a text says is checked where it is used."""
+    import tomllib  # most hosts have no such file
+
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as opened:
+            text = opened.read()
         settings = tomllib.loads(text)
     except OSError as error:
         raise _unusable(path, error.errno or errno.EIO) from error
@@ -94,7 +96,7 @@ def _text(key: str, value: Any, file: str) -> str:
     raise ValueError(f"{key} must be a string{also}{', or false for off' if key in _SWITCHES else ''}")
 
 
-def _segment_as_the_library_reads_it(path: Path) -> str | None:
+def _segment_as_the_library_reads_it(path: str | Path) -> str | None:
     """C programs must come to the same table."""
     c = ffi.new("char[]", _PATH_MAX)
     code = lib.mtlshm_configured_path(os.fsencode(path), c, _PATH_MAX)
@@ -105,14 +107,14 @@ def _segment_as_the_library_reads_it(path: Path) -> str | None:
     return ffi.string(c).decode() if code else None
 
 
-def _misread(path: Path) -> ConfigError:
+def _misread(path: str | Path) -> ConfigError:
     """What C programs read differently, or not at all."""
     return ConfigError(
         f'{path}: segment must be on a line of its own, without escapes, before any table: segment = "/run/imtl/mtlshm"'
     )
 
 
-def _unusable(path: Path, number: int) -> ConfigError:
+def _unusable(path: str | Path, number: int) -> ConfigError:
     """A file that cannot be read."""
     advice = f"; all who use the segment need its settings: chmod a+r {path}" if number == errno.EACCES else ""
     return ConfigError(f"{path}: {os.strerror(number)}{advice}", number)

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet, finalize
 
 from mtlshm import config, segment
@@ -23,8 +21,7 @@ from mtlshm.snapshot import InstanceInfo, Process, Snapshot
 from mtlshm.topology import Topology
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentFile:
+class SegmentFile(NamedTuple):
     """What stat(2) said of a segment's file when it was opened."""
 
     device: int
@@ -32,9 +29,6 @@ class SegmentFile:
     uid: int
     gid: int
     mode: int
-
-
-log = logging.getLogger(__name__)
 
 
 class Host:
@@ -66,8 +60,10 @@ class Host:
             raise segment.refused(self.path, code)
         self._mapping = _Mapping(result[0])
         if replaced := lib.mtlshm_replaced(result[0]):
+            import logging  # it takes a while, and this is rare
+
             text = "segment %s: one of layout version %d, which nobody used, was replaced by one of version %d"
-            log.warning(text, self.path, replaced, lib.MTLSHM_LAYOUT_VERSION)
+            logging.getLogger(__name__).warning(text, self.path, replaced, lib.MTLSHM_LAYOUT_VERSION)
 
     def _opened(self) -> _Mapping:
         if self._mapping is None:
@@ -116,7 +112,7 @@ class Host:
         Closing it leaves it in the table, where the next daemon finds it; Instance.unregister() ends it.
         """
         c = ffi.new("struct mtlshm_process *")
-        for name, value in asdict(process).items():
+        for name, value in process._asdict().items():
             text = isinstance(value, str)
             setattr(
                 c, name, value.encode(errors="surrogateescape")[: ffi.sizeof(getattr(c, name)) - 1] if text else value
@@ -275,8 +271,7 @@ class Host:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """Lcores that are held for tenants by nobody who could die."""
 
     owner: TableOwner

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtlshm._core import ffi
 from mtlshm.cpuset import CpuSet
 from mtlshm.kinds import Kind, LcoreType, TableOwner
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """Who a process is, as the one who registers it sees it. Texts that are too long are cut."""
 
     pid: int
@@ -26,8 +24,7 @@ class Process:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceInfo:
+class InstanceInfo(NamedTuple):
     """One registered instance; what it says of itself is for people and decides nothing."""
 
     owner: TableOwner  # names it in the table: record index and generation in one number
@@ -76,8 +73,7 @@ def tag_of_id(lcore_id: int) -> int:
     return lcore_id + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Lcore:
+class Lcore(NamedTuple):
     """One lcore that is held."""
 
     number: int
@@ -93,8 +89,7 @@ class Lcore:
     owner: InstanceInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Instances and held lcores, consistent pair by pair: each lcore's owner is among the instances."""
 
     created: float  # when the segment was made, seconds of the epoch

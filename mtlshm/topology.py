@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import check
 
 
-@dataclass(frozen=True, slots=True)
-class Cpu:
+class Cpu(NamedTuple):
     """One online CPU and what it shares with others."""
 
     cpu: int
@@ -24,8 +23,7 @@ class Cpu:
     isolated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+class Topology(NamedTuple):
     """The CPUs of a host."""
 
     possible: CpuSet

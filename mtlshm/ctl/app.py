@@ -6,39 +6,63 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from mtlshm import Busy, MtlshmError, NoSegment, NotPermitted, OtherLayout
-from mtlshm.ctl import (
-    claims,
-    collection,
-    create,
-    doctor,
-    health,
-    interfaces,
-    legacy,
-    ping,
-    reservations,
-    status,
-    survey,
-    terminal,
-    topology,
-    xdp,
-)
-from mtlshm.ctl.audit.command import audit
+from mtlshm.ctl import terminal
 from mtlshm.errors import reason
+
+# By name: where it is, and the summary of it that --help prints. A verb is imported when it is used, since all of them
+# together take several times as long as most have to do.
+_VERBS = {
+    "audit": ("audit.command:audit", "Measure whether held lcores are really alone."),
+    "create": ("create:create", "Make the segment, if there is none, and say where it is."),
+    "doctor": ("doctor:doctor", "Report faults of the segment, and repair them."),
+    "end": ("reservations:end", "End a reservation."),
+    "flows": ("interfaces:flows", "Show the flow rules inserted for clients."),
+    "gc": ("collection:gc", "Collect what dead processes left."),
+    "health": ("health:health", "Say in one line whether clients are served."),
+    "hold": ("claims:hold", "Claim lcores and keep them until SIGINT or SIGTERM."),
+    "interfaces": ("interfaces:interfaces", "Show the interfaces in use."),
+    "legacy": ("legacy:legacy", "Manage the lcores of processes on libmtl's System V table."),
+    "ping": ("ping:ping", "Ask the manager socket for a sign of life."),
+    "place": ("claims:place", "Show which lcores a claim would get now, and why these."),
+    "ports": ("interfaces:ports", "Show the UDP ports that lead to AF_XDP sockets."),
+    "queues": ("interfaces:queues", "Show the queues in use and their owners."),
+    "release": ("collection:release", "Take an lcore away from its owner."),
+    "reserve": ("reservations:reserve", "Reserve lcores under a name, until `end` or the next boot."),
+    "run": ("claims:run", "Run a command on lcores of its own."),
+    "status": ("status:status", "Show owners of lcores, and interfaces in use."),
+    "topology": ("topology:topology", "Show cores, caches and NUMA nodes of this host."),
+    "xdp": ("xdp:xdp", "Show, load and unload our XDP programs."),
+}
 
 _STATUS: dict[type[MtlshmError], int] = {
     NoSegment: 3,
-    reservations.NoReservation: 3,
     Busy: 4,
     NotPermitted: 5,
     OtherLayout: 6,
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _VERBS and cmd_name not in self.commands:
+            module, _, name = _VERBS[cmd_name][0].partition(":")
+            self.add_command(getattr(import_module(f"mtlshm.ctl.{module}"), name), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--segment",
     envvar="MTLSHM_PATH",
@@ -57,47 +81,36 @@ def command(context: click.Context, segment: str | None) -> None:
     context.obj = segment
 
 
-for verb in (
-    status.status,
-    claims.run,
-    claims.hold,
-    claims.place,
-    reservations.reserve,
-    reservations.end,
-    collection.release,
-    collection.gc,
-    create.create,
-    doctor.doctor,
-    health.health,
-    topology.topology,
-    audit,
-    legacy.legacy,
-    ping.ping,
-    interfaces.interfaces,
-    interfaces.queues,
-    interfaces.flows,
-    interfaces.ports,
-    xdp.xdp,
-):
-    command.add_command(verb)
+def load() -> click.Group:
+    """The command with all its verbs imported: for who looks at all, or cannot import any more."""
+    for name in _VERBS:
+        command.get_command(click.Context(command), name)
+    return command
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the verb that the command line names."""
     terminal.replace_what_it_cannot_show()
     try:
         command(prog_name="mtlshm-ctl")
-    except OSError as error:  # those of our own say all in their text
-        about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        click.echo(f"mtlshm-ctl: {about}{reason(error)}", err=True)
-        sys.exit(_status(error))
+    except OSError as error:
+        fail(error)
+
+
+def fail(error: OSError) -> None:
+    """Say what went wrong, and exit with the status for that."""
+    about = (
+        "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    )  # those of our own say all in their text
+    print(f"mtlshm-ctl: {about}{reason(error)}", file=sys.stderr)
+    sys.exit(_status(error))
 
 
 def _status(error: OSError) -> int:
+    if own := getattr(error, "exit_status", 0):
+        return int(own)
     if isinstance(error, MtlshmError):
         return next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 1)
-    if isinstance(error, survey.NoLedger):
-        return 3
     if error.errno == errno.EBUSY:
         return 4
     return 5 if isinstance(error, PermissionError) else 1

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlshm import CpuSet, Host, InstanceInfo, Kind, Lcore, LcoreType, Snapshot
 from mtlshm.ctl import cpu_use
@@ -32,8 +31,7 @@ ORDERS: dict[str, Callable[[InstanceInfo], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Which owners are shown, and in what order."""
 
     order: str = "lcores"  # one of ORDERS
@@ -52,8 +50,7 @@ class Choice:
         return any(self.owner in name for name in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """What was seen."""
 
     path: str

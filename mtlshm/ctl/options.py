@@ -15,7 +15,7 @@ from mtlshm.legacy.table import default_key, parse_key
 from mtlshm.net import places
 
 
-def _path(name: str, default: Path) -> Callable[[], Path]:
+def _path(name: str, default: str | Path) -> Callable[[], Path]:
     return lambda: Path(config.configured(name) or default)
 
 

@@ -22,6 +22,8 @@ _LONGEST = 63  # bytes of a key
 class NoReservation(MtlshmError):
     """There is none of that name."""
 
+    exit_status = 3
+
 
 def _name(_: click.Context, __: click.Parameter, text: str) -> str:
     if not 0 < len(text.encode(errors="surrogateescape")) <= _LONGEST:

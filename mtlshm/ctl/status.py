@@ -7,13 +7,17 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mtlshm.ctl.cpu_use import CpuUse
-from mtlshm.ctl.look import ORDERS, Choice
+from mtlshm.ctl.look import ORDERS, Choice, Look
 from mtlshm.ctl.options import pins_option, state_option
+from mtlshm.ctl.status_data import as_data
+from mtlshm.ctl.survey import Survey
 from mtlshm.ctl.terminal import can_redraw, paper, show_lines
 from mtlshm.ctl.view import View, open_segment
 
@@ -78,9 +82,14 @@ def status(
         if use:
             time.sleep(_SAMPLE)
         if as_json and use:
-            click.echo(json.dumps(view.data(use), indent=2))
+            click.echo(json.dumps(_data(view, use), indent=2))
         else:
             show_lines(view.lines(paper(), use))
+
+
+def _data(view: View, use: CpuUse) -> dict[str, Any]:
+    found = view.interfaces() or Survey([], [])
+    return as_data(Look.take(view.host, view.choice, use.take())) | asdict(found)
 
 
 def _watch(view: View, interval: float, as_json: bool) -> None:
@@ -88,7 +97,7 @@ def _watch(view: View, interval: float, as_json: bool) -> None:
     if as_json:
         while True:
             time.sleep(interval)
-            click.echo(json.dumps(view.data(use)))
+            click.echo(json.dumps(_data(view, use)))
     while not can_redraw():
         show_lines(view.lines(paper(), use))
         time.sleep(interval)

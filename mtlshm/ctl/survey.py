@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class NoLedger(FileNotFoundError):
     """There is nothing to read: no daemon has served interfaces."""
 
+    exit_status = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:

@@ -7,16 +7,14 @@ rows.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _COMFORT = 16  # columns of the terminal for a cell that may be cut or folded: for less, other columns go first
 _GAP = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """Title and cells. All columns of a table have as many cells."""
 
     title: str
@@ -31,8 +29,7 @@ class Column:
         return all(cell in ("", "-") for cell in self.cells)
 
 
-@dataclass(frozen=True, slots=True)
-class Paper:
+class Paper(NamedTuple):
     """What it is written on."""
 
     width: int | None = None  # None: as wide as it needs
@@ -136,6 +133,8 @@ def _cut(text: str, width: int) -> str:
 
 def _cells(char: str) -> int:
     """Of one character: none of one that is put onto the one before, two of a wide one."""
+    import unicodedata  # most texts have no such letters
+
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

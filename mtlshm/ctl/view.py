@@ -7,16 +7,17 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from mtlshm import Host, OtherLayout
+from mtlshm import Host, OtherLayout, config
 from mtlshm.ctl.cpu_use import CpuUse
 from mtlshm.ctl.look import Choice, Look
 from mtlshm.ctl.overview import overview
 from mtlshm.ctl.table import Paper
+from mtlshm.ctl.terminal import paper, show_lines
 from mtlshm.errors import reason
 from mtlshm.host import default_path
+from mtlshm.net import places
 
 if TYPE_CHECKING:
     from mtlshm.ctl.survey import Survey
@@ -37,29 +38,26 @@ def open_segment(path: str | None) -> Host | PreviousHost:
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+def show(path: str | None) -> None:
+    """`status` with no option."""
+    state = os.environ.get("MTLSHMD_STATE") or config.configured("state") or places.STATE
+    pins = os.environ.get("MTLSHMD_PINS") or config.configured("pins") or places.PINS
+    with open_segment(path) as host:
+        show_lines(View(host, state, pins).lines(paper()))
+
+
+class View(NamedTuple):
     """What is shown, as it is at each call."""
 
     host: Host | PreviousHost
     state: str  # where the daemon has its ledger
     pins: str
-    choice: Choice = field(default_factory=Choice)
+    choice: Choice = Choice()
     wide: bool = False
-
-    def data(self, use: CpuUse) -> dict[str, Any]:
-        """What --json prints."""
-        from dataclasses import asdict
-
-        from mtlshm.ctl.status_data import as_data
-        from mtlshm.ctl.survey import Survey
-
-        found = self._interfaces() or Survey([], [])
-        return as_data(Look.take(self.host, self.choice, use.take())) | asdict(found)
 
     def lines(self, paper: Paper, use: CpuUse | None = None) -> Iterator[str]:
         """What people are shown; with CPU use if that was measured."""
-        found = self._interfaces()
+        found = self.interfaces()
         look = Look.take(self.host, self.choice, use.take() if use else None)
         yield from overview(look, paper, wide=self.wide)
         if found:
@@ -72,7 +70,7 @@ class View:
             for trouble in listening.troubles(look.snapshot.daemon, ask=False):
                 yield paper.red(trouble)
 
-    def _interfaces(self) -> Survey | None:
+    def interfaces(self) -> Survey | None:
         """None: no daemon has served any."""
         if not os.path.exists(os.path.join(self.state, "ledger")):
             return None

@@ -112,18 +112,18 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     """Make the file's settings the defaults, below environment and flags."""
     if path is not None:
         os.environ["MTLSHMD_CONFIG"] = str(path)  # so that it is the library's as well
-    path = config.file()
-    if path is not None:
+    found = config.file()
+    if found is not None:
         known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name != "teardown"}
         try:
-            context.default_map = config.read(path, known)
+            context.default_map = config.read(found, known)
             for name, value in context.default_map.items():
                 known[name].type_cast_value(context, value)
         except config.ConfigError as error:
             raise click.UsageError(reason(error)) from error
         except click.BadParameter as error:
-            raise click.UsageError(f"{path}: {name}: {error.message}") from error
-    return path
+            raise click.UsageError(f"{found}: {name}: {error.message}") from error
+    return None if found is None else Path(found)
 
 
 _OPTIONS = (

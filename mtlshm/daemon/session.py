@@ -23,7 +23,6 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
@@ -199,7 +198,7 @@ class Session:
     def _name(self, who: Process) -> None:
         self._who = who
         # By its own word only the table shall call its host.
-        self.client = Client(self.owner, replace(who, hostname=os.uname().nodename))
+        self.client = Client(self.owner, who._replace(hostname=os.uname().nodename))
 
     def _identify(self, hostname: str, start_ticks: int) -> Process:
         if self._peer.pidfd is None:

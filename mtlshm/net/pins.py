@@ -162,7 +162,7 @@ class Pins:
 
 def check_libxdps() -> None:
     """That libxdp's own pins are root's, where others can write in the BPF file system."""
-    path = BPFFS / "xdp"
+    path = Path(BPFFS, "xdp")
 
     def make(above: int, name: str) -> None:
         # libxdp would do it the next moment; but others could be first.

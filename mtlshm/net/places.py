@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where things are by default. Imported by those who do not want the rest yet."""
+"""Where things are by default. Imported by those who do not want the rest yet, not even pathlib."""
 
-from pathlib import Path
-
-STATE = Path("/run/mtlshm")  # the ledger and the lock; gone with the next boot, as is what they speak of
-BPFFS = Path("/sys/fs/bpf")
-PINS = BPFFS / "mtlshm"
+STATE = "/run/mtlshm"  # the ledger and the lock; gone with the next boot, as is what they speak of
+BPFFS = "/sys/fs/bpf"
+PINS = f"{BPFFS}/mtlshm"

@@ -79,7 +79,7 @@ class Loader:
     PermissionError if others can write where the pins are: then nothing tells whose programs are.
     """
 
-    def __init__(self, tools: Tools, pins: Path = PINS, objects: Path | None = None) -> None:
+    def __init__(self, tools: Tools, pins: Path = Path(PINS), objects: Path | None = None) -> None:
         self._tools = tools
         self._pins = Pins(pins, _KNOWN)
         self._objects = objects

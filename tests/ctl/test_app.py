@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from lab.processes import BIN, DEADLINE, namespaces
+from lab.processes import BIN, DEADLINE, namespaces, run_python
+from mtlshm import Host
 from mtlshm.config import DEFAULT_FILE
+from mtlshm.ctl.app import load
 
 CTL = str(BIN / "mtlshm-ctl")
 
@@ -43,7 +47,7 @@ def test_the_segment_is_that_of_the_settings_file(ctl, start_ctl, daemon, settin
 def test_the_settings_file_in_etc_counts_if_none_is_named(environment, settings, tmp_path):
     etc = tmp_path / "etc"
     (etc / "mtlshm").mkdir(parents=True)
-    (etc / "mtlshm" / DEFAULT_FILE.name).write_text(f'segment = "{tmp_path}/seg"\n')
+    (etc / "mtlshm" / Path(DEFAULT_FILE).name).write_text(f'segment = "{tmp_path}/seg"\n')
     environment.pop("MTLSHMD_CONFIG")
     script = 'mount --bind "$1" /etc && exec "$2" run --lcores 1 true'
     subprocess.run(
@@ -82,3 +86,49 @@ def test_the_list_of_commands_says_each_in_a_whole_sentence(ctl, group):
     _, listed = ctl(*group, "--help").stdout.split("Commands:\n")
     assert all(line.startswith("  ") and line.endswith(".") for line in listed.splitlines())
     assert "..." not in listed
+
+
+def test_each_verb_has_the_summary_that_help_prints(ctl):
+    """It is written twice, so that --help imports no verb."""
+    listed = ctl("--help").stdout.split("Commands:\n")[1].splitlines()
+    command = load()
+    assert [line.split()[0] for line in listed if line[2] != " "] == sorted(command.commands)
+    for name, verb in command.commands.items():
+        (line,) = (line for line in listed if line.split()[0] == name)
+        assert line.split(None, 1)[1] == verb.get_short_help_str(limit=100)
+
+
+def test_status_alone_needs_neither_click_nor_rich(segment):
+    """To import them would take longer than all else it does."""
+    code = (
+        "import os, sys\nbefore = set(sys.modules)\nfrom mtlshm.ctl.start import main\n"
+        "os.environ.pop('MTLSHMD_CONFIG', None)\n"
+        "sys.argv = ['mtlshm-ctl', '--segment', sys.argv[1], 'status']\nmain()\n"
+        "print({'click', 'rich', 'dataclasses', 'pathlib', 'logging'} & (set(sys.modules) - before))"
+    )
+    with Host(segment) as host, host.register("shown"):
+        *lines, imported = run_python(code, segment).splitlines()
+    assert any("shown" in line for line in lines)
+    assert imported == "set()"
+
+
+def test_status_alone_is_what_click_makes_of_it(ctl, segment, environment):
+    with Host(segment) as host, host.register("shown"):
+        ways = ("status",), ("--segment", segment, "status"), (f"--segment={segment}", "status")
+        said = {re.sub(r" \d+s$", "", ctl(*words).stdout, flags=re.MULTILINE) for words in ways}
+    assert len(said) == 1
+    environment["MTLSHM_PATH"] = ""  # as if it were not set
+    assert "/dev/shm/mtlshm" in "".join((done := ctl("status")).stdout + done.stderr)
+    for words in ("status",), (f"--segment={segment}-not", "status"), ("--segment", f"{segment}-not", "status"):
+        environment["MTLSHM_PATH"] = f"{segment}-not"
+        done = ctl(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(segment, environment):
+    Host(segment).close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([BIN / "mtlshm-ctl", "status"], env=environment, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -221,7 +221,7 @@ def test_what_a_killed_process_leaves_is_nothing_to_worry_about(
 def by_another(environment: dict[str, str], gid: int) -> dict[str, tuple[str, str]]:
     """What a user finds who is no more than in this group."""
     modules = "sqlite3, pyroute2, pyroute2.netlink, mtlshm.net.ledger, mtlshm.net.xdp, mtlshm.ctl.app"
-    code = f"import {modules}\n{as_user(UNPRIVILEGED, gid, [])}mtlshm.ctl.app.main()"
+    code = f"import {modules}\nmtlshm.ctl.app.load()\n{as_user(UNPRIVILEGED, gid, [])}mtlshm.ctl.app.main()"
     command = [sys.executable, "-c", code, "health", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
     return judged(done)

@@ -151,6 +151,7 @@ def as_somebody(words: str, state: Path, segment: str, groups: list[int]) -> tup
         "import io, os, sys, psutil, rich.console, rich.table, rich.text, pyroute2\n"
         "import mtlshm.ctl.app, mtlshm.net.ethtool, mtlshm.net.ledger, mtlshm.net.xdp\n"
         "rich.console.Console(file=io.StringIO()).print(rich.table.Table('x'))\n"
+        "mtlshm.ctl.app.load()\n"
         f"{as_user(UNPRIVILEGED, UNPRIVILEGED, groups)}"
         f"sys.argv = ['mtlshm-ctl', '--segment', sys.argv[1], *{words.split()}, '--state', sys.argv[2]]\n"
         "os.dup2(1, 2)\n"

@@ -89,7 +89,7 @@ def test_watch_shows_it_again_and_again_until_interrupted(start_ctl, segment, ow
 @needs_root("status by a user outside the group")
 def test_others_may_look_if_the_administrator_says_so(segment):
     code = (
-        f"import os, sys, psutil, mtlshm.ctl.app\n{as_user(UNPRIVILEGED, UNPRIVILEGED, [])}"
+        f"import os, sys, psutil, mtlshm.ctl.app\nmtlshm.ctl.app.load()\n{as_user(UNPRIVILEGED, UNPRIVILEGED, [])}"
         "sys.argv = ['mtlshm-ctl', '--segment', sys.argv[1], 'status', '--json']\n"
         "try:\n    mtlshm.ctl.app.main()\nexcept SystemExit as end:\n    print(end.code)"
     )

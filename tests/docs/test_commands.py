@@ -21,10 +21,11 @@ from lab.documents import DOCUMENTS, LANGUAGES, ROOT, TIERS, Block, blocks, pros
 from lab.processes import BIN, DEADLINE, Daemon, compile_program, needs_root
 from lab.throw_away import machine
 from mtlshm._core import ffi, lib
-from mtlshm.ctl.app import command as ctl
+from mtlshm.ctl.app import load
 from mtlshm.daemon.app import command as mtlshmd
 
 BLOCKS = blocks()
+ctl = load()
 WORDS = 700  # of the README
 
 

@@ -12,12 +12,13 @@ import click
 import pytest
 
 from mtlshm._core import lib
-from mtlshm.ctl.app import command as ctl
+from mtlshm.ctl.app import load
 from mtlshm.daemon.app import command as daemon
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in (ROOT / "docs/man").iterdir()}
 HELP = {"-h", "--help"}
+ctl = load()
 
 
 def section(page: str, title: str) -> str:

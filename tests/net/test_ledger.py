@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import time
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -26,7 +25,7 @@ def test_an_owner_is_found_again_by_who_it_is(ledger: Ledger) -> None:
     assert ledger.enter(0xABC0, process()) == first
     assert ledger.enter(0xABC0, process(101)) != first
     assert ledger.enter(0xDEF0, process()) != first
-    assert ledger.enter(0xABC0, replace(process(), start_ticks=1)) != first
+    assert ledger.enter(0xABC0, process()._replace(start_ticks=1)) != first
     assert [owner.id for owner in ledger.owners()][:1] == [first]
     assert ledger.owners()[0].process == process()
 

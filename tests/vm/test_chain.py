@@ -38,7 +38,7 @@ def attach_foreign(nic: Nic) -> None:
 
 
 def pins() -> list[Path]:
-    return list((BPFFS / "mtlshm").glob("**/*"))
+    return list(Path(BPFFS, "mtlshm").glob("**/*"))
 
 
 def test_users_see_the_chain_they_know(nic: Nic, loader: Loader) -> None:

@@ -181,7 +181,7 @@ def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, drop
         manager.register((link.index,))
         flow = wire.Interface(link.index, 1, 0, 2, destination_port=20000)
         manager.socket.sendall(wire.encode(Type.IF_ADD_FLOW, flow))
-        with Ledger(STATE, read_only=True) as ledger:
+        with Ledger(Path(STATE), read_only=True) as ledger:
             eventually(ledger.flows)
         systemctl("restart")
         assert manager.receive() == (203, Response(1))
