@@ -33,6 +33,8 @@ GOALS = {
     "register_c": [Goal("value", 8000)],
     **{f"death_{n}": [Goal("value", 300), Goal("p99", 1000)] for n in (1, 64, 250)},
     "death_grant": [Goal("ratio", 1)],
+    "ctl_start": [Goal("ratio", 4)],
+    "status_250": [Goal("ratio", 10)],
     "daemon_start": [Goal("value", 250)],
     "daemon_rss": [Goal("value", 30)],
     "daemon_wakeups": [Goal("value", 0)],
