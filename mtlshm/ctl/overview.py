@@ -13,7 +13,7 @@ from mtlshm.ctl.table import Column, Paper
 
 def overview(look: Look, paper: Paper, *, wide: bool) -> Iterator[str]:
     """Line after line."""
-    yield from _summary(look, paper)
+    yield from _head(look, paper)
     if wide and (lcores := look.lcores):
         yield ""
         yield from paper.table(_lcores(look, lcores))
@@ -24,12 +24,15 @@ def overview(look: Look, paper: Paper, *, wide: bool) -> Iterator[str]:
         yield "nobody of that name or pid is registered"
 
 
-def _summary(look: Look, paper: Paper) -> Iterator[str]:
+def summary(look: Look) -> str:
+    """How many lcores are held, lent and free, and which are free."""
     held, lent, free = look.held, look.lent, look.free
     which = f" ({free})" if free else ""
-    yield from paper.lines(
-        f"{len(held) + len(lent) + len(free)} lcores: {len(held)} held, {len(lent)} lent, {len(free)} free{which}"
-    )
+    return f"{len(held) + len(lent) + len(free)} lcores: {len(held)} held, {len(lent)} lent, {len(free)} free{which}"
+
+
+def _head(look: Look, paper: Paper) -> Iterator[str]:
+    yield from paper.lines(summary(look))
     daemon = look.snapshot.daemon
     yield from paper.lines(f"{look.path}; {f'daemon: pid {_pid(look, daemon)}' if daemon else 'no daemon'}")
 

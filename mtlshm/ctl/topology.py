@@ -4,22 +4,32 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import groupby
 
 import click
 
-from mtlshm import CpuSet, Topology
+from mtlshm import CpuSet, MtlshmError, NoSegment, Topology
+from mtlshm.ctl.look import Choice, Look
+from mtlshm.ctl.overview import summary
 from mtlshm.ctl.terminal import console
+from mtlshm.ctl.view import open_segment
+from mtlshm.errors import reason
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One object: possible, online, isolated, nodes, cpus[].")
-def topology(as_json: bool) -> None:
+@click.option("--svg", metavar="FILE", help="Write a picture of the CPUs and their owners to this file.")
+@click.pass_context
+def topology(context: click.Context, as_json: bool, svg: str | None) -> None:
     """Show cores, caches and NUMA nodes of this host.
 
-    Claims by policy use the same view. Needs no segment.
+    Claims by policy use the same view. Needs no segment. With --svg, the picture replaces FILE when it is complete.
     """
     host = Topology.read()
+    if svg is not None:
+        _draw(host, svg, context.obj)
+        return
     if as_json:
         data = {name: sorted(getattr(host, name)) for name in ("possible", "online", "isolated", "nodes")}
         data["cpus"] = [
@@ -45,3 +55,23 @@ def topology(as_json: bool) -> None:
     screen.print(table)
     if absent := host.possible - host.online:
         screen.print(f"offline or absent: {absent}")
+
+
+def _draw(host: Topology, path: str, segment: str | None) -> None:
+    from mtlshm.ctl.picture import Picture
+
+    look, title = None, os.uname().nodename
+    try:
+        with open_segment(segment) as opened:
+            look = Look.take(opened, Choice())
+    except NoSegment:
+        pass
+    except MtlshmError as error:  # the CPUs can be shown all the same
+        click.echo(f"mtlshm-ctl: owners are not shown: {reason(error)}", err=True)
+    if look:
+        title += f": {summary(look)}"
+    try:
+        Picture(host, look, title).write(path)
+    except OSError as error:
+        error.strerror = f"{reason(error)}: name a file in a directory where you may write"
+        raise
