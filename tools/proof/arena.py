@@ -24,7 +24,7 @@ import sysv_ipc
 
 from mtlshm import Host
 from proof.keeper import Setting, keeper_command
-from proof.witness import KINDS, Witness
+from proof.witness import Witness
 
 # Far more than anything takes. Only a hang takes so long, and that is what they are for.
 _PATIENCE = 600.0  # seconds
@@ -42,8 +42,8 @@ _KEY = 0x7075  # in our IPC namespace
 
 # Two in containers with the same PIDs, and legacy processes in one with a host name of its own, whose memory has to be
 # everybody's: so half of all are in PID namespaces of their own.
-_OUTSIDE = ["shm"] * 6 + ["python"] * 3 + ["janitor"] * 2 + ["socket"] * 4 + ["legacy"] * 3
-_INSIDE = ["shm"] * 4 + ["python"] + ["janitor"] + ["socket"] * 2
+_OUTSIDE = ["shm"] * 6 + ["janitor"] * 2 + ["socket"] * 4 + ["legacy"] * 3
+_INSIDE = ["shm"] * 4 + ["janitor"] + ["socket"] * 2
 _LEGACY = ["legacy"] * 2
 _USER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 NAMESPACES = (*_USER, "--ipc")
@@ -63,7 +63,6 @@ class Order:
     library: str
     kills: int
     seed: str
-    planted: bool  # is there a bug in the clients in C? Those in Python have not got it, and put things right
 
 
 class Arena:
@@ -181,8 +180,6 @@ class Arena:
         keepers, slot = [], 0
         kinds = [((), _OUTSIDE), (NAMESPACES, _INSIDE), (NAMESPACES, _INSIDE), (_WITH_NAME, _LEGACY)]
         for n, (namespaces, who) in enumerate(kinds):
-            if self._order.planted:
-                who = [kind for kind in who if kind != "python"]
             command = keeper_command(self._setting, who, slot, f"{self._order.seed}/{n}")
             keepers.append(company.enter_context(subprocess.Popen([*namespaces, *command])))
             company.callback(keepers[-1].kill)
@@ -204,8 +201,7 @@ class Arena:
                 raise Wrong("nobody can be killed any more")
 
     def _everybody_had_something(self) -> bool:
-        granted = self._witness.figures()["granted"]
-        return all(granted[kind] for kind in KINDS if kind != "python" or not self._order.planted)
+        return all(self._witness.figures()["granted"].values())
 
     def _stop_if_wrong(self) -> None:
         if wrongs := self._witness.wrongs():

@@ -11,26 +11,23 @@ so no signal meets anyone else.
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mtlshm import Busy, Host, Instance, LcoreType, MtlshmError
-from proof.witness import KINDS, NICENESS, PATIENCE, Witness
+from proof.witness import KINDS, Witness
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PACE = 0.03  # seconds between two disturbances, if one kept a single client
 
 # How often each is disturbed: whoever needs the daemon has to live longer to get anything.
-_TENDER = {"shm": 6, "janitor": 6, "python": 3, "socket": 1, "legacy": 3}
+_TENDER = {"shm": 6, "janitor": 6, "socket": 1, "legacy": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Setting:
     lock: str
 
     def command(self, kind: str, slot: int, seed: int) -> list[str]:
-        """Of a client in C."""
+        """Of a client."""
         words = [self.program, kind, slot, seed, self.witness, self.lcores, self.segment, self.sysfs, self.socket]
         return [*map(str, words), self.key, self.lock]
 
@@ -108,18 +105,8 @@ class Keeper:
             self._witness.vacate(slot)
         seed = self._dice.getrandbits(60)
         place.dead, place.resume = False, 0.0
-        if place.kind != "python":
-            command = self._setting.command(place.kind, place.slot, seed)
-            place.pid = os.posix_spawn(self._setting.program, command, os.environ, setpgroup=0)
-            return
-        place.pid = os.fork()
-        if place.pid:
-            with suppress(PermissionError):  # it has done that, and is another program by now
-                os.setpgid(place.pid, place.pid)
-            return
-        os.setpgid(0, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-        PythonClient(self._setting, self._witness, place.slot, seed).live()
+        command = self._setting.command(place.kind, place.slot, seed)
+        place.pid = os.posix_spawn(self._setting.program, command, os.environ, setpgroup=0)
 
     def _kill_alone(self, place: Place) -> None:
         if place.pid:
@@ -145,125 +132,6 @@ class Keeper:
             self._witness.count("killed" if status else "ended", KINDS.index(place.kind))
         else:
             self._witness.report(f"{place.kind} (slot {place.slot}) ended with status {status}")
-
-
-class PythonClient:
-    """What live_in_shared_memory() of torture/ is in C."""
-
-    def __init__(self, setting: Setting, witness: Witness, slot: int, seed: int) -> None:
-        self._setting = setting
-        self._witness = witness
-        self._slot = slot
-        self._dice = random.Random(seed)
-        self._held: list[int] = []
-
-    def live(self) -> None:
-        """Does not return."""
-        status = 1
-        try:
-            self._witness.begin(self._slot, KINDS.index("python"))
-            while True:
-                with Host(self._setting.segment, sysfs=self._setting.sysfs) as host:
-                    self._be_an_instance(host)
-                if self._dice.random() < 0.1:
-                    break
-            self._witness.end()
-            status = 0
-        except BaseException as error:
-            self._witness.report(f"python client (slot {self._slot}): {type(error).__name__}: {error}")
-        finally:
-            os._exit(status)
-
-    def _be_an_instance(self, host: Host) -> None:
-        steps: list[Callable[[Instance], None]] = []
-        steps += [self._claim_one] * 40 + [self._claim_some] * 10 + [self._release_one] * 25
-        steps += [self._release_everything] * 5 + [self._use_semaphore] * 5 + [self._nap] * 13
-        with host.register("torture", cpus=range(self._setting.lcores)) as me:
-            for _ in range(self._dice.randrange(30)):
-                self._dice.choice(steps)(me)
-                if self._dice.random() < 0.02:
-                    host.sweep()
-                if self._dice.random() < 0.003:
-                    self._become_another()
-                if (
-                    self._dice.random() < 0.005
-                    and not self._slot % 2
-                    and not self._witness.record.lives[self._slot + 1]
-                ):
-                    self._fork(me)
-            while self._held:
-                self._give(0)
-
-    def _got(self, lcore: int) -> None:
-        self._witness.got(lcore)
-        self._held.append(lcore)
-
-    def _give(self, position: int) -> int:
-        lcore = self._held.pop(position)
-        self._witness.gives(lcore)
-        return lcore
-
-    def _claim_one(self, me: Instance) -> None:
-        lcore = self._dice.randrange(self._setting.lcores)
-        if lcore not in self._held:
-            with suppress(Busy):
-                me.claim(lcore, self._dice.choice(list(LcoreType)))
-                self._got(lcore)
-
-    def _claim_some(self, me: Instance) -> None:
-        with self._patience(), suppress(Busy):
-            for lcore in me.claim_many(self._dice.randrange(1, 7), timeout=PATIENCE):
-                self._got(lcore)
-
-    def _release_one(self, me: Instance) -> None:
-        if self._held:
-            me.release(self._give(self._dice.randrange(len(self._held))))
-
-    def _release_everything(self, me: Instance) -> None:
-        expected = len(self._held)
-        while self._held:
-            self._give(0)
-        if (count := me.release_all()) != expected:
-            self._witness.wrong("released another number of lcores than it had:", count - expected)
-
-    def _use_semaphore(self, me: Instance) -> None:
-        with self._patience(), me.semaphore(PATIENCE):
-            self._witness.entered()
-            self._witness.leaves()
-
-    def _nap(self, me: Instance) -> None:
-        time.sleep(self._dice.random() * 0.001)
-
-    @contextmanager
-    def _patience(self) -> Iterator[None]:
-        """Time may run out, if others had the semaphore meanwhile."""
-        before = self._witness.record.semaphores
-        try:
-            yield
-        except MtlshmError as error:
-            if error.errno != errno.ETIMEDOUT or self._witness.record.semaphores == before:
-                raise
-
-    def _become_another(self) -> None:
-        """A client in C."""
-        self._witness.count("executed")
-        self._witness.end()
-        command = self._setting.command("shm", self._slot, self._dice.getrandbits(60))
-        os.execv(command[0], command)
-
-    def _fork(self, me: Instance) -> None:
-        self._witness.count("forked")
-        if os.fork():
-            return
-        try:
-            me.claim(self._dice.randrange(self._setting.lcores))
-        except MtlshmError as error:
-            if error.errno != errno.ECHILD:
-                raise
-        else:
-            self._witness.report("a child could claim an lcore in its parent's name")
-        child = PythonClient(self._setting, self._witness, self._slot + 1, self._dice.getrandbits(60))
-        child.live()
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class Torture:
         directory.mkdir()
         plant = BUGS[bug] if bug else None
         program = build(directory / "torture", HERE / "torture", plant, str(HERE / "witness.c"), "-static")
-        order = Order(str(directory), str(program), str(self._library), kills, str(self._seed), bool(bug))
+        order = Order(str(directory), str(program), str(self._library), kills, str(self._seed))
         command = [*NAMESPACES, sys.executable, "-P", "-m", "proof.arena", json.dumps(asdict(order))]
         log = directory / "log"
         with (

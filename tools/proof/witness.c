@@ -11,8 +11,10 @@
 _Static_assert(WITNESS_SLOTS == 1 << SLOT_BITS, "a slot fits a name");
 
 static const char *const kinds[WITNESS_KINDS] = {
-	[WITNESS_SHM] = "C client",         [WITNESS_PYTHON] = "Python client", [WITNESS_JANITOR] = "janitor",
-	[WITNESS_SOCKET] = "socket client", [WITNESS_LEGACY] = "legacy client",
+	[WITNESS_SHM] = "C client",
+	[WITNESS_JANITOR] = "janitor",
+	[WITNESS_SOCKET] = "socket client",
+	[WITNESS_LEGACY] = "legacy client",
 };
 static struct witness *record;
 static uint32_t my_slot, my_kind;

@@ -29,9 +29,8 @@ enum {
 	WITNESS_LINE = 200,
 };
 
-enum witness_kind { WITNESS_SHM, WITNESS_PYTHON, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
+enum witness_kind { WITNESS_SHM, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
 
-/* What clients in C and in Python agree on besides. */
 enum {
 	/* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
 	WITNESS_PATIENCE_MS = 120000,

@@ -17,8 +17,6 @@ _ffi = FFI()
 _ffi.cdef(_HEADER)
 _constants: Any = _ffi.dlopen(None)
 
-PATIENCE = _constants.WITNESS_PATIENCE_MS / 1000  # seconds, for the semaphore
-NICENESS: int = _constants.WITNESS_NICENESS
 _NAMES = _ffi.typeof("enum witness_kind").elements
 KINDS = tuple(_NAMES[kind].removeprefix("WITNESS_").lower() for kind in range(_constants.WITNESS_KINDS))
 
@@ -33,22 +31,18 @@ class Witness:
         self.record: Any = self._lib.witness_open(str(file).encode())
         if not self.record:
             raise OSError(f"{file} cannot be mapped")
-        for name in ("begin", "end", "vacate", "condemn", "got", "gives", "entered", "leaves"):
-            setattr(self, name, getattr(self._lib, f"witness_{name}"))
 
-    def __getattr__(self, name: str) -> Any:  # what was set above
-        raise AttributeError(name)
+    def vacate(self, slot: int) -> None:
+        self._lib.witness_vacate(slot)
 
-    def wrong(self, what: str, value: int) -> None:
-        """Does not return."""
-        self._lib.witness_wrong(what.encode(), value)
+    def condemn(self, slot: int) -> None:
+        self._lib.witness_condemn(slot)
 
     def report(self, line: str) -> None:
         self._lib.witness_report(line.encode())
 
-    def count(self, counter: str, kind: int | None = None) -> None:
-        place = _ffi.addressof(self.record, counter) if kind is None else getattr(self.record, counter) + kind
-        self._lib.witness_count(place)
+    def count(self, counter: str, kind: int) -> None:
+        self._lib.witness_count(getattr(self.record, counter) + kind)
 
     def figures(self) -> dict[str, Any]:
         """Everything that is counted."""
