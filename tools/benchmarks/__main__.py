@@ -16,11 +16,11 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import core, ctl, daemon, interfaces, manager, report, vm, xdp
+from benchmarks import core, ctl, daemon, manager, report, vm, xdp
 from benchmarks.measure import Bench, Figure
 from lab.sysfs import Machine
 
-FIGURES = core.FIGURES | ctl.FIGURES | daemon.FIGURES | manager.FIGURES | interfaces.FIGURES | xdp.FIGURES | vm.FIGURES
+FIGURES = core.FIGURES | ctl.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES | vm.FIGURES
 
 
 def machine() -> dict[str, object]:
