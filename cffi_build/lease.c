@@ -108,35 +108,37 @@ static int collect_one(struct mtlshm_host *host, struct life *life, uint64_t own
 	return rc;
 }
 
-void lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent)
+int lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent)
 {
 	bool gone = true;
+	int collected = 0;
 
 	for (int depth = 0; parent && gone && depth < MTLSHM_DEPTH; depth++) {
 		uint64_t above = tenancy_parent(host, parent);
 
 		collect_one(host, life, parent, &gone);
+		collected += gone;
 		parent = above;
 	}
+	return collected;
 }
 
-/* Collect `owner` if it is dead, and then those that were kept for it. Returns how many lcores it gave up, -EBUSY or
- * -ESRCH. */
-static int collect(struct mtlshm_host *host, struct life *life, uint64_t owner, bool *gone)
+/* Collect `owner` if it is dead, and then those that were kept for it: *collected is how many instances. Returns how many
+ * lcores it gave up, -EBUSY or -ESRCH. */
+static int collect(struct mtlshm_host *host, struct life *life, uint64_t owner, int *collected)
 {
 	uint64_t parent = tenancy_parent(host, owner);
-	int rc = collect_one(host, life, owner, gone);
+	bool gone;
+	int rc = collect_one(host, life, owner, &gone);
 
-	if (*gone)
-		lease_collect_up(host, life, parent);
+	*collected = gone ? 1 + lease_collect_up(host, life, parent) : 0;
 	return rc;
 }
 
 int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 {
 	struct life life;
-	bool gone;
-	int rc;
+	int collected, rc;
 
 	failure_forget();
 	if (host->read_only)
@@ -146,7 +148,7 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
-	rc = collect(host, &life, owner, &gone);
+	rc = collect(host, &life, owner, &collected);
 	life_leave(&life);
 	return rc;
 }
@@ -155,6 +157,7 @@ static int list_owners(const struct mtlshm_host *host, enum mtlshm_record_state 
 {
 	int count = 0;
 
+	failure_forget();
 	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
 		uint64_t control = __atomic_load_n(&host->segment->instances[i].control, __ATOMIC_ACQUIRE);
 
@@ -198,20 +201,18 @@ int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
 int mtlshm_sweep(struct mtlshm_host *host)
 {
 	uint64_t owners[MTLSHM_INSTANCES];
-	int count = mtlshm_owners(host, owners), collected = 0, rc;
+	int count = mtlshm_owners(host, owners), collected = 0, more, rc;
 	uint32_t cleared = 0;
 	struct life life;
-	bool gone;
 
-	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
 	for (int i = 0; i < count && (rc >= 0 || rc == -EBUSY || rc == -ESRCH); i++) {
-		rc = collect(host, &life, owners[i], &gone);
-		collected += gone;
+		rc = collect(host, &life, owners[i], &more);
+		collected += more;
 	}
 	life_leave(&life);
 	for (uint32_t i = 0; i < host->lcores; i++) {

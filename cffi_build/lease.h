@@ -74,7 +74,7 @@ uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease);
  * its tenants. *cleared: how many lcores. */
 bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared);
 
-/* A tenant of `parent` (or 0) has ended: collect the parent if it was kept for it, then the one above. */
-void lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent);
+/* A tenant of `parent` (or 0) has ended: collect the parent if it was kept for it, then the one above. Returns how many. */
+int lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent);
 
 #endif

@@ -175,6 +175,7 @@ int mtlshm_end(struct mtlshm_host *host, uint64_t owner)
 {
 	uint64_t control = control_make(owner_generation(owner), MTLSHM_PROXIED);
 
+	failure_forget();
 	if (host->read_only)
 		return -EROFS;
 	if (!segment_proxied(host, owner) ||

@@ -140,7 +140,10 @@ int mtlshm_unlock(struct mtlshm_instance *me)
 	} while (!__atomic_compare_exchange_n(word, &held, 0, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
 	if (held & WAITERS)
 		nap_end((uint32_t *)word);
-	return segment_lost(me->host) ? -EBADMSG : 0;
+	if (!segment_lost(me->host))
+		return 0; /* and what failed between lock and unlock can still be told */
+	failure_forget();
+	return -EBADMSG;
 }
 
 int semaphore_enter(struct mtlshm_instance *me, uint32_t timeout_ms)

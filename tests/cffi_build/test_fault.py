@@ -160,17 +160,18 @@ NEED_NO_TABLE = {
     "mtlshm_unregister": "ends",
     "mtlshm_instance_free": "ends",
 }
-# Each call is the first that a process makes after the file was cut.
+# Each call is the first that a process makes after the file was cut; another has failed before with the same errno.
 SCRIPT = """
-import os, sys
+import errno, os, sys
 from mtlshm._core import ffi, lib as C
 
-NULL, length, calls = ffi.NULL, int(sys.argv[1]), sys.argv[3:]
+NULL, length, calls = ffi.NULL, int(sys.argv[1]), sys.argv[4:]
 path = ffi.new("char[]", os.fsencode(sys.argv[2]))
 process = ffi.new("struct mtlshm_process *")
 want = ffi.new("struct mtlshm_want *", {"count": 1, "numa_node": -1, "timeout_ms": 10})
 owners, tag, lcores = ffi.new("uint64_t[256]"), ffi.new("uint32_t *"), ffi.new("uint16_t[1]")
 lease, reserved = ffi.new("char[40]"), ffi.new("struct mtlshm_reserved *")
+topology = ffi.new("struct mtlshm_topology *")
 snapshot, info = ffi.new("struct mtlshm_snapshot *"), ffi.new("struct mtlshm_instance_info *")
 new_host, new = ffi.new("struct mtlshm_host **"), ffi.new("struct mtlshm_instance **")
 for call in calls:
@@ -190,7 +191,9 @@ for call in calls:
     assert C.mtlshm_claim(me, 0, 0) == C.mtlshm_claim(proxy, 1, 0) == 0
     assert "mtlshm_lock" in call or C.mtlshm_lock(me, 0) == 0
     os.truncate(sys.argv[2], length)
-    print(eval(call), flush=True)
+    assert C.mtlshm_topology_read(topology, os.fsencode(sys.argv[3])) == -errno.EBADMSG
+    result, failure = eval(call), C.mtlshm_failure(errno.EBADMSG)
+    print(result, failure != NULL and sys.argv[3] in ffi.string(failure).decode(), flush=True)
     os.unlink(sys.argv[2])
     os._exit(0)
 """
@@ -201,12 +204,15 @@ def test_the_header_has_no_function_that_is_not_spoken_of_here() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 256, PAGE, 21 * PAGE])
-def test_after_a_truncation_every_function_says_so_at_its_first_call(segment: str, length: int) -> None:
-    said = run_python(SCRIPT, length, segment, *NEED_THE_TABLE.values())
-    expected = dict.fromkeys(NEED_THE_TABLE, -EBADMSG)
+def test_every_function_reports_a_truncation_and_no_earlier_failure(segment: str, tmp_path: Path, length: int) -> None:
+    (tmp_path / "devices/system/cpu").mkdir(parents=True)
+    (tmp_path / "devices/system/cpu/possible").write_text("a few\n")
+    said = run_python(SCRIPT, length, segment, tmp_path, *NEED_THE_TABLE.values())
+    expected = dict.fromkeys(NEED_THE_TABLE, f"{-EBADMSG} False")
     if length == 21 * PAGE:  # the lcores that are used here are still there, and these look at nothing else
-        expected |= {"mtlshm_claim": 0, "mtlshm_release": 0}
-    assert dict(zip(NEED_THE_TABLE, map(int, said.split()), strict=True)) == expected
+        for name in "mtlshm_claim", "mtlshm_release":
+            expected[name] = "0 True"
+    assert dict(zip(NEED_THE_TABLE, said.splitlines(), strict=True)) == expected
 
 
 def test_the_header_says_so_of_every_function() -> None:

@@ -159,6 +159,15 @@ def test_parent_and_tenant_that_die_together_leave_nothing_outside_the_family(pu
     assert {info.owner for info in look(segment).instances} == {root.owner(), stranger.owner()}
 
 
+def test_sweep_counts_parents_that_were_kept_for_the_dead(puppet: Start, segment: str) -> None:
+    root, middle, leaf = grandchildren(puppet)
+    stranger = puppet()
+    middle.kill()
+    leaf.kill()
+    assert stranger.sweep() == 2
+    assert {info.owner for info in look(segment).instances} == {root.owner(), stranger.owner()}
+
+
 def test_a_newcomer_does_not_take_a_kept_record(puppet: Start, segment: str) -> None:
     _, middle, leaf = grandchildren(puppet)
     kept = middle.owner()
