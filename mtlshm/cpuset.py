@@ -71,3 +71,8 @@ class CpuSet(frozenset[int]):
 
     def __repr__(self) -> str:
         return f"CpuSet.parse({str(self)!r})"
+
+
+def counted(count: int) -> str:
+    """So many lcores, in words."""
+    return "1 lcore" if count == 1 else f"{count} lcores"

@@ -13,7 +13,7 @@ from weakref import WeakSet, finalize
 
 from mtlshm import config, segment
 from mtlshm._core import ffi, lib
-from mtlshm.cpuset import CpuSet
+from mtlshm.cpuset import CpuSet, counted
 from mtlshm.errors import check
 from mtlshm.instance import Instance, want
 from mtlshm.kinds import NOBODY, Kind, TableOwner
@@ -171,7 +171,7 @@ class Host:
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
         c_want = want(count, **policy)
         code = self._call(lib.mtlshm_reserve, _key(key), c_label, c_want, c_cpus, result)
-        return Reservation.from_c(result, bool(check(code, f"reservation {key}: {count} lcores")))
+        return Reservation.from_c(result, bool(check(code, f"reservation {key}: {counted(count)}")))
 
     def reservation(self, key: str) -> Reservation | None:
         """What is reserved under a key; None: nothing."""
@@ -192,7 +192,7 @@ class Host:
         """What Instance.claim_many() would choose now. Nothing is claimed."""
         lcores = ffi.new("uint16_t[]", max(count, 1))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
-        check(self._call(lib.mtlshm_choose, want(count, **policy), c_cpus, parent, lcores), f"{count} lcores")
+        check(self._call(lib.mtlshm_choose, want(count, **policy), c_cpus, parent, lcores), counted(count))
         return CpuSet(ffi.unpack(lcores, count))
 
     def interface_node(self, interface: str) -> int | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from mtlshm._core import ffi, lib
-from mtlshm.cpuset import CpuSet
+from mtlshm.cpuset import CpuSet, counted
 from mtlshm.errors import check, error
 from mtlshm.kinds import LcoreType, Smt, TableOwner
 from mtlshm.snapshot import Snapshot
@@ -85,7 +85,7 @@ class Instance:
         c_want = want(count, node=node, near=near, smt=smt, type=type, timeout=timeout)
         lcores = ffi.new("uint16_t[]", count)
         where = "" if node is None else f" on NUMA node {node}"
-        check(lib.mtlshm_claim_many(self._c, c_want, lcores), f"{count} lcores{where}")
+        check(lib.mtlshm_claim_many(self._c, c_want, lcores), f"{counted(count)}{where}")
         return CpuSet(ffi.unpack(lcores, count))
 
     def release_all(self) -> int:
@@ -153,9 +153,9 @@ def want(
 ) -> Any:
     """A `struct mtlshm_want`."""
     if not 0 <= count <= lib.MTLSHM_LCORES:
-        raise error(-errno.ERANGE, f"{count} lcores")
+        raise error(-errno.ERANGE, counted(count))
     if node is not None and not 0 <= node < lib.MTLSHM_LCORES:
-        raise error(-errno.ENXIO, f"{count} lcores on NUMA node {node}")
+        raise error(-errno.ENXIO, f"{counted(count)} on NUMA node {node}")
     c = ffi.new("struct mtlshm_want *")
     c.count = count
     c.numa_node = lib.MTLSHM_ANY_NODE if node is None else node

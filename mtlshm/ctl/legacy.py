@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from mtlshm import Busy, CpuSet, Host, InstanceInfo, Kind, NoSegment
+from mtlshm.cpuset import counted
 from mtlshm.ctl.options import key_option, lock_option
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.wording import describe
@@ -255,7 +256,7 @@ def clean(place: Place) -> None:
             )
     if unsure:
         click.echo(
-            f"{unsure} lcores left alone: a process that is hidden from here may own them; run this as root on the host"
+            f"{counted(unsure)} left alone: a process that we cannot see may own them; run this as root on the host"
         )
 
 
@@ -275,7 +276,7 @@ def both(place: Place, table: LegacyTable) -> list[_Lcore]:
 def _choose(amount: int | CpuSet, possible: list[_Lcore], order: Any, refusal: str) -> list[_Lcore]:
     if isinstance(amount, int):
         if amount > len(possible):
-            raise Busy(EBUSY, f"{amount} lcores: only {len(possible)} are available; see: mtlshm-ctl legacy info")
+            raise Busy(EBUSY, f"{counted(amount)}: only {len(possible)} are available; see: mtlshm-ctl legacy info")
         return sorted(possible, key=order)[:amount]
     if missing := amount - (lcore.number for lcore in possible):
         raise Busy(EBUSY, f"lcores {missing}: {refusal}; see: mtlshm-ctl legacy info")

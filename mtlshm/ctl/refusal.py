@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mtlshm import CpuSet, Host, InstanceInfo, MtlshmError, Snapshot
+from mtlshm.cpuset import counted
 from mtlshm.ctl import wording
 from mtlshm.ctl.families import Families
 from mtlshm.ctl.policy import Demand
@@ -50,7 +51,7 @@ def _numbers(host: Host, demand: Demand, parent: TableOwner, *, ever: bool) -> s
     free = usable - {number for _, numbers in holders.values() for number in numbers}
     where = "" if node is None else f" on NUMA node {node}"
     whose = f"that this process may use{f' of the lease of {_whose(snapshot, parent)}' if parent else ''}"
-    text = f"{demand.count} lcores{where} asked for, {len(free)} free of the {len(usable)} {whose}"
+    text = f"{counted(demand.count)}{where} asked for, {len(free)} free of the {len(usable)} {whose}"
     if len(free) >= demand.count:
         text += f", too few for --smt {demand.smt.name.lower()}"
     if demand.main:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""reserve and end: lcores that are kept for tenants, whoever comes and goes, until somebody says that they are not."""
+"""reserve and end: lcores that are kept for tenants until somebody ends the reservation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import click
 
 from mtlshm import Busy, Host, Kind, MtlshmError
+from mtlshm.cpuset import counted
 from mtlshm.ctl import wording
 from mtlshm.ctl.families import Families
 from mtlshm.ctl.policy import Policy, demand, lcores_option, one_of, policy_options, workers_option
@@ -43,10 +44,10 @@ def reserve(
 ) -> None:
     """Reserve lcores under a name, until `end` or the next boot.
 
-    Prints MTLSHM_LCORES=... and MTLSHM_LEASE=..., two lines for `eval` or env(1): whatever is started with them in its
-    environment claims from these lcores, and what it gives back stays reserved. `run --reservation NAME` sets them, and
-    the affinity. If NAME is reserved already, prints what it has; if that is another number of lcores, says so, with
-    exit status 4.
+    Prints MTLSHM_LCORES=... and MTLSHM_LEASE=..., two lines for `eval` or env(1). A program with these variables claims
+    from these lcores, and an lcore that it gives back stays reserved. `run --reservation NAME` sets the variables and
+    the affinity. If NAME is reserved already, prints what that reservation has; exit status 4 if that is another number
+    of lcores.
     """
     one_of(lcores=lcores, workers=workers)
     with Host(context.obj) as host:
@@ -54,7 +55,7 @@ def reserve(
         with explained(host, wanted, NOBODY):
             there = host.reserve(name, wanted.count, **wanted.terms())
         if there.found and len(there.lcores) != wanted.count:
-            text = f"{name} has {len(there.lcores)} lcores reserved ({there.lcores}), {wanted.count} asked for"
+            text = f"{name} has {counted(len(there.lcores))} reserved ({there.lcores}), {wanted.count} asked for"
             raise Busy(errno.EBUSY, f"{text}; to change that: mtlshm-ctl end {name}, then reserve it anew")
         lease = host.lease(there.owner)
         if as_json:
@@ -76,7 +77,7 @@ def reserve(
 def end(context: click.Context, name: str) -> None:
     """End a reservation.
 
-    Its lcores are free. What its tenants use stays theirs until they give it back, and is free then.
+    Its lcores are free. Its tenants keep the lcores that they use until they give them back.
     """
     with Host(context.obj, create=False) as host:
         there = found(host, name)

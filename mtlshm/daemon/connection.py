@@ -31,6 +31,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mtlshm import Host, wire
+from mtlshm.cpuset import counted
 from mtlshm.daemon import requests
 from mtlshm.daemon.door import Store
 from mtlshm.daemon.lazy import Lazy
@@ -163,7 +164,7 @@ class Connection:
 
     def _died(self) -> None:
         if self.owner:
-            log.info("pid %d died: %d lcores given back", self._peer.pid, self._session.lcores)
+            log.info("pid %d died: %s given back", self._peer.pid, counted(self._session.lcores))
         self._end()
 
     # -- requests

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from inotify_simple import flags, parse_events
 
 from mtlshm import Busy, Host, MtlshmError
+from mtlshm.cpuset import counted
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.counts import COUNTS
 from mtlshm.daemon.watch import Watch
@@ -193,7 +194,7 @@ class Reaper:
         self._forget(owner)
         if freed is not None:
             COUNTS.freed.add(self._loop.time() - heard)
-            log.info("%s (pid %d) died: %d lcore%s freed", watch.label, watch.pid, freed, "" if freed == 1 else "s")
+            log.info("%s (pid %d) died: %s freed", watch.label, watch.pid, counted(freed))
 
     def _forget(self, owner: TableOwner) -> None:
         self._drop_pidfd(owner)

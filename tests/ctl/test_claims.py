@@ -141,7 +141,7 @@ def test_a_refusal_says_how_many_were_asked_for_how_many_are_free_and_who_has_th
         lcores = other.claim_many(len(own_cpus))
         done = ctl("run", "--lcores", 1, "true")
         assert done.returncode == 125
-        assert f"1 lcores asked for, 0 free of the {len(own_cpus)} that this process may use" in done.stderr
+        assert f"1 lcore asked for, 0 free of the {len(own_cpus)} that this process may use" in done.stderr
         assert f"held: {lcores} by encoder (pid {os.getpid()}," in done.stderr
         assert ctl("hold", "--lcores", 1).returncode == 4
         done = ctl("hold", min(lcores))

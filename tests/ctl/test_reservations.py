@@ -53,7 +53,7 @@ def test_reserving_it_again_changes_nothing(ctl: Ctl, segment: str, own_cpus: li
     done = ctl("reserve", "studio", "--workers", 1)
     assert (done.returncode, done.stdout) == (4, "")
     lcores = settings(first.stdout)["MTLSHM_LCORES"]
-    assert f"studio has 1 lcores reserved ({lcores}), 2 asked for" in done.stderr
+    assert f"studio has 1 lcore reserved ({lcores}), 2 asked for" in done.stderr
     assert "mtlshm-ctl end studio" in done.stderr
     assert len(held(segment)) == 1
 
@@ -152,7 +152,7 @@ def test_too_few_free_is_refused_in_numbers(ctl: Ctl, segment: str, own_cpus: li
         me.claim_many(len(own_cpus))
         done = ctl("reserve", "studio", "--lcores", 1)
     assert done.returncode == 4
-    assert f"1 lcores asked for, 0 free of the {len(own_cpus)} that this process may use; held:" in done.stderr
+    assert f"1 lcore asked for, 0 free of the {len(own_cpus)} that this process may use; held:" in done.stderr
 
 
 def test_status_shows_it_and_what_is_lent(ctl: Ctl, segment: str) -> None:
