@@ -15,10 +15,6 @@ from mtlshm.legacy.table import default_key, parse_key
 from mtlshm.net import places
 
 
-def _path(name: str, default: str | Path) -> Callable[[], Path]:
-    return lambda: Path(config.configured(name) or default)
-
-
 def _key(_: click.Context, __: click.Parameter, text: str | None) -> int:
     text = text or config.configured("legacy_key")
     try:
@@ -32,28 +28,29 @@ def key_option(name: str, help: str) -> Callable[..., Any]:
     return click.option(name, callback=_key, envvar="MTLSHM_LEGACY_KEY", help=f"{help}  [env: MTLSHM_LEGACY_KEY]")
 
 
-def lock_option(name: str, help: str) -> Callable[..., Any]:
-    """Of the legacy table."""
+def _place(flag: str, variable: str, setting: str, default: str | Path, help: str) -> Callable[..., Any]:
+    """A file or directory that one of the daemon's settings names."""
     return click.option(
-        name,
+        flag,
         type=click.Path(path_type=Path),
-        default=_path("legacy_lock", DEFAULT_LOCK),
-        envvar="MTLSHM_LEGACY_LOCK",
-        help=f"{help}  [env: MTLSHM_LEGACY_LOCK]",
+        default=lambda: Path(config.configured(setting) or default),
+        envvar=variable,
+        help=f"{help}  [env: {variable}]",
     )
 
 
-state_option = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=_path("state", places.STATE),
-    envvar="MTLSHMD_STATE",
-    help=f"The daemon's state directory; default {places.STATE}.  [env: MTLSHMD_STATE]",
+def lock_option(name: str, help: str) -> Callable[..., Any]:
+    """Of the legacy table."""
+    return _place(name, "MTLSHM_LEGACY_LOCK", "legacy_lock", DEFAULT_LOCK, help)
+
+
+state_option = _place(
+    "--state", "MTLSHMD_STATE", "state", places.STATE, f"The daemon's state directory; default {places.STATE}."
 )
-pins_option = click.option(
+pins_option = _place(
     "--pins",
-    type=click.Path(path_type=Path),
-    default=_path("pins", places.PINS),
-    envvar="MTLSHMD_PINS",
-    help=f"The daemon's directory in a BPF file system; default {places.PINS}.  [env: MTLSHMD_PINS]",
+    "MTLSHMD_PINS",
+    "pins",
+    places.PINS,
+    f"The daemon's directory in a BPF file system; default {places.PINS}.",
 )

@@ -46,14 +46,15 @@ _CHANGES_AT_ONCE = {"log_level"}
 @click.version_option(package_name="mtlshm")
 @click.pass_context
 def command(context: click.Context, /, teardown: bool, **given: Any) -> None:
-    """Collect what dead MTL processes left in the shared table of lcores, and serve libmtl from it.
+    """Free the lcores of dead MTL processes in the shared table, and serve libmtl from it.
 
-    Settings come from the file, the environment and the flags, the later before the earlier. SIGHUP reads them again,
-    SIGTERM and SIGINT stop the daemon; what living processes hold stays theirs. Needs no root, only
-    permission to write the segment.
+    Flags override environment variables, and these override the settings file. SIGHUP reads the settings again. SIGTERM
+    and SIGINT stop the daemon; living processes keep what they hold. It needs permission to write the segment, and no
+    root.
 
-    Exit status: 0 stopped by a signal, or all is torn down; 1 cannot serve the segment, or tear down all; 2 wrong
-    options or configuration; 3 the segment is of another version and in use.
+    Exit status: 0 a signal stopped it, or the teardown removed everything; 1 it cannot serve the segment, or the
+    teardown could not remove everything; 2 wrong options or configuration; 3 the segment is of another version and in
+    use.
     """
     settings = Settings(**given)
     handler = LogHandler(sys.stderr.fileno())

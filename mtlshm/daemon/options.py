@@ -126,6 +126,11 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     return None if found is None else Path(found)
 
 
+def _setting(flag: str, variable: str, *, help: str, **more: Any) -> Callable[..., Any]:
+    """One that an environment variable sets, too."""
+    return click.option(flag, envvar=variable, help=f"{help}  [env: {variable}]", **more)
+
+
 _OPTIONS = (
     click.option(
         "--config",
@@ -136,99 +141,99 @@ _OPTIONS = (
         callback=_read_config,
         help=f"TOML file; {config.DEFAULT_FILE} if there is one.  [env: MTLSHMD_CONFIG]",
     ),
-    click.option("--segment", envvar="MTLSHM_PATH", help="Segment to serve.  [env: MTLSHM_PATH]"),
-    click.option(
+    _setting("--segment", "MTLSHM_PATH", help="Segment to serve."),
+    _setting(
         "--log-level",
+        "MTLSHMD_LOG_LEVEL",
         type=click.Choice(_LEVELS),
         default="info",
-        envvar="MTLSHMD_LOG_LEVEL",
-        help="What to log, on standard error; default info.  [env: MTLSHMD_LOG_LEVEL]",
+        help="What to log, on standard error; default info.",
     ),
-    click.option(
+    _setting(
         "--socket",
+        "MTL_MANAGER_SOCK_PATH",
         default=served_socket,
-        envvar="MTL_MANAGER_SOCK_PATH",
-        help="Where unmodified libmtl asks for lcores; empty: nowhere. Default /var/run/imtl/mtl_manager.sock for "
-        "root, else imtl/mtl_manager.sock in $XDG_RUNTIME_DIR.  [env: MTL_MANAGER_SOCK_PATH]",
+        help="Socket at which unmodified libmtl asks for lcores; empty: none. Default /var/run/imtl/mtl_manager.sock "
+        "for root, else imtl/mtl_manager.sock in $XDG_RUNTIME_DIR.",
     ),
-    click.option(
+    _setting(
         "--socket-mode",
+        "MTLSHMD_SOCKET_MODE",
         type=_Mode(),
         default="0660",
-        envvar="MTLSHMD_SOCKET_MODE",
-        help="Of the socket's file, octal; default 0660.  [env: MTLSHMD_SOCKET_MODE]",
+        help="Mode of the socket's file, octal; default 0660.",
     ),
-    click.option(
+    _setting(
         "--socket-group",
+        "MTLSHMD_SOCKET_GROUP",
         default="mtl",
-        envvar="MTLSHMD_SOCKET_GROUP",
-        help="Whose members, besides root, are served; default mtl.  [env: MTLSHMD_SOCKET_GROUP]",
+        help="Group whose members are served besides root; default mtl.",
     ),
-    click.option(
+    _setting(
         "--legacy",
+        "MTLSHMD_LEGACY",
         type=_Loan(),
-        envvar="MTLSHMD_LEGACY",
-        help="Lcores to lend to processes on libmtl's System V table: how many there shall be for the taking, or a "
-        "list such as 4-7; 0: only take over what they have; off: leave that table alone. Default one for every 16 "
-        "CPUs, but none of the last two that are free.  [env: MTLSHMD_LEGACY]",
+        help="Lcores to lend to processes on libmtl's System V table: how many to keep free for them, or a list such "
+        "as 4-7. 0 lends none, but takes over what they have; off leaves that table alone. Default: one for every 16 "
+        "CPUs, but not the last two that are free.",
     ),
-    click.option(
+    _setting(
         "--legacy-key",
+        "MTLSHM_LEGACY_KEY",
         type=_Key(),
         default=default_key,
-        envvar="MTLSHM_LEGACY_KEY",
-        help="Of that table; default that of libmtl.  [env: MTLSHM_LEGACY_KEY]",
+        help="Key of that table; default libmtl's own.",
     ),
-    click.option(
+    _setting(
         "--legacy-lock",
+        "MTLSHM_LEGACY_LOCK",
         default=str(DEFAULT_LOCK),
-        envvar="MTLSHM_LEGACY_LOCK",
-        help=f"File that locks it; default {DEFAULT_LOCK}.  [env: MTLSHM_LEGACY_LOCK]",
+        help=f"File that locks that table; default {DEFAULT_LOCK}.",
     ),
-    click.option(
+    _setting(
         "--xdp",
+        "MTLSHMD_XDP",
         type=click.Choice(("auto", "chain", "fused", "off")),
         default="auto",
-        envvar="MTLSHMD_XDP",
-        help="How to load XDP programs on the interfaces that clients name: as a chain under libxdp's dispatcher, "
-        "where others' can be as well; fused into one, which is faster; or, by default, as a chain where the kernel "
-        "can. off: no interfaces are served, nor are they by a daemon that is not root.  [env: MTLSHMD_XDP]",
+        help="How to load XDP programs on the interfaces that clients name. chain: under libxdp's dispatcher, beside "
+        "programs of others. fused: as one program, which is faster. auto, the default: chain where the kernel can, "
+        "else fused. off: serve no interfaces. A daemon that is not root serves none either.",
     ),
-    click.option(
+    _setting(
         "--umem-limit",
+        "MTLSHMD_UMEM_LIMIT",
         type=click.IntRange(1),
         default=256,
-        envvar="MTLSHMD_UMEM_LIMIT",
-        help="MiB that an AF_XDP socket opened for a client may have, which can have one on each queue; default 256.  "
-        "[env: MTLSHMD_UMEM_LIMIT]",
+        help="Most memory of an AF_XDP socket that a client asks for, in MiB; default 256. A client can have one "
+        "socket on each queue.",
     ),
-    click.option(
+    _setting(
         "--metrics",
+        "MTLSHMD_METRICS",
         type=_Metrics(),
         default="off",
-        envvar="MTLSHMD_METRICS",
         help="Where to hand out metrics for Prometheus: at a socket (unix:PATH), at a port of 127.0.0.1 (tcp:PORT), or "
-        "in a file for node_exporter (file:PATH.prom); default off.  [env: MTLSHMD_METRICS]",
+        "in a file for node_exporter (file:PATH.prom); default off.",
     ),
-    click.option(
+    _setting(
         "--state",
+        "MTLSHMD_STATE",
         type=click.Path(path_type=Path),
         default=places.STATE,
-        envvar="MTLSHMD_STATE",
-        help=f"Directory for what only root may write; default {places.STATE}.  [env: MTLSHMD_STATE]",
+        help=f"Directory for the ledger, which only root may write; default {places.STATE}.",
     ),
-    click.option(
+    _setting(
         "--pins",
+        "MTLSHMD_PINS",
         type=click.Path(path_type=Path),
         default=places.PINS,
-        envvar="MTLSHMD_PINS",
-        help=f"Directory in a BPF file system; default {places.PINS}.  [env: MTLSHMD_PINS]",
+        help=f"Directory for pins, in a BPF file system; default {places.PINS}.",
     ),
     click.option(
         "--teardown",
         is_flag=True,
-        help="Serve nobody, but remove all that daemons left: flow rules, XDP programs and pins, even if clients use "
-        "them, and the segment, if nobody does.",
+        help="Remove all that daemons left, and serve nobody: flow rules, XDP programs and pins even if clients use "
+        "them, the segment if nobody uses it.",
     ),
 )
 
