@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What an errno means here, and what to do about it. Every condition of this library has an errno of its own. What
- * the operating system refuses is not here: failure.h.
+ * The meaning of each errno here, and the remedy. Every condition of this library has an errno of its own. failure.h tells
+ * what the operating system refuses.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -16,29 +16,29 @@ static const struct {
 	{0, "no error"},
 	{EALREADY, "this instance holds that lcore already"},
 	{EBADF, "the instance was unregistered: register again"},
-	{EBADMSG, "not a mtlshm segment, truncated or damaged: if nobody uses it, remove the file"},
+	{EBADMSG, "not a mtlshm segment, truncated or damaged: run mtlshm-ctl doctor"},
 	{EBUSY, "held by a living owner, or not enough is free: see mtlshm-ctl status"},
 	{ECHILD, "the instance belongs to the parent process: register in the child, after fork"},
 	{EDOM,
 	 "outside the CPUs this instance may claim: widen the affinity mask or cpuset, or register with a set of CPUs"},
 	{EEXIST, "a daemon serves this segment already: stop it first, or name another segment"},
-	{EINVAL, "an argument makes no sense: a count of 0, an unknown type, policy or flag, or a path too long"},
-	{ELOOP, "the chain of leases is longer than 8: start the process from further up"},
+	{EINVAL, "invalid argument: a count of 0, an unknown type, policy or flag, or a path too long"},
+	{ELOOP, "the chain of leases is longer than 8: start the process from an earlier member"},
 	{ENODEV, "that CPU is absent or offline: see lscpu -e"},
 	{ENOENT, "no segment there: start mtlshmd or any client that creates it, or set MTLSHM_PATH to its path"},
 	{ENXIO, "no such NUMA node with CPUs: see mtlshm-ctl topology"},
 	{EOPNOTSUPP, "that file system lacks O_TMPFILE or open-file-description locks: put the segment on a tmpfs"},
 	{EPERM, "not held by this instance"},
 	{EPROTO,
-	 "a segment of another version: let all processes use the same libmtlshm, stop them, then remove the file"},
+	 "a segment of another version: install one version of libmtlshm for all processes, then restart them"},
 	{ERANGE,
 	 "more than this instance could ever have, or no such lcore: see its affinity mask and mtlshm-ctl topology"},
 	{EROFS, "the segment was opened for reading only"},
-	{ESRCH, "no such owner any more: look again"},
+	{ESRCH, "the owner has ended: read the table again"},
 	{ESTALE,
 	 "the segment was retired or replaced, or is from before the last boot or from another host: open it again; "
-	 "if that fails too, remove the file"},
-	{ETIMEDOUT, "the semaphore's holder did not give it back in time: is it stopped? See mtlshm-ctl status"},
+	 "if that fails too, run mtlshm-ctl doctor"},
+	{ETIMEDOUT, "the semaphore's holder did not give it back in time: continue or end it; mtlshm-ctl status --json names it"},
 	{EUSERS, "all 256 instance records are held by living instances"},
 };
 

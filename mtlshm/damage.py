@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is wrong with a segment, in plain words, and its repair: cffi_build/examine.c finds it, mend.c repairs it."""
+"""Damage of a segment in plain words, and its repair: cffi_build/examine.c finds it, mend.c repairs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtlshm import segment
 from mtlshm._core import ffi, lib
 from mtlshm.errors import check
 
-_SETTLES = 0.1  # seconds: what is only passing, such as a registration, is over by then
+_SETTLES = 0.1  # seconds: transient states, such as a registration, are over by then
 
 
 class What(IntEnum):
@@ -56,35 +56,35 @@ class Damage:
     def __str__(self) -> str:
         match self.what:
             case What.FOREIGN:
-                return "this is no mtlshm segment"
+                return "not a mtlshm segment"
             case What.LAYOUT:
                 return f"a segment of another build or version (it says {self.value}), or its fingerprint is damaged"
             case What.SHORT:
-                return f"truncated to {self.value} of {_SIZE} bytes: what its users held is not known any more"
+                return f"truncated to {self.value} of {_SIZE} bytes: what its users held is lost"
             case What.HEADER:
-                return f"{_FIELDS[self.index].format(self.value)}: nobody new can open it"
+                return f"{_FIELDS[self.index].format(self.value)}: no new process can open it"
             case What.BOOT:
-                return "its header names another boot, or another host: nobody new can open it"
+                return "its header names another boot or another host: no new process can open it"
             case What.STATE:
-                return f"it is neither in use nor retired, but {self.value}: nobody can register"
+                return f"it is neither in use nor retired, but {self.value}: no process can register"
             case What.RETIRED:
-                return "retired, by one who died before he removed it: nobody can register"
+                return "retired by a process that died before it removed the file: no process can register"
             case What.SEMAPHORE:
-                return f"the semaphore is held by {self.value:#x}, who is dead or was never there"
+                return f"the semaphore is held by {self.value:#x}, which is dead or unknown"
             case What.RECORD:
-                return f"record {self.index} is in no state that there is ({self.value:#x})"
+                return f"record {self.index} has an unknown state ({self.value:#x})"
             case What.HIDDEN:
-                return f"record {self.index} says {self.value:#x}, but its owner lives: others can take his lcores"
+                return f"record {self.index} says {self.value:#x}, but its owner lives: others can take its lcores"
             case What.KIND:
-                return f"the instance in record {self.index} came in no way that there is ({self.value})"
+                return f"the instance in record {self.index} has an unknown kind ({self.value})"
             case What.DEAD:
                 return f"the instance in record {self.index} ({self.value:#x}) is dead and not collected"
             case What.TOKEN:
-                return f"lcore {self.index} is held by nobody ({self.value:#x})"
+                return f"lcore {self.index} is held by an unknown owner ({self.value:#x})"
 
 
 def glance(path: str) -> list[Damage]:
-    """What looks wrong at this moment, and may be only passing. OSError if the file cannot be read."""
+    """All damage at this moment, transient states included. OSError if the file cannot be read."""
     found = ffi.new("struct mtlshm_damage[]", lib.MTLSHM_DAMAGES)
     count = lib.mtlshm_examine(os.fsencode(path), found)
     if count < 0:
@@ -93,7 +93,7 @@ def glance(path: str) -> list[Damage]:
 
 
 def examine(path: str) -> list[Damage]:
-    """What is wrong, and was a moment ago."""
+    """The damage that persists: seen twice, a moment apart. OSError if the file cannot be read."""
     if before := set(glance(path)):
         time.sleep(_SETTLES)
         return [damage for damage in glance(path) if damage in before]
@@ -101,6 +101,6 @@ def examine(path: str) -> list[Damage]:
 
 
 def mend(path: str, damage: Damage) -> None:
-    """Put it right. Busy if somebody who lives would lose by it; EOPNOTSUPP if it cannot be; ESRCH: it is gone."""
+    """Repair it. Busy: a live process would lose something. errno EOPNOTSUPP: no repair is known; ESRCH: it is gone."""
     c = ffi.new("struct mtlshm_damage *", {"kind": damage.what, "index": damage.index, "value": damage.value})
     check(lib.mtlshm_mend(os.fsencode(path), c), str(damage))

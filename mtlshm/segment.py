@@ -171,4 +171,4 @@ def _users(path: str) -> str:
         seen = []
     if seen:
         return f"used by {', '.join(seen)}"
-    return "somebody uses it who is not seen from here: in a container, ask mtlshm-ctl doctor on the host, as root"
+    return "a process uses it that cannot be seen from here: in a container, ask mtlshm-ctl doctor on the host, as root"

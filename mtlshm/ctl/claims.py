@@ -48,11 +48,11 @@ def run(
 ) -> None:
     """Run a command on lcores of its own.
 
-    The lcores are claimed before CMD starts, and free again when CMD ends. They are its affinity mask; in MTLSHM_LCORES
-    (such as 0-3,8); and in place of {lcores} in the words of CMD. CMD and all that it starts share these lcores: what
-    claims lcores below it, be it libmtl, another `run` or a program that uses the library, draws from these, each of
-    which is given once. MTLSHM_LEASE tells them so. All signals that can be caught are passed on to CMD, except
-    SIGCHLD. If job control stops CMD, run stops with it.
+    Claims lcores, runs CMD on them, and frees them when CMD ends. They are the affinity mask of CMD. MTLSHM_LCORES
+    lists them (such as 0-3,8), and the list replaces {lcores} in the words of CMD. CMD and all that it starts share
+    these lcores: libmtl, another `run` and every program that uses the library claim from them, and each lcore is given
+    once. MTLSHM_LEASE tells them so. Passes every signal that can be caught on to CMD, except SIGCHLD. Stops when job
+    control stops CMD.
     """
     one_of(lcores=lcores, workers=workers, reservation=reservation)
     if reservation is not None and (explain or not policy.is_default):
@@ -121,8 +121,8 @@ def place(context: click.Context, dry_run: bool, lcores: int | None, workers: in
 def hold(context: click.Context, lcores: int | None, policy: Policy, which: str | None) -> None:
     """Claim lcores and keep them until SIGINT or SIGTERM.
 
-    Claims the lcores in WHICH (such as 2-3,8), or as many as --lcores says, and prints which. Nobody else can claim
-    them meanwhile, for instance while something is measured or repaired.
+    Claims the lcores in WHICH (such as 2-3,8), or as many as --lcores says, and prints them. Nobody else can claim them
+    meanwhile, for instance during a measurement.
     """
     if (which is None) == (lcores is None):
         raise click.UsageError("name the lcores (such as 2-3) or give --lcores N, one of the two")

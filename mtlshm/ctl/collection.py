@@ -51,8 +51,8 @@ def release(context: click.Context, lcore: int, force: bool, yes: bool) -> None:
 def gc(context: click.Context) -> None:
     """Collect what dead processes left.
 
-    A daemon does this by itself, and every client does where it needs an lcore. The record of a dead tenant that has
-    tenants of its own is kept until they end, and then collected; what it held goes to its parent at once.
+    A daemon does this by itself, and so does every client that needs such an lcore. The lcores of a dead tenant go to
+    its parent at once; its record stays until its own tenants have ended.
     """
     with Host(context.obj, create=False) as host:
         dead = [info for info in host.snapshot().instances if info.alive is False]

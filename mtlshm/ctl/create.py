@@ -13,7 +13,8 @@ from mtlshm import Host, access
 def create(context: click.Context) -> None:
     """Make the segment, if there is none, and say where it is.
 
-    For root, at boot: whoever comes first makes it otherwise, and what a user made goes when that user logs out.
+    For root, at boot. Otherwise the first process that needs the segment makes it, and systemd-logind deletes a user's
+    segment when that user logs out.
     """
     with Host(context.obj) as host:
         if warning := access.give_to_group(host):

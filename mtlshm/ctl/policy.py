@@ -137,7 +137,7 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--near",
             metavar="INTERFACE",
-            help="Take lcores of this network interface's NUMA node; of others, too, if that has not enough.",
+            help="Prefer lcores of this network interface's NUMA node; take others if that node has not enough.",
         ),
         click.option("--numa", type=click.IntRange(0, _NODES), help="Take lcores of this NUMA node only."),
     ):

@@ -338,7 +338,7 @@ def test_nor_is_one_whose_record_was_overwritten(puppet: Start, doctor: Doctor, 
 def test_a_kind_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
     puppet()
     poke(segment, "instances", 0, "kind", value=99)
-    assert "came in no way" in doctor("--repair")["kind"]
+    assert "has an unknown kind" in doctor("--repair")["kind"]
 
 
 def test_modes_that_keep_the_group_out_or_let_anybody_in(puppet: Start, doctor: Doctor, segment: str) -> None:

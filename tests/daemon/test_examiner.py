@@ -67,7 +67,7 @@ def test_damage_through_a_mapping_is_seen_when_the_next_one_registers(
 def test_damage_done_before_it_started(daemon: StartDaemon, puppet: Start, segment: str) -> None:
     puppet()
     poke(segment, "instances", 0, "kind", value=99)
-    daemon().await_log("came in no way that there is")
+    daemon().await_log("has an unknown kind")
 
 
 @pytest.mark.parametrize("seed", range(4))
