@@ -68,7 +68,7 @@ def symbols_of(library: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_what_is_installed_is_all_there(installed: Path) -> None:
+def test_installation_is_complete(installed: Path) -> None:
     assert (installed / "include/mtlshm.h").read_bytes() == HEADER.read_bytes()
     names = {path.name for path in (installed / "lib").iterdir()}
     assert {"libmtlshm.so", "libmtlshm.so.0", "libmtlshm.a", "pkgconfig"} <= names
@@ -79,7 +79,7 @@ def test_what_is_installed_is_all_there(installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_unit_files_start_what_is_of_the_same_prefix(installed: Path) -> None:
+def test_unit_files_name_programs_of_their_prefix(installed: Path) -> None:
     for name, command in ("mtlshmd", "mtlshmd"), ("mtlshm-segment", "mtlshm-ctl create"):
         unit = (installed / f"lib/systemd/system/{name}.service").read_text()
         assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/{command}"]
@@ -139,7 +139,7 @@ def copy_of_the_sources(tree: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [None, "(1, 15, 0)"])
-def test_a_build_without_cffi_fails_and_says_what_is_missing(tmp_path: Path, version: str | None) -> None:
+def test_build_without_cffi_names_the_missing_package(tmp_path: Path, version: str | None) -> None:
     """As with pip's --no-build-isolation. It must not make a package without its core."""
     tree = copy_of_the_sources(tmp_path / "tree")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty")

@@ -39,13 +39,13 @@ def test_a_process_whose_segment_is_cut_short_goes_on(puppet: Start, segment: st
     assert client.claim(5) == -EBADF
 
 
-def test_what_is_mapped_after_the_table_keeps_its_own_sigbus(puppet: Start) -> None:
+def test_sigbus_at_a_closed_tables_address_is_not_ours(puppet: Start) -> None:
     leaver = puppet(ready=False)
     assert leaver.open(1) == 0
     assert leaver.close_and_fault() == 0
 
 
-def test_it_is_the_same_for_one_who_only_looks(puppet: Start, segment: str) -> None:
+def test_read_only_process_survives_a_truncation(puppet: Start, segment: str) -> None:
     puppet()
     visitor = puppet(ready=False)
     assert visitor.open(2) == 0
@@ -54,7 +54,7 @@ def test_it_is_the_same_for_one_who_only_looks(puppet: Start, segment: str) -> N
     assert visitor.close() == 0
 
 
-def test_what_is_claimed_in_a_lost_table_is_nobodys(puppet: Start, segment: str) -> None:
+def test_claim_in_a_lost_table_is_an_error(puppet: Start, segment: str) -> None:
     """Made long again, the file is another table. Both having the same lcore would be worse than an error."""
     one, other = puppet(), puppet()
     size = os.stat(segment).st_size

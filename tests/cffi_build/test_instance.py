@@ -19,7 +19,7 @@ Start = Callable[..., Puppet]
 RECORDS = lib.MTLSHM_INSTANCES
 
 
-def test_a_record_says_who_it_is(puppet: Start, segment: str) -> None:
+def test_record_names_its_process(puppet: Start, segment: str) -> None:
     me = puppet()
     me.claim(5)
     (info,) = look(segment).instances
@@ -85,7 +85,7 @@ def test_two_instances_of_one_process_are_as_separate_as_two_processes(puppet: S
     assert other.claim(5) == -EBUSY
 
 
-def test_the_257th_is_refused_and_takes_the_place_of_the_first_who_leaves(puppet: Start, segment: str) -> None:
+def test_257th_instance_is_refused_until_one_leaves(puppet: Start, segment: str) -> None:
     crowd = puppet()
     assert crowd.register_many(RECORDS) == RECORDS - 1
     late = puppet(ready=False)
@@ -179,7 +179,7 @@ def test_the_doorbell_rings_for_every_newcomer(segment: str) -> None:
                 assert [event.mask for event in inotify.read(timeout=DEADLINE * 1000)] == [flags.MODIFY]
 
 
-def test_a_label_is_cut_to_what_fits(segment: str) -> None:
+def test_long_label_is_cut(segment: str) -> None:
     with Host(segment) as host, host.register("x" * 200):
         assert host.snapshot().instances[0].label == "x" * 63
     assert ffi.sizeof("struct mtlshm_record") % 64 == 0

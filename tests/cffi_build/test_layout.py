@@ -65,9 +65,7 @@ def version(segment: str) -> int:
     return int.from_bytes(Path(segment).read_bytes()[8:12], "little")
 
 
-def test_what_nobody_uses_is_replaced_by_the_next_version_and_by_the_one_before(
-    puppet: Start, newer: Start, segment: str
-) -> None:
+def test_unused_segment_is_replaced_by_newer_and_older_versions(puppet: Start, newer: Start, segment: str) -> None:
     first = puppet()
     first.claim(1)
     second = newer()
@@ -95,7 +93,7 @@ def test_a_process_that_a_daemon_keeps_counts_and_the_pool_does_not(
     assert newer().open(1) == (0 if kind is Kind.POOL else -EPROTO)
 
 
-def test_who_only_looks_replaces_nothing(puppet: Start, newer: Start, segment: str) -> None:
+def test_read_only_open_replaces_nothing(puppet: Start, newer: Start, segment: str) -> None:
     puppet().kill()
     assert newer().open(0) == -EPROTO
     assert newer().open(2) == -EPROTO
@@ -120,7 +118,7 @@ def test_fifty_at_once_make_one(puppet: Start, newer: Start, segment: str) -> No
     assert crowd[0].snapshot() == len(crowd)
 
 
-def test_the_error_names_who_uses_it(newer: Start, segment: str) -> None:
+def test_error_names_the_users_of_the_segment(newer: Start, segment: str) -> None:
     user = newer()
     assert user.open(1) == user.register() == 0
     with pytest.raises(OtherLayout, match=rf"layout version {VERSION + 1}.*next_version \(pid {user.pid}\)"):

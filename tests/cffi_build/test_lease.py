@@ -31,7 +31,7 @@ def test_an_lcore_has_one_owner_until_it_is_released(puppet: Start, segment: str
 
 
 @pytest.mark.parametrize("type", LcoreType)
-def test_the_table_shows_what_an_lcore_is_for(puppet: Start, segment: str, type: LcoreType) -> None:
+def test_table_shows_each_lcores_type(puppet: Start, segment: str, type: LcoreType) -> None:
     me = puppet()
     assert me.claim(5, type) == 0
     (lcore,) = look(segment).lcores
@@ -70,7 +70,7 @@ def test_a_type_that_does_not_exist_is_refused(puppet: Start, segment: str) -> N
 # --- the dead cost nobody a failure --------------------------------------------------------------------
 
 
-def test_without_a_daemon_a_dead_holders_lcore_is_taken_by_whoever_wants_it(puppet: Start, segment: str) -> None:
+def test_dead_holders_lcore_is_claimed_without_a_daemon(puppet: Start, segment: str) -> None:
     holder, other = puppet(), puppet()
     holder.claim(5)
     holder.claim(6)
@@ -80,7 +80,7 @@ def test_without_a_daemon_a_dead_holders_lcore_is_taken_by_whoever_wants_it(pupp
     assert [(lcore.number, lcore.owner.pid) for lcore in look(segment).lcores] == [(5, other.pid)]
 
 
-def test_a_claim_of_several_gets_what_only_the_dead_hold(puppet: Start, host64: Path, segment: str) -> None:
+def test_claim_many_gets_lcores_of_the_dead(puppet: Start, host64: Path, segment: str) -> None:
     claimer = puppet(sysfs=host64)
     for lcores in range(0, 32), range(32, 64):
         holder = puppet(sysfs=host64)
@@ -101,7 +101,7 @@ def test_a_claim_of_several_takes_nothing_if_one_is_missing(puppet: Start, host6
     assert claimer.claim_many(1) == -EBUSY
 
 
-def test_collecting_frees_what_the_dead_held_and_refuses_the_living(puppet: Start, segment: str) -> None:
+def test_collect_frees_the_dead_and_refuses_the_living(puppet: Start, segment: str) -> None:
     living, dead, observer = puppet(), puppet(), puppet()
     living.claim(1)
     dead.claim(2)
@@ -128,7 +128,7 @@ def test_sweeping_collects_all_the_dead_and_only_them(puppet: Start, segment: st
     assert held(segment) == {0, 2, 4, 6, 8}
 
 
-def test_a_word_whose_owner_was_never_there_is_as_good_as_free(puppet: Start, segment: str, host64: Path) -> None:
+def test_word_of_an_unknown_owner_counts_as_free(puppet: Start, segment: str, host64: Path) -> None:
     """Bytes written by accident: an lcore is not lost for it."""
     from mtlshm._core import ffi
 
@@ -150,7 +150,7 @@ def test_a_word_whose_owner_was_never_there_is_as_good_as_free(puppet: Start, se
     assert Path(segment).read_bytes()[offset : offset + 8] == bytes(8)
 
 
-def test_an_operator_takes_an_lcore_from_the_living_or_the_dead_that_he_named(puppet: Start, segment: str) -> None:
+def test_evict_takes_from_the_named_owner_only(puppet: Start, segment: str) -> None:
     living, dead, operator = puppet(), puppet(), puppet()
     living.claim(1)
     dead.claim(2)
@@ -195,7 +195,7 @@ def test_a_cpu_that_is_absent_or_offline_is_told_from_one_outside_the_mask(
     assert held(segment) == set()
 
 
-def test_a_host_whose_online_list_cannot_be_read_is_an_error_of_its_own(puppet: Start, host64: Path) -> None:
+def test_unreadable_online_list_is_an_error_of_its_own(puppet: Start, host64: Path) -> None:
     me = puppet(sysfs=host64, ready=False)
     me.open(1)
     me.register_masked()

@@ -220,7 +220,7 @@ def test_a_claim_takes_all_or_nothing(claimant: Callable[..., Instance]) -> None
     assert me.lcores == {30, 31}
 
 
-def test_what_one_has_already_is_not_given_again(claimant: Callable[..., Instance]) -> None:
+def test_own_lcores_are_not_given_again(claimant: Callable[..., Instance]) -> None:
     me = claimant(Machine(cores=4))
     me.claim(1)
     assert me.claim_many(3) == {0, 2, 3}
@@ -239,7 +239,7 @@ def test_avoided_siblings_are_those_of_anybody_and_ones_own(claimant: Callable[.
     assert me.claim_many(3) == {0, 1, 6}
 
 
-def test_an_offline_sibling_is_none(claimant: Callable[..., Instance]) -> None:
+def test_offline_sibling_does_not_count(claimant: Callable[..., Instance]) -> None:
     """Not even if somebody held it when it went offline."""
     me = claimant(Machine(cores=3, threads=2, offline=frozenset({1, 3})), busy={1, 3})
     assert me.claim_many(3, smt=Smt.AVOID) == {0, 2, 4}
@@ -345,7 +345,7 @@ def test_a_claim_can_be_for_one_node(claimant: Callable[..., Instance]) -> None:
     assert len(me.claim_many(1, node=1, near=True)) == 1
 
 
-def test_a_node_without_cpus_is_none(claimant: Callable[..., Instance]) -> None:
+def test_node_without_cpus_is_refused(claimant: Callable[..., Instance]) -> None:
     me = claimant(Machine(sockets=3, cores=2, offline=frozenset({2, 3})))
     for node in 1, 3, 63, 64, 1023, 1024, 1 << 30, -2:
         assert claim_refusal(me, 1, node=node) == errno.ENXIO

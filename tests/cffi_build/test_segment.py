@@ -282,7 +282,7 @@ def test_a_process_that_may_lock_no_more_memory_is_told_that(puppet: Start, segm
     assert locker.open(CREATE) == -EAGAIN
 
 
-def test_what_is_no_file_is_refused(puppet: Start, segment: str, tmp_path: Path) -> None:
+def test_path_that_is_no_file_is_refused(puppet: Start, segment: str, tmp_path: Path) -> None:
     """Not even a symbolic link to a good segment: in a directory for all, somebody else may have put it there."""
     Host(segment).close()
     (tmp_path / "directory").mkdir()
@@ -457,7 +457,7 @@ def test_while_one_is_about_to_remove_it_nobody_else_does(puppet: Start, segment
     assert os.stat(segment).st_ino == inode
 
 
-def test_a_segment_whose_name_is_anothers_cannot_be_retired(puppet: Start, segment: str) -> None:
+def test_replaced_segment_cannot_be_retired(puppet: Start, segment: str) -> None:
     remover = puppet(ready=False)
     remover.open(CREATE)
     os.unlink(segment)
@@ -483,7 +483,7 @@ def test_killed_between_retiring_and_removing_the_next_to_create_gets_a_new_segm
         assert os.fstat(keep_inode.fileno()).st_nlink == 0
 
 
-def test_a_premature_mark_by_one_who_died_is_taken_off(puppet: Start, segment: str) -> None:
+def test_premature_retired_mark_of_the_dead_is_undone(puppet: Start, segment: str) -> None:
     """Killed inside mtlshm_retire(), after the mark and before it saw that somebody lives."""
     living = puppet()
     content = bytearray(Path(segment).read_bytes())
@@ -497,7 +497,7 @@ def test_a_premature_mark_by_one_who_died_is_taken_off(puppet: Start, segment: s
 
 
 @pytest.mark.parametrize(("processes", "kills"), [(30, 60), (3, 200)])  # few meet at the same step more often
-def test_those_who_create_and_remove_at_random_never_live_on_two_segments(
+def test_random_create_and_remove_never_yields_two_segments_in_use(
     puppet: Start, segment: str, processes: int, kills: int
 ) -> None:
     chance = random.Random(2)

@@ -67,7 +67,7 @@ def test_after_a_killed_holder_the_next_is_told_and_the_one_after_not(puppet: St
     assert look(segment).takeovers == 1
 
 
-def test_of_many_that_wait_for_a_killed_holder_exactly_one_is_told(puppet: Start, segment: str) -> None:
+def test_exactly_one_waiter_learns_of_a_killed_holder(puppet: Start, segment: str) -> None:
     holder, waiters = puppet(), [puppet() for _ in range(8)]
     holder.lock(0)
     for waiter in waiters:
@@ -125,7 +125,7 @@ def test_all_that_wait_get_their_turn(puppet: Start) -> None:
         assert [waiter.answer(), waiter.answer()] == [0, 0]
 
 
-def test_giving_it_back_wakes_who_sleeps(puppet: Start) -> None:
+def test_unlock_wakes_a_sleeper(puppet: Start) -> None:
     """One that waits in the library would also look by itself; this one only sleeps."""
     holder, waiter, sleeper = puppet(), puppet(), puppet()
     holder.lock(0)

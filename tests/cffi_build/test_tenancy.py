@@ -38,7 +38,7 @@ def owners(segment: str) -> dict[int, int]:
     return {lcore.number: lcore.owner.owner for lcore in look(segment).lcores}
 
 
-def test_a_tenant_gets_what_its_parent_holds_for_it_and_nothing_else(puppet: Start, segment: str) -> None:
+def test_tenant_claims_from_its_parent_only(puppet: Start, segment: str) -> None:
     parent, start = family(puppet, 3, 4)
     assert parent.claim(5) == 0
     stranger = puppet()
@@ -64,7 +64,7 @@ def test_two_tenants_never_get_the_same(puppet: Start) -> None:
 
 
 @pytest.mark.parametrize("end", ["release", "release_all", "unregister", "kill", "evict"])
-def test_what_a_tenant_leaves_goes_back_to_its_parent(puppet: Start, segment: str, end: str) -> None:
+def test_tenants_lcores_go_back_to_its_parent(puppet: Start, segment: str, end: str) -> None:
     parent, start = family(puppet, 3)
     tenant, stranger = start(), puppet()
     assert tenant.claim(3) == 0
@@ -84,7 +84,7 @@ def test_what_a_tenant_leaves_goes_back_to_its_parent(puppet: Start, segment: st
     assert start().claim(3) == 0
 
 
-def test_a_sibling_takes_what_a_dead_tenant_had(puppet: Start, segment: str) -> None:
+def test_sibling_takes_a_dead_tenants_lcore(puppet: Start, segment: str) -> None:
     _, start = family(puppet, 3)
     dead, sibling = start(), start()
     assert dead.claim(3) == 0
@@ -93,7 +93,7 @@ def test_a_sibling_takes_what_a_dead_tenant_had(puppet: Start, segment: str) -> 
     assert owners(segment) == {3: sibling.owner()}
 
 
-def test_claims_by_policy_choose_among_what_the_parent_holds(puppet: Start, segment: str) -> None:
+def test_policy_chooses_among_the_parents_lcores(puppet: Start, segment: str) -> None:
     parent, start = family(puppet, 0, 1)
     first, second = start(), start()
     assert first.claim_many(3) == -ERANGE
@@ -106,7 +106,7 @@ def test_claims_by_policy_choose_among_what_the_parent_holds(puppet: Start, segm
     assert owners(segment) == {0: parent.owner(), 1: parent.owner()}
 
 
-def test_when_a_root_parent_ends_its_tenants_keep_what_they_use(puppet: Start, segment: str) -> None:
+def test_tenants_keep_their_lcores_after_a_root_parents_end(puppet: Start, segment: str) -> None:
     parent, start = family(puppet, 3, 4)
     tenant, stranger = start(), puppet()
     assert tenant.claim(3) == 0
@@ -322,7 +322,7 @@ def test_a_reservation_outlasts_its_maker_and_is_found_by_its_key(puppet: Start,
     assert {lcore for lcore, owner in owners(segment).items() if owner == reservation} == reserved
 
 
-def test_a_reservation_that_ends_leaves_its_tenants_what_they_use(puppet: Start, segment: str) -> None:
+def test_tenants_keep_their_lcores_after_a_reservations_end(puppet: Start, segment: str) -> None:
     me = puppet()
     reservation = me.reserve("show", 2)
     first, second = sorted(owners(segment))

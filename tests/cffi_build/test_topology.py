@@ -22,11 +22,11 @@ REAL = Path("/sys/devices/system")
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_the_topology_is_what_the_kernel_shows(machine: Machine, tmp_path: Path) -> None:
+def test_topology_equals_the_kernels(machine: Machine, tmp_path: Path) -> None:
     check_topology(machine, Topology.read(machine.write(tmp_path)))
 
 
-def test_what_the_kernel_does_not_say_is_made_up_harmlessly(tmp_path: Path) -> None:
+def test_missing_sysfs_files_have_harmless_defaults(tmp_path: Path) -> None:
     """Also what is seen of a CPU that goes offline while it is looked at."""
     machine = Machine(sockets=2, cores=4, threads=2)
     machine.write(tmp_path)
@@ -77,7 +77,7 @@ def test_cpus_from_1024_on_are_left_out(tmp_path: Path) -> None:
     assert topology.online == {1, 1023}
 
 
-def test_what_is_not_possible_is_not_online(tmp_path: Path) -> None:
+def test_impossible_cpus_are_not_online(tmp_path: Path) -> None:
     cpu_file(tmp_path, "possible", "0-1\n")
     cpu_file(tmp_path, "online", "1-3\n")
     assert Topology.read(tmp_path).online == {1}
@@ -107,7 +107,7 @@ GARBAGE += ["4294967296", "0-4294967297", "99999999999999999999"]
 
 @pytest.mark.parametrize("text", GARBAGE, ids=repr)
 @pytest.mark.parametrize("name", ["possible", "online", "isolated", "cpu0/topology/core_cpus_list"])
-def test_a_list_that_is_none_is_refused(name: str, text: str, tmp_path: Path) -> None:
+def test_malformed_sysfs_list_is_refused(name: str, text: str, tmp_path: Path) -> None:
     cpu_file(Machine(cores=1).write(tmp_path), name, text)
     with pytest.raises(MtlshmError) as caught:
         Topology.read(tmp_path)
@@ -123,7 +123,7 @@ def test_a_directory_that_describes_no_cpus_is_refused(name: str, tmp_path: Path
 
 
 @pytest.mark.skipif(not (REAL / "cpu/online").exists(), reason="needs sysfs")
-def test_this_host_is_what_sysfs_says() -> None:
+def test_hosts_topology_equals_sysfs() -> None:
     def read(name: str) -> CpuSet:
         file = REAL / name
         return CpuSet.parse(file.read_text()) if file.exists() else CpuSet()
@@ -143,7 +143,7 @@ def test_this_host_is_what_sysfs_says() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("lscpu"), reason="needs lscpu")
-def test_this_host_is_what_lscpu_says() -> None:
+def test_hosts_topology_equals_lscpu() -> None:
     command = ["lscpu", "--parse=CPU,CORE,SOCKET,NODE"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     rows = {int(row[0]): row[1:] for line in lines if line[0] != "#" for row in [line.split(",")]}

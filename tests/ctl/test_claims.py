@@ -36,7 +36,7 @@ def test_options_of_the_command_are_the_commands(ctl):
 
 
 @pytest.mark.parametrize("count", [1024, 5000])
-def test_what_could_never_be_had_is_refused_and_nothing_is_started(ctl, segment, count):
+def test_impossible_count_is_refused_and_nothing_is_started(ctl, segment, count):
     done = ctl("run", "--lcores", count, "--", "echo", "started")
     assert done.returncode == 125
     assert done.stdout == ""
@@ -99,7 +99,7 @@ def test_hold_takes_all_or_none(ctl, segment, own_cpus):
 
 
 @pytest.mark.parametrize("words", [(), ("1", "--lcores", "1"), ("3-1",), ("one",), ("",)])
-def test_hold_refuses_what_makes_no_sense(ctl, words):
+def test_hold_refuses_invalid_arguments(ctl, words):
     done = ctl("hold", *words)
     assert done.returncode == 2
     assert "Error" in done.stderr
@@ -136,7 +136,7 @@ def test_a_number_that_makes_no_sense_is_wrong_usage(ctl, verb, count):
     assert f"{count} is not in the range" in done.stderr
 
 
-def test_a_refusal_says_how_many_were_asked_for_how_many_are_free_and_who_has_the_rest(ctl, segment, own_cpus):
+def test_refusal_counts_free_lcores_and_names_holders(ctl, segment, own_cpus):
     with Host(segment) as host, host.register("encoder") as other:
         lcores = other.claim_many(len(own_cpus))
         done = ctl("run", "--lcores", 1, "true")
@@ -149,7 +149,7 @@ def test_a_refusal_says_how_many_were_asked_for_how_many_are_free_and_who_has_th
         assert f"lcore {min(lcores)}: held by encoder (pid {os.getpid()}," in done.stderr
 
 
-def test_a_number_that_there_could_never_be_is_told_what_there_is(ctl, own_cpus):
+def test_impossible_count_error_says_how_many_exist(ctl, own_cpus):
     for count in len(own_cpus) + 1, 100000:
         done = ctl("run", "--lcores", count, "true")
         assert done.returncode == 125
@@ -172,7 +172,7 @@ CLAIM_ONE = (
 )
 
 
-def test_a_program_under_run_claims_what_run_claimed_for_it(ctl, segment, own_cpus):
+def test_program_under_run_claims_runs_lcores(ctl, segment, own_cpus):
     code = (
         "from mtlshm import Host, MtlshmError\n"
         "with Host() as host, host.register('worker') as me:\n"
@@ -241,7 +241,7 @@ def test_a_run_within_a_run_draws_from_the_outer_one(ctl, segment, own_cpus):
 
 
 @needs_two
-def test_hold_under_run_gets_what_the_lease_has_and_nothing_else(ctl, segment, own_cpus):
+def test_hold_under_run_claims_from_the_lease_only(ctl, segment, own_cpus):
     with Host(segment) as host, host.register("encoder") as me:
         me.claim(own_cpus[-1])
         script = f"read which < <(exec {CTL} hold $MTLSHM_LCORES); kill $!; echo $which; {CTL} hold --lcores 2"
@@ -266,7 +266,7 @@ def test_the_lease_is_first_in_the_environment_however_deep(ctl, environment):
 @pytest.mark.parametrize(
     "words", [("run", "--lcores", "1", "true"), ("hold", "--lcores", "1"), ("place", "--lcores", "1")]
 )
-def test_a_lease_that_is_none_is_named_and_nothing_is_claimed(environment, segment, lease, said, words):
+def test_invalid_lease_is_named_and_nothing_is_claimed(environment, segment, lease, said, words):
     Host(segment).close()
     environment["MTLSHM_LEASE"] = lease
     done = subprocess.run([CTL, *words], env=environment, capture_output=True, text=True, timeout=DEADLINE)

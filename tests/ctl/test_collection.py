@@ -12,7 +12,7 @@ from lab.processes import held, look
 from mtlshm import Host, LcoreType, MtlshmError
 
 
-def test_release_says_whose_it_is_and_asks(ctl, segment, own_cpus):
+def test_release_names_the_owner_and_asks(ctl, segment, own_cpus):
     with Host(segment) as host, host.register("encoder") as me:
         me.claim(own_cpus[0])
         done = ctl("release", "--force", own_cpus[0], answer="n\n")
@@ -69,7 +69,7 @@ def test_with_no_segment_none_is_made(ctl, segment, words):
     assert not os.path.exists(segment)
 
 
-def test_release_of_what_is_not_in_the_table_is_wrong_usage(ctl, segment):
+def test_release_of_an_unknown_lcore_is_wrong_usage(ctl, segment):
     Host(segment).close()
     assert ctl("release", "--force", "--yes", 5000).returncode == 2
 
@@ -89,7 +89,7 @@ def family(puppet, *lcores):
     return chain
 
 
-def test_release_of_what_a_tenant_has_says_that_it_goes_back(ctl, segment, puppet):
+def test_release_of_a_tenants_lcore_says_that_it_goes_back(ctl, segment, puppet):
     root, middle, leaf = family(puppet, 0)
     assert leaf.claim(0) == 0
     done = ctl("release", "--force", "--yes", 0)
@@ -101,7 +101,7 @@ def test_release_of_what_a_tenant_has_says_that_it_goes_back(ctl, segment, puppe
     assert f"it goes back to puppet (pid {root.pid}," in ctl("release", "--force", 0, answer="n\n").stdout
 
 
-def test_gc_gives_what_a_dead_parent_had_to_its_own_and_keeps_its_record_for_its_tenants(ctl, segment, puppet):
+def test_gc_passes_a_dead_parents_lcores_up_and_keeps_its_record(ctl, segment, puppet):
     root, middle, leaf = family(puppet, 0, 1)
     assert leaf.claim(0) == 0
     middle.kill()

@@ -70,7 +70,7 @@ def test_no_segment_is_said_as_by_every_other_command(ctl: Ctl) -> None:
     assert ctl("doctor").returncode == 3
 
 
-def test_it_says_what_to_do_in_words_for_people(puppet: Start, ctl: Ctl, segment: str) -> None:
+def test_doctor_names_the_remedy(puppet: Start, ctl: Ctl, segment: str) -> None:
     puppet()
     poke(segment, "header", "magic", value=b"X")
     done = ctl("doctor")
@@ -135,7 +135,7 @@ def test_a_truncated_one_is_removed_once_nobody_uses_it(puppet: Start, doctor: D
 
 
 @pytest.mark.parametrize(("offset", "what"), [(0, "foreign"), (16, "layout")])
-def test_what_is_no_segment_of_this_layout_is_named(doctor: Doctor, segment: str, offset: int, what: str) -> None:
+def test_foreign_file_is_named(doctor: Doctor, segment: str, offset: int, what: str) -> None:
     Host(segment).close()
     content = bytearray(Path(segment).read_bytes())
     content[offset : offset + 24] = bytes(24)
@@ -213,9 +213,7 @@ def test_whatever_a_user_calls_himself_is_said_in_characters_that_harm_nobody(
 
 
 @pytest.mark.parametrize("name", ["\udcff", "{elsewhere} 7 {segment}", "{elsewhere}{segment}"])
-def test_nobody_is_taken_for_a_user_for_the_names_of_his_files(
-    doctor: Doctor, segment: str, tmp_path: Path, name: str
-) -> None:
+def test_file_names_do_not_make_a_process_a_user(doctor: Doctor, segment: str, tmp_path: Path, name: str) -> None:
     Host(segment).close()
     file = tmp_path / name.format(elsewhere=tmp_path / "x", segment=segment)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +222,7 @@ def test_nobody_is_taken_for_a_user_for_the_names_of_his_files(
         assert doctor() == {}
 
 
-def test_a_state_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
+def test_unknown_state_is_repaired(puppet: Start, doctor: Doctor, segment: str) -> None:
     owner = puppet()
     owner.claim(3)
     poke(segment, "header", "state", value=7)
@@ -236,7 +234,7 @@ def test_a_state_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> No
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_retired_by_somebody_who_died(puppet: Start, doctor: Doctor, segment: str, alive: bool) -> None:
+def test_retired_mark_of_the_dead_is_repaired(puppet: Start, doctor: Doctor, segment: str, alive: bool) -> None:
     owner = puppet()
     owner.claim(3)
     if not alive:
@@ -249,7 +247,7 @@ def test_retired_by_somebody_who_died(puppet: Start, doctor: Doctor, segment: st
         assert puppet().claim(3) == -EBUSY
 
 
-def test_the_dead_and_what_they_held(puppet: Start, doctor: Doctor, segment: str) -> None:
+def test_dead_instances_and_their_semaphore_are_repaired(puppet: Start, doctor: Doctor, segment: str) -> None:
     living, dead = puppet(), puppet()
     living.claim(1)
     dead.claim(2)
@@ -280,7 +278,7 @@ def test_a_record_in_no_state(doctor: Doctor, segment: str, puppet: Start) -> No
 
 
 @pytest.mark.parametrize("control", [0, 2**64 - 1, 5 << 8 | 77])
-def test_an_overwritten_record_of_a_living_owner_says_again_whose_it_is(
+def test_overwritten_record_of_a_living_owner_is_restored(
     puppet: Start, doctor: Doctor, segment: str, control: int
 ) -> None:
     owner = puppet()
@@ -294,7 +292,7 @@ def test_an_overwritten_record_of_a_living_owner_says_again_whose_it_is(
 
 
 @pytest.mark.parametrize("control", [0, 2**64 - 1])
-def test_so_does_that_of_one_whom_a_daemon_speaks_for(doctor: Doctor, segment: str, control: int) -> None:
+def test_overwritten_proxied_record_is_restored(doctor: Doctor, segment: str, control: int) -> None:
     with Host(segment) as host:
         me = Process(os.getpid(), 1, 1, 0, 0, "", "", "somebody")
         proxy = host.register_proxy(Kind.SOCKET, me)
@@ -324,7 +322,9 @@ def test_one_of_a_living_holder_is_not_taken(puppet: Start, doctor: Doctor, segm
 
 
 @pytest.mark.parametrize("control", [0, 5 << 8 | 77])
-def test_nor_is_one_whose_record_was_overwritten(puppet: Start, doctor: Doctor, segment: str, control: int) -> None:
+def test_semaphore_holder_with_an_overwritten_record_keeps_it(
+    puppet: Start, doctor: Doctor, segment: str, control: int
+) -> None:
     holder = puppet()
     holder.lock(1000)
     word = peek(segment).header.semaphore
@@ -335,7 +335,7 @@ def test_nor_is_one_whose_record_was_overwritten(puppet: Start, doctor: Doctor, 
     assert doctor("--repair")["semaphore"] == "repaired"
 
 
-def test_a_kind_that_is_none(puppet: Start, doctor: Doctor, segment: str) -> None:
+def test_unknown_kind_is_reported(puppet: Start, doctor: Doctor, segment: str) -> None:
     puppet()
     poke(segment, "instances", 0, "kind", value=99)
     assert "has an unknown kind" in doctor("--repair")["kind"]
@@ -350,7 +350,7 @@ def test_modes_that_keep_the_group_out_or_let_anybody_in(puppet: Start, doctor: 
     assert "anybody may write it" in doctor("--repair")["mode"]
 
 
-def test_what_is_put_in_its_place_meanwhile_is_left_alone(
+def test_file_put_in_its_place_meanwhile_is_left_alone(
     puppet: Start, start_ctl: Any, segment: str, tmp_path: Path, legacy_place: dict[str, str]
 ) -> None:
     """Who may write the directory could have root open any file to its group."""
@@ -463,7 +463,7 @@ def test_create_makes_the_segment_once(ctl: Ctl, segment: str) -> None:
 
 
 @needs_root("who may not look")
-def test_who_may_not_look_is_told_so(puppet: Start, segment: str) -> None:
+def test_unreadable_segment_is_reported(puppet: Start, segment: str) -> None:
     puppet()
     said = run_python(
         "import os, grp, pwd, mtlshm.damage\n"
@@ -493,7 +493,7 @@ def test_a_legacy_table_out_of_step(
     assert keeper.running()
 
 
-def test_what_is_only_passing_is_no_damage(puppet: Start, doctor: Doctor, host64: Path, tmp_path: Path) -> None:
+def test_transient_states_are_no_damage(puppet: Start, doctor: Doctor, host64: Path, tmp_path: Path) -> None:
     churners = [puppet(sysfs=host64) for _ in range(4)]
     for n, churner in enumerate(churners):
         churner.churn(tmp_path / "witness", n)

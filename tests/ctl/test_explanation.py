@@ -54,7 +54,7 @@ def test_each_lcore_has_a_line_with_node_cache_and_sibling(machine: Open) -> Non
         ]
 
 
-def test_what_comes_last_is_said_and_whose_the_sibling_is(machine: Open) -> None:
+def test_explanation_names_the_siblings_owner(machine: Open) -> None:
     host = machine(Machine(cores=2, threads=2))
     with host.register("encoder", cpus=range(4)) as other:
         other.claim(2)
@@ -76,7 +76,7 @@ def test_isolated_ones_and_those_of_the_wrong_node_are_told_apart(machine: Open)
         assert lines(host, demand(1, node=0))[0].startswith("lcore 1: NUMA node 0, as asked for;")
 
 
-def test_what_a_parent_holds_for_its_tenants_is_free_for_them(machine: Open) -> None:
+def test_leased_lcores_are_free_for_tenants(machine: Open) -> None:
     host = machine(Machine(cores=4, threads=2))
     with (
         host.register("run", cpus=range(8)) as parent,

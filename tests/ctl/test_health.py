@@ -92,7 +92,7 @@ def test_a_stopped_daemon_is_not_waited_for(health: Health, daemon: StartDaemon)
     assert states(health()) == WELL
 
 
-def test_nor_is_one_whose_queue_of_connections_is_full(
+def test_daemon_with_a_full_backlog_is_not_waited_for(
     health: Health, daemon: StartDaemon, manager_socket: Path
 ) -> None:
     running = daemon()
@@ -155,7 +155,9 @@ def test_another_manager_that_answers_is_no_daemon(health: Health, segment: str,
     assert f"(pid {pid})" in found["socket"][1]
 
 
-def test_nor_does_it_answer_for_one_that_lives(health: Health, daemon: StartDaemon, manager_socket: Path) -> None:
+def test_other_manager_does_not_answer_for_a_living_daemon(
+    health: Health, daemon: StartDaemon, manager_socket: Path
+) -> None:
     running = daemon()
     running.send(signal.SIGSTOP)
     with manager(manager_socket) as pid:
@@ -188,7 +190,7 @@ def test_a_daemon_that_serves_no_socket_by_its_settings(
 
 
 @pytest.mark.parametrize("what", ["a directory", "a pipe", "text", "damage"])
-def test_what_is_no_sound_segment(health: Health, daemon: StartDaemon, segment: str, what: str) -> None:
+def test_damaged_segment_is_unhealthy(health: Health, daemon: StartDaemon, segment: str, what: str) -> None:
     match what:
         case "a directory":
             os.mkdir(segment)
@@ -204,9 +206,7 @@ def test_what_is_no_sound_segment(health: Health, daemon: StartDaemon, segment: 
         os.rmdir(segment)
 
 
-def test_what_a_killed_process_leaves_is_nothing_to_worry_about(
-    health: Health, daemon: StartDaemon, puppet: Callable[..., Puppet]
-) -> None:
+def test_dead_instances_are_healthy(health: Health, daemon: StartDaemon, puppet: Callable[..., Puppet]) -> None:
     running = daemon()
     client = puppet()
     client.claim(1)
@@ -240,7 +240,7 @@ def test_members_of_the_group_see_the_same(
 
 
 @needs_root("interfaces, and members of a group")
-def test_what_only_root_sees_is_no_failure(
+def test_facts_only_root_sees_are_no_failure(
     environment: dict[str, str],
     daemon: StartDaemon,
     segment: str,

@@ -40,7 +40,7 @@ def rows(ctl) -> Callable[[str], list[dict]]:
     return run
 
 
-def test_each_list_shows_what_clients_have(server, connect, rows, ctl, link, stand_in):
+def test_each_list_shows_entries_of_clients(server, connect, rows, ctl, link, stand_in):
     stand_in.set(link.name, combined=QUEUES)
     server()
     first, second = connect(), connect()
@@ -118,7 +118,7 @@ def test_counters_are_the_kernels(server, connect, rows, link):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_without_a_daemon_they_show_what_is_still_so(server, connect, rows, link, number):
+def test_lists_are_shown_without_a_daemon(server, connect, rows, link, number):
     running = server()
     connect().get_queue(link.index)
     running.end(number)
@@ -161,7 +161,7 @@ def as_somebody(words: str, state: Path, segment: str, groups: list[int]) -> tup
     return "\n".join(lines), status
 
 
-def test_members_of_the_group_see_all_but_what_the_kernel_tells_root_only(server, connect, link, segment):
+def test_members_see_all_but_the_kernels_root_only_facts(server, connect, link, segment):
     state = Path("/run/state")  # of the sandbox, where others may look
     server("--socket-group", "daemon", "--state", state)
     manager = connect()
@@ -218,7 +218,7 @@ def test_names_cannot_write_on_the_terminal(ctl, tmp_path, link):
         assert "[red]" in said
 
 
-def test_where_no_interface_is_served_nothing_is_imported_for_it(segment, tmp_path):
+def test_nothing_is_imported_for_unserved_interfaces(segment, tmp_path):
     code = (
         "import sys, mtlshm.ctl.app\n"
         "sys.argv = ['mtlshm-ctl', '--segment', sys.argv[1], 'status', '--json', '--state', sys.argv[2]]\n"

@@ -99,7 +99,7 @@ def test_a_lock_that_is_never_given_back_is_said(ctl, bridge, legacy):
 # --- lend and reclaim ------------------------------------------------------------------------------------
 
 
-def test_what_is_lent_can_be_taken_by_legacy_processes_only(ctl, bridge, legacy, puppet, segment, then):
+def test_lent_lcores_are_for_legacy_processes_only(ctl, bridge, legacy, puppet, segment, then):
     process, client = legacy(), puppet()
     then(bridge("5-5"))
     assert ctl("legacy", "lend", "8-9").stdout == "lent 8-9\n"
@@ -107,7 +107,7 @@ def test_what_is_lent_can_be_taken_by_legacy_processes_only(ctl, bridge, legacy,
     assert claim_all(process) == {5, 8, 9}
 
 
-def test_what_is_reclaimed_can_be_taken_by_others_only(ctl, bridge, legacy, puppet, segment, then):
+def test_reclaimed_lcores_are_for_others_only(ctl, bridge, legacy, puppet, segment, then):
     process, client = legacy(), puppet()
     then(bridge("5-7"))
     assert ctl("legacy", "reclaim", "2").stdout == "reclaimed 5-6\n"
@@ -115,7 +115,7 @@ def test_what_is_reclaimed_can_be_taken_by_others_only(ctl, bridge, legacy, pupp
     assert client.claim(5) == 0
 
 
-def test_the_daemon_does_not_lend_again_what_was_reclaimed_until_told_to(ctl, bridge, legacy, segment):
+def test_daemon_does_not_lend_reclaimed_lcores_until_told_to(ctl, bridge, legacy, segment):
     process = legacy()
     server = bridge("5-7")
     ctl("legacy", "reclaim", "5,6")
@@ -133,7 +133,7 @@ def test_the_daemon_does_not_lend_again_what_was_reclaimed_until_told_to(ctl, br
     assert states(ctl) == {5: "lent", 6: "lent", 7: "lent"}
 
 
-def test_of_a_number_that_the_daemon_lends_so_many_less_stay_lent(ctl, bridge, legacy, segment):
+def test_reclaim_lowers_a_loan_given_as_a_number(ctl, bridge, legacy, segment):
     online = os.sched_getaffinity(0)
     if len(online) < 2 or max(online) >= 128:
         pytest.skip("needs two CPUs; not tested otherwise: reclaiming from a loan by number")
@@ -148,7 +148,7 @@ def test_of_a_number_that_the_daemon_lends_so_many_less_stay_lent(ctl, bridge, l
     assert lent(segment) == set()
 
 
-def test_what_was_lent_beyond_is_reclaimed_without_a_mark(ctl, bridge, legacy, segment):
+def test_lcores_lent_beyond_the_setting_are_reclaimed_without_a_mark(ctl, bridge, legacy, segment):
     legacy()
     bridge("5-5")
     ctl("legacy", "lend", "8-9")
@@ -157,7 +157,7 @@ def test_what_was_lent_beyond_is_reclaimed_without_a_mark(ctl, bridge, legacy, s
 
 
 @pytest.mark.parametrize("amount", ["4-5", "20", "7-8"])
-def test_what_is_not_to_be_had_is_refused_and_nothing_changed(ctl, bridge, legacy, puppet, segment, amount):
+def test_unavailable_lcores_are_refused_and_nothing_changes(ctl, bridge, legacy, puppet, segment, amount):
     process, client = legacy(), puppet()
     client.claim(8)
     bridge("5-7")
@@ -183,7 +183,7 @@ def test_a_number_is_of_cpus_that_the_machine_has(ctl, bridge, legacy, segment):
 
 
 @pytest.mark.parametrize("amount", ["some", "", "5-"])
-def test_what_is_no_amount_is_refused(ctl, bridge, amount):
+def test_malformed_amount_is_refused(ctl, bridge, amount):
     bridge("5-7")
     assert ctl("legacy", "lend", amount).returncode == 2
 
@@ -194,7 +194,7 @@ def test_nothing_can_be_lent_where_nothing_is_reserved(ctl, legacy, puppet, segm
     assert held(segment) == set()
 
 
-def test_release_does_not_free_what_is_lent(ctl, bridge, segment):
+def test_release_does_not_free_lent_lcores(ctl, bridge, segment):
     bridge("5-7")
     result = ctl("release", "--force", "--yes", "5")
     assert result.returncode == 1
@@ -203,9 +203,7 @@ def test_release_does_not_free_what_is_lent(ctl, bridge, segment):
 
 
 @needs_root("lcores that were lent in another IPC namespace")
-def test_what_is_lent_to_a_table_that_is_gone_can_be_reclaimed_and_only_then(
-    ctl, daemon, legacy_place, legacy, segment
-):
+def test_lcores_lent_to_a_lost_table_can_be_reclaimed(ctl, daemon, legacy_place, legacy, segment):
     """That of a removed container."""
     keeper = legacy(prefix=("unshare", "--ipc"))
     within = ("nsenter", f"--target={keeper.pid}", "--ipc")
@@ -224,7 +222,7 @@ def test_what_is_lent_to_a_table_that_is_gone_can_be_reclaimed_and_only_then(
 
 
 @needs_root("the dead of a container cleaned up by its host name, which only root may look up")
-def test_clean_deletes_what_the_dead_left_and_only_that(ctl, legacy):
+def test_clean_deletes_entries_of_the_dead_only(ctl, legacy):
     """Of whatever host name and PID namespace."""
 
     def container(name):  # the processes in which have the same PID as they see themselves
@@ -240,7 +238,7 @@ def test_clean_deletes_what_the_dead_left_and_only_that(ctl, legacy):
     assert "lcore 3" in output
 
 
-def test_clean_leaves_what_was_a_dead_ones_free_on_one_side_only(ctl, bridge, legacy, puppet, segment):
+def test_clean_frees_a_dead_entry_on_one_side_only(ctl, bridge, legacy, puppet, segment):
     """With no daemon there; the next one agrees with it."""
     warden, clashing, borrower, client = legacy(), legacy(), legacy(), puppet()
     assert clashing.claim(0) == 0

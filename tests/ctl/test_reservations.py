@@ -23,7 +23,7 @@ def settings(output: str) -> dict[str, str]:
     return dict(line.split("=") for line in output.splitlines())
 
 
-def test_a_reservation_outlasts_its_maker_and_prints_what_a_process_needs(ctl: Ctl, segment: str) -> None:
+def test_reservation_outlasts_its_maker_and_prints_its_settings(ctl: Ctl, segment: str) -> None:
     done = ctl("reserve", "studio", "--lcores", 1)
     assert (done.returncode, done.stderr) == (0, "")
     said = settings(done.stdout)
@@ -100,7 +100,7 @@ def test_a_run_with_a_claim_of_its_own_draws_from_it(ctl: Ctl, segment: str) -> 
     )
 
 
-def test_end_frees_it_and_says_who_still_uses_it(ctl: Ctl, segment: str) -> None:
+def test_end_frees_it_and_names_remaining_users(ctl: Ctl, segment: str) -> None:
     with Host(segment) as host:
         made = host.reserve("studio", 1)
         between = host.register("run", parent=made.owner)
@@ -155,7 +155,7 @@ def test_too_few_free_is_refused_in_numbers(ctl: Ctl, segment: str, own_cpus: li
     assert f"1 lcore asked for, 0 free of the {len(own_cpus)} that this process may use; held:" in done.stderr
 
 
-def test_status_shows_it_and_what_is_lent(ctl: Ctl, segment: str) -> None:
+def test_status_shows_the_reservation_and_its_use(ctl: Ctl, segment: str) -> None:
     with Host(segment) as host:
         made = host.reserve("studio", 1)
         with host.register("worker", parent=made.owner) as me:

@@ -26,7 +26,7 @@ def test_with_no_segment_it_says_so_in_one_line(ctl, segment):
     assert segment in done.stderr
 
 
-def test_json_is_what_the_schema_says_and_what_the_table_holds(ctl, segment, own_cpus, daemon, puppet):
+def test_json_matches_the_schema_and_the_table(ctl, segment, own_cpus, daemon, puppet):
     daemon()
     victim = puppet()
     with Host(segment) as host, host.register("fünf [b]Kerne[/b]") as me:
@@ -168,7 +168,7 @@ def test_an_age_is_the_same_in_every_time_namespace(start_ctl, segment, puppet, 
         assert 0 < host.inspect(me.owner).age < OFFSET / 2
 
 
-def test_under_run_each_lcore_is_shown_with_who_uses_it_and_where_it_comes_from(ctl, segment, own_cpus):
+def test_lcores_under_run_show_user_and_parent(ctl, segment, own_cpus):
     code = (
         "import subprocess, sys\nfrom mtlshm import Host\n"
         "with Host() as host, host.register('worker') as me:\n    me.claim_many(1)\n"

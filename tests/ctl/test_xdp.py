@@ -95,7 +95,7 @@ def test_loaded_without_a_daemon_it_stays_until_it_is_unloaded(ctl, status, link
     assert done(ctl("xdp", "unload", link.name)) == f"{link.name}: nothing of ours was loaded\n"
 
 
-def test_a_daemon_takes_over_what_is_kept_and_leaves_it_loaded_for_nobody(ctl, server, connect, link):
+def test_daemon_adopts_kept_programs_and_leaves_them_loaded(ctl, server, connect, link):
     done(ctl("xdp", "load", link.name))
     before = ids(link)
     running = server()
@@ -109,7 +109,7 @@ def test_a_daemon_takes_over_what_is_kept_and_leaves_it_loaded_for_nobody(ctl, s
     assert ids(link) == before
 
 
-def test_what_clients_use_is_unloaded_after_the_last_of_them(ctl, server, connect, link):
+def test_programs_in_use_are_unloaded_after_the_last_client(ctl, server, connect, link):
     server()
     client = connect()
     before = ids(link)
@@ -166,7 +166,7 @@ def test_ports_of_clients_are_set_again_when_it_is_loaded_again(ctl, server, con
     assert ports(link, tmp_path / "state") == {PORT}
 
 
-def test_what_was_loaded_is_not_said_to_be_somebody_elses_if_its_pins_are_lost(ctl, link):
+def test_programs_without_pins_are_still_ours(ctl, link):
     done(ctl("xdp", "load", link.name))
     (program,) = ids(link)
     subprocess.run(["umount", "/sys/fs/bpf"], check=True)
@@ -193,7 +193,7 @@ def test_a_dry_run_prints_the_commands_and_changes_nothing(ctl, link, tmp_path):
     assert json.loads(done(ctl("interfaces", "--json")))["interfaces"][0]["kept"]
 
 
-def test_what_was_done_or_would_be_is_said_in_json_too(ctl, link):
+def test_json_reports_changes_and_dry_runs(ctl, link):
     def said(*words):
         return json.loads(done(ctl("xdp", *words, "--json")))
 
@@ -226,7 +226,7 @@ def test_a_program_of_ours_that_somebody_else_loaded_is_not_ours(ctl, status, li
     assert ids(link)
 
 
-def test_what_is_half_done_is_shown_and_put_right(ctl, status, link):
+def test_half_loaded_chain_is_shown_and_repaired(ctl, status, link):
     done(ctl("xdp", "load", link.name))
     detach(link)
     (row,) = status()
@@ -250,7 +250,7 @@ def test_an_interface_may_be_named_by_any_of_its_names(ctl, link):
         assert not ids(link)
 
 
-def test_what_cannot_be_is_said_in_one_line(ctl, link, tmp_path):
+def test_errors_are_one_line(ctl, link, tmp_path):
     for verb in "load", "unload":
         refused(ctl("xdp", verb, "nowhere"), 1, "there is no interface 'nowhere'")
     subprocess.run(["umount", "/sys/fs/bpf"], check=True)

@@ -23,7 +23,7 @@ RUN = "mtlshm.daemon.app.main()"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_and_what_the_living_hold_stays_theirs(
+def test_signal_stops_it_and_living_clients_keep_their_lcores(
     daemon: StartDaemon, puppet: StartPuppet, segment: str, number: signal.Signals
 ) -> None:
     server = daemon()
@@ -210,7 +210,7 @@ def test_a_bad_file_is_refused_by_name_and_says_what_is_wrong(
         ('socket = ""', "socket", ""),
     ],
 )
-def test_what_is_naturally_a_number_or_a_switch_may_be_written_as_one(
+def test_numbers_and_switches_need_no_quotes(
     config: Path, monkeypatch: pytest.MonkeyPatch, text: str, setting: str, value: object
 ) -> None:
     for parameter in command.params:
@@ -234,7 +234,7 @@ def test_bad_flags_are_refused(daemon: StartDaemon, segment: str, arguments: tup
     assert not os.path.exists(segment)
 
 
-def test_log_levels_hide_what_is_less(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
+def test_log_level_hides_lesser_messages(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     quiet = daemon("--log-level", "error", ready=False)
     puppet(ready=False).open(1)
     eventually(lambda: look(segment).daemon)

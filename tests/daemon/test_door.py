@@ -87,7 +87,7 @@ def test_a_socket_that_was_removed_is_made_again(
     assert not place.exists()
 
 
-def test_so_is_one_in_whose_place_there_is_one_that_nobody_serves(daemon: StartDaemon, place: Path) -> None:
+def test_socket_replaced_by_an_unserved_one_is_made_again(daemon: StartDaemon, place: Path) -> None:
     daemon("--socket", place)
     with socket.socket(socket.AF_UNIX) as dead:
         place.unlink()
@@ -96,7 +96,7 @@ def test_so_is_one_in_whose_place_there_is_one_that_nobody_serves(daemon: StartD
     eventually(lambda: serves(place))
 
 
-def test_what_else_is_put_there_is_left_and_said(daemon: StartDaemon, place: Path) -> None:
+def test_foreign_file_at_the_path_is_left_and_logged(daemon: StartDaemon, place: Path) -> None:
     running = daemon("--socket", place)
     file = place.with_name("file")
     file.write_text("somebody's")
@@ -108,7 +108,7 @@ def test_what_else_is_put_there_is_left_and_said(daemon: StartDaemon, place: Pat
     eventually(lambda: serves(place))
 
 
-def test_who_takes_it_is_named_and_it_is_taken_back_after_his_end(
+def test_log_names_the_server_that_took_the_path_and_it_is_taken_back(
     daemon: StartDaemon, steal: Steal, place: Path, segment: str
 ) -> None:
     running = daemon("--socket", place)
@@ -135,7 +135,7 @@ def test_who_takes_it_is_named_and_it_is_taken_back_after_his_end(
         assert json.loads(status.stdout)["warnings"] == []
 
 
-def test_it_is_taken_back_also_from_one_who_lets_nobody_in(daemon: StartDaemon, steal: Steal, place: Path) -> None:
+def test_path_is_taken_back_from_a_server_that_accepts_nobody(daemon: StartDaemon, steal: Steal, place: Path) -> None:
     running = daemon("--socket", place)
     thief = steal(running)
     thief.send_signal(signal.SIGSTOP)

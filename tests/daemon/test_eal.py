@@ -63,7 +63,7 @@ def test_workers_are_found_among_other_threads() -> None:
     assert lcores.cpu(2) is None, "it has workers, and this is none"
 
 
-def test_who_has_very_many_threads_is_looked_at_by_an_observer() -> None:
+def test_process_with_very_many_threads_is_read_by_an_observer() -> None:
     async def ask(pid: int) -> Lcores:
         observer = Observer()
         try:
@@ -77,7 +77,7 @@ def test_who_has_very_many_threads_is_looked_at_by_an_observer() -> None:
     assert [lcores.cpu(1), lcores.cpu(2)] == [CPU, CPU]
 
 
-def test_who_has_no_workers_has_cpus_for_ids_and_only_those_online() -> None:
+def test_ids_are_online_cpus_without_workers() -> None:
     with process("") as pid:
         lcores = at_once(pid)
     assert lcores.seen
@@ -85,7 +85,7 @@ def test_who_has_no_workers_has_cpus_for_ids_and_only_those_online() -> None:
     assert lcores.cpu(4095) is None
 
 
-def test_who_is_not_seen_is_told_from_who_has_no_workers() -> None:
+def test_unseen_threads_are_told_from_no_workers() -> None:
     with process("") as pid:
         pass
     assert [at_once(pid).seen, at_once(0).seen] == [False, False]
@@ -93,7 +93,7 @@ def test_who_is_not_seen_is_told_from_who_has_no_workers() -> None:
     assert at_once(0).cpu(4095) is None
 
 
-def test_a_name_that_was_cut_is_whose_it_can_be() -> None:
+def test_truncated_thread_name_matches_its_id() -> None:
     with process(f"lcore-worker-100:{CPU}") as pid:
         lcores = at_once(pid)
     assert lcores.workers == (("lcore-worker-10", (CPU,)),)
@@ -113,7 +113,7 @@ def test_a_name_that_was_cut_is_whose_it_can_be() -> None:
         ((3, 3), 100, 3),  # wherever it is
     ],
 )
-def test_of_two_names_that_were_cut_none_is_taken_for_the_other(
+def test_two_truncated_thread_names_are_not_confused(
     cpus: tuple[int, ...], lcore_id: int, expected: int | None
 ) -> None:
     lcores = Lcores(True, None, tuple(("lcore-worker-10", (cpu,)) for cpu in cpus))

@@ -409,7 +409,7 @@ SHM_HUGETLB, SHM_NORESERVE = 0o4000, 0o10000  # linux/shm.h
 
 
 @needs_root("a legacy table of huge pages")
-def test_a_legacy_table_whose_memory_is_not_there_is_said_and_all_else_is_served(
+def test_legacy_table_without_memory_is_logged_and_others_are_served(
     daemon: StartDaemon, legacy_place: dict[str, str], puppet: StartPuppet
 ) -> None:
     if "HugePages_Free:        0" not in Path("/proc/meminfo").read_text():
@@ -498,9 +498,7 @@ def test_it_starts_whatever_number_a_client_has_in_the_table(
 
 
 @needs_root("a privileged daemon, and a client of another user")
-def test_a_member_who_writes_others_numbers_has_no_signal_sent_to_them(
-    daemon: StartDaemon, puppet: StartPuppet, segment: str
-) -> None:
+def test_forged_pids_in_the_table_get_no_signal(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     server = daemon()
     victim = puppet(path=segment + ".other")
     try:
@@ -517,7 +515,7 @@ def test_a_member_who_writes_others_numbers_has_no_signal_sent_to_them(
 # --- the log ---------------------------------------------------------------------------------------------
 
 
-def test_nobody_fills_the_log_and_what_is_left_out_is_said(daemon: StartDaemon, manager_socket: Path) -> None:
+def test_log_is_bounded_and_counts_omissions(daemon: StartDaemon, manager_socket: Path) -> None:
     server = daemon()
 
     def lines() -> list[str]:

@@ -59,7 +59,7 @@ def test_program_is_loaded_for_the_first_client_and_unloaded_after_the_last(
     eventually(lambda: programs(link) == [])
 
 
-def test_what_is_named_by_nobody_is_not_known(link_client: Callable[..., Manager], link: Veth) -> None:
+def test_interface_nobody_named_is_unknown(link_client: Callable[..., Manager], link: Veth) -> None:
     manager = link_client(link.index + 1000, dialect=wire.Dialect.A)
     for index in link.index, link.index + 1000:
         assert refusal(manager.get_queue, index) == errno.ENODEV
@@ -236,7 +236,7 @@ def test_foreign_program_is_left_attached_and_ours_returns_after_it(
             manager.get_queue(link.index)
 
 
-def test_what_was_loaded_is_unloaded_even_if_its_pins_are_lost(link_client: Callable[..., Manager], link: Veth) -> None:
+def test_programs_are_unloaded_even_without_their_pins(link_client: Callable[..., Manager], link: Veth) -> None:
     manager = link_client()
     subprocess.run(["umount", "/sys/fs/bpf"], check=True)
     subprocess.run(["mount", "-t", "bpf", "-o", "mode=0700", "bpf", "/sys/fs/bpf"], check=True)
@@ -304,7 +304,7 @@ def test_register_fails_if_an_interface_cannot_be_served(
     assert "is registered, though not all of interfaces" in running.log()
 
 
-def test_who_ends_while_its_interface_is_tried_in_vain_leaves_nothing(
+def test_client_that_ends_during_a_failed_load_leaves_nothing(
     server: StartDaemon, manager_socket: Path, link: Veth, segment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here xdp-loader takes its time, and fails."""
@@ -398,7 +398,7 @@ def port_client(manager_socket: Path, link: Veth) -> Iterator[Callable[[], subpr
             each.kill()
 
 
-def test_what_a_dead_client_had_is_free(
+def test_queues_and_rules_of_a_dead_client_are_free(
     link_client: Callable[..., Manager], port_client: Callable[[], subprocess.Popen[str]], link: Veth
 ) -> None:
     manager = link_client()

@@ -143,7 +143,7 @@ def home(segment: str, parent: Instance, *cpus: int) -> bool:
 
 
 @pytest.mark.parametrize("inside", [(), ("pid",)])
-def test_schedulers_get_what_is_leased_to_them_and_no_more(
+def test_schedulers_get_leased_lcores_only(
     daemon: Callable[..., Daemon],
     libmtl: Start,
     segment: str,
@@ -164,7 +164,7 @@ def test_schedulers_get_what_is_leased_to_them_and_no_more(
     eventually(lambda: home(segment, parent, *cpus))
 
 
-def test_what_is_free_is_not_leased(
+def test_tenant_gets_leased_and_stranger_free_lcores_only(
     daemon: Callable[..., Daemon], libmtl: Start, segment: str, parent: Instance, cpus: list[int]
 ) -> None:
     daemon()
@@ -234,7 +234,7 @@ def test_a_reservation_is_drawn_from_and_left_alone(
 
 
 @pytest.mark.parametrize("fault", ["dead", "ended", "other", "nonsense"])
-def test_with_a_lease_that_is_none_a_client_is_registered_and_gets_nothing(
+def test_client_with_an_invalid_lease_is_registered_and_gets_nothing(
     daemon: Callable[..., Daemon],
     libmtl: Start,
     segment: str,
@@ -268,7 +268,7 @@ def test_with_a_lease_that_is_none_a_client_is_registered_and_gets_nothing(
     assert [info.parent for info in look(segment).instances if info.kind == Kind.SOCKET] == [0]
 
 
-def test_when_its_parent_ends_a_client_keeps_what_it_has_and_gets_no_more(
+def test_client_keeps_its_lcores_and_gets_no_more_after_its_parents_end(
     daemon: Callable[..., Daemon], libmtl: Start, segment: str, parent: Instance, cpus: list[int]
 ) -> None:
     running = daemon()
@@ -280,7 +280,7 @@ def test_when_its_parent_ends_a_client_keeps_what_it_has_and_gets_no_more(
     assert running.log().count("gets no lcore") == 1
 
 
-def test_an_empty_lease_is_none(daemon: Callable[..., Daemon], libmtl: Start, cpus: list[int]) -> None:
+def test_empty_lease_counts_as_no_lease(daemon: Callable[..., Daemon], libmtl: Start, cpus: list[int]) -> None:
     daemon()
     assert libmtl("").scheduler() == cpus[0]
 
@@ -295,7 +295,7 @@ def test_the_first_lease_of_several_counts_wherever_it_is(
     assert (client.scheduler(), client.scheduler()) == (cpus[0], -1)
 
 
-def test_what_is_too_long_to_read_is_not_taken_for_no_lease() -> None:
+def test_unread_long_environment_is_not_taken_for_no_lease() -> None:
     much = {f"MUCH_{n}": "x" * 100_000 for n in range(4)}
     with subprocess.Popen(["sleep", "3600"], env=much | {"MTLSHM_LEASE": "1@2"}) as process:
         try:
@@ -308,7 +308,7 @@ def test_what_is_too_long_to_read_is_not_taken_for_no_lease() -> None:
             process.kill()
 
 
-def test_what_is_not_seen_is_not_taken_for_no_lease(
+def test_unreadable_environment_is_not_taken_for_no_lease(
     daemon: Callable[..., Daemon], libmtl: Start, segment: str, parent: Instance, cpus: list[int]
 ) -> None:
     running = daemon(prefix=namespaces("pid"))
@@ -325,7 +325,7 @@ def owners(segment: str) -> dict[int, tuple[Kind | int, LcoreType | int]]:
     return {lcore.number: (lcore.owner.kind, lcore.type) for lcore in look(segment).lcores}
 
 
-def test_its_libmtl_has_what_its_process_claimed_until_it_gives_it_back(
+def test_own_claims_are_granted_until_given_back(
     daemon: Callable[..., Daemon], libmtl: Start, segment: str, cpus: list[int]
 ) -> None:
     daemon()
@@ -366,7 +366,7 @@ def test_when_it_dies_all_is_home(
     eventually(lambda: home(segment, parent, *cpus))
 
 
-def test_with_a_lease_that_is_none_it_has_its_own_claims_all_the_same(
+def test_own_claims_are_granted_despite_an_invalid_lease(
     daemon: Callable[..., Daemon], libmtl: Start, segment: str, parent: Instance, cpus: list[int]
 ) -> None:
     running = daemon(prefix=namespaces("pid"))  # which sees nobody's environment

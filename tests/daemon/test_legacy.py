@@ -38,16 +38,14 @@ StartDaemon = Callable[..., Daemon]
 # --- lent, taken, given back ----------------------------------------------------------------------------
 
 
-def test_a_legacy_process_gets_what_is_lent_and_nothing_else(
-    bridge: StartDaemon, legacy: StartPuppet, segment: str
-) -> None:
+def test_legacy_process_gets_lent_lcores_only(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     bridge("5-7")
     process = legacy()
     assert claim_all(process) == [5, 6, 7]
     eventually(lambda: of_legacy(segment) == dict.fromkeys((5, 6, 7), process.pid))
 
 
-def test_what_is_lent_or_taken_is_nobody_elses(
+def test_lent_lcores_are_refused_to_others(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
     bridge("5-7")
@@ -58,7 +56,7 @@ def test_what_is_lent_or_taken_is_nobody_elses(
     assert [client.claim(lcore) for lcore in (5, 6, 7)] == [-errno.EBUSY] * 3
 
 
-def test_the_table_says_who_they_are(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
+def test_table_shows_legacy_processes(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     bridge("5-7")
     process = legacy()
     process.claim(0, 127, 1)
@@ -70,7 +68,7 @@ def test_the_table_says_who_they_are(bridge: StartDaemon, legacy: StartPuppet, s
     assert lcore.owner.uid == os.getuid()
 
 
-def test_what_is_given_back_can_be_taken_again(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
+def test_released_lcore_can_be_taken_again(bridge: StartDaemon, legacy: StartPuppet, segment: str) -> None:
     bridge("5-6")
     first, second = legacy(), legacy()
     claim_all(first)
@@ -149,7 +147,7 @@ def test_reservations_are_none_that_libmtl_would_clear(bridge: StartDaemon, tabl
 # --- what was there before -------------------------------------------------------------------------------
 
 
-def test_owners_from_before_its_start_keep_what_they_have(
+def test_earlier_owners_keep_their_lcores(
     bridge: StartDaemon, legacy: StartPuppet, puppet: StartPuppet, segment: str
 ) -> None:
     first, second, client = legacy(), legacy(), puppet()
@@ -449,7 +447,7 @@ def test_it_leaves_nothing_of_its_own_in_our_table_if_nothing_is_lent(bridge: St
 
 
 @pytest.mark.parametrize("lent", ["some", "7-5", "", "5-", "-1"])
-def test_a_loan_that_is_neither_number_nor_list_is_refused(bridge: StartDaemon, lent: str) -> None:
+def test_malformed_loan_is_refused(bridge: StartDaemon, lent: str) -> None:
     server = bridge(lent, ready=False)
     assert server.wait() == 2
     assert "--legacy" in server.log()

@@ -93,7 +93,7 @@ def test_a_pipe_that_nobody_reads_stops_nothing(start: Start, pipe: tuple[int, i
     assert process.wait(DEADLINE) == 0
 
 
-def test_nor_does_it_keep_it_from_stopping(start: Start, pipe: tuple[int, int], manager_socket: Path) -> None:
+def test_blocked_log_does_not_keep_it_from_stopping(start: Start, pipe: tuple[int, int], manager_socket: Path) -> None:
     process = start(pipe[1])
     make_it_talk(process, manager_socket)
     process.terminate()
@@ -174,7 +174,7 @@ def check_gap(text: str) -> None:
     assert gap + dropped == 3000
 
 
-def test_what_is_dropped_is_counted_and_the_next_line_says_so(logger: logging.Logger, pipe: tuple[int, int]) -> None:
+def test_dropped_lines_are_counted_in_the_next_line(logger: logging.Logger, pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     logger.addHandler(LogHandler(writer))
     overfill(logger)
@@ -205,7 +205,7 @@ def test_it_is_said_when_the_reader_comes_back_without_another_line(
 # --- who fills it ---------------------------------------------------------------------------------------
 
 
-def test_what_goes_on_and_on_comes_out_once_a_minute_in_the_end(logger: logging.Logger) -> None:
+def test_repeated_message_is_logged_once_a_minute(logger: logging.Logger) -> None:
     now = 0.0
     out: list[tuple[float, str]] = []
 

@@ -96,7 +96,7 @@ def test_before_register_operations_are_refused_in_their_own_reply(connect, kind
         (Type.GET_LCORE, Lcore(65535), (201, -errno.EINVAL)),
     ],
 )
-def test_what_does_not_exist_has_its_errno(connect, kind, body, expected):
+def test_unknown_objects_have_their_errno(connect, kind, body, expected):
     got, answer = connect().exchange(wire.encode(kind, body, Dialect.A))
     assert (got, answer) == (expected[0], Response(expected[1]))
 
@@ -237,7 +237,7 @@ def test_descriptors_that_had_to_wait_come_with_their_replies(connect):
 
 
 @pytest.mark.parametrize("offset", [0, 1, wire.SIZE - 1])
-def test_what_comes_out_of_band_is_read_like_the_rest(connect, offset):
+def test_out_of_band_data_is_read_in_line(connect, offset):
     manager = connect()
     manager.socket.sendall(GET_1[:offset])
     manager.socket.send(GET_1[offset : offset + 1], socket.MSG_OOB)
@@ -304,7 +304,7 @@ def test_too_few_queues_queue_zero_is_given_back_without_harm(connect):
     manager.heartbeat()
 
 
-def test_what_libmtl_says_of_itself_is_for_display_only(connect, segment):
+def test_claimed_pid_and_uid_are_for_display_only(connect, segment):
     manager = connect(registered=False)
     manager.exchange(wire.encode(Type.REGISTER, Register(1, 4242, "elsewhere", (), Dialect.A), Dialect.A))
     (instance,) = [i for i in look(segment).instances if i.kind == Kind.SOCKET]

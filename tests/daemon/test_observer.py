@@ -45,7 +45,7 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def test_it_tells_who_is_attached(segment_of_ours: Segment) -> None:
+def test_observer_lists_attached_processes(segment_of_ours: Segment) -> None:
     async def ask(asked: Observer) -> Any:
         return await asked.ask("census", of=asdict(segment_of_ours), count=1)
 
@@ -70,7 +70,7 @@ def test_one_that_does_not_answer_is_killed_and_the_next_question_answered(segme
     with_observer(ask)
 
 
-def test_who_took_too_long_is_left_out_for_a_while(
+def test_slow_process_is_left_out_for_a_while(
     segment_of_ours: Segment, long_maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(observer, "_AVOID", 3600.0)

@@ -90,7 +90,7 @@ def die_after_the_main_thread(victim: Puppet, _: Path) -> None:
         die_after_the_main_thread,
     ],
 )
-def test_what_the_dead_held_is_free_at_once(
+def test_lcores_of_the_dead_are_free_at_once(
     daemon: StartDaemon,
     puppet: StartPuppet,
     segment: str,
@@ -124,7 +124,7 @@ def test_many_that_die_together_are_all_collected(daemon: StartDaemon, puppet: S
     assert held(segment) == set(range(10))
 
 
-def test_who_unregisters_is_not_taken_for_dead(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
+def test_unregistering_is_not_reported_as_a_death(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     server = daemon()
     leaver = puppet()
     leaver.claim(5)
@@ -191,7 +191,7 @@ def test_an_instance_lives_on_in_a_vforked_child_and_is_collected_after_it(
     eventually(lambda: held(segment) == set())
 
 
-def test_of_a_hundred_clients_only_the_dead_lose_their_lcores(
+def test_only_the_dead_among_a_hundred_lose_their_lcores(
     daemon: StartDaemon, puppet: StartPuppet, host64: Path, segment: str
 ) -> None:
     daemon()
@@ -238,7 +238,7 @@ def test_newcomer_with_a_reused_pid_is_told_from_the_dead(
 # --- the daemon's own end ------------------------------------------------------------------------------
 
 
-def test_on_start_it_catches_up_on_who_died_before(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
+def test_earlier_deaths_are_collected_at_start(daemon: StartDaemon, puppet: StartPuppet, segment: str) -> None:
     living, *dead = [puppet(prefix=prefix) for prefix in ((), (), namespaces("pid"), ())]
     for lcore, each in enumerate([living, *dead]):
         each.claim(lcore)

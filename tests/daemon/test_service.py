@@ -146,7 +146,7 @@ def connect(service: ServiceManager, manager_socket: Path) -> Iterator[Callable[
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("dialect", Dialect)
-def test_what_its_process_claimed_stays_with_its_libmtl_over_a_restart(service, connect, segment, number, dialect):
+def test_own_claims_stay_granted_over_a_restart(service, connect, segment, number, dialect):
     manager, cpu = connect(dialect), min(os.sched_getaffinity(0))
     with Host(segment) as host, host.register("direct", parent=0) as me:
         me.claim(cpu)
@@ -203,9 +203,7 @@ def test_clients_notice_nothing_of_a_restart_at_their_interfaces(service, manage
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: a request that takes its time at a stop")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_what_takes_its_time_is_answered_by_this_daemon_or_the_next(
-    service, stand_in, manager_socket, tmp_path, number
-):
+def test_slow_request_is_answered_by_this_daemon_or_the_next(service, stand_in, manager_socket, tmp_path, number):
     place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
     service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
     with sandbox(), veth() as link:
@@ -227,7 +225,7 @@ def test_what_takes_its_time_is_answered_by_this_daemon_or_the_next(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: who comes while a daemon finishes its work")
-def test_who_comes_while_it_finishes_waits_for_the_next_daemon(service, stand_in, manager_socket, tmp_path):
+def test_newcomer_during_finish_waits_for_the_next_daemon(service, stand_in, manager_socket, tmp_path):
     place = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")}
     service.set(MTLSHMD_XDP="fused", MTLSHMD_STATE=str(tmp_path / "state"), **place)
     with sandbox(), veth() as link:
@@ -260,7 +258,7 @@ def test_new_clients_wait_for_the_next_daemon(service, connect, manager_socket):
         assert early.receive() == (204, Response(3))
 
 
-def test_what_was_claimed_directly_and_granted_too_is_still_both(service, connect, segment):
+def test_direct_claim_and_grant_of_one_lcore_survive_a_restart(service, connect, segment):
     cpu = min(os.sched_getaffinity(0))
     manager = connect()
     with Host(segment) as host, host.register("direct") as me:
@@ -294,7 +292,7 @@ def test_one_that_ended_meanwhile_is_given_up_though_its_process_lives(service, 
     eventually(lambda: service.hear_all() or list(service.store) == ["listener"])
 
 
-def test_nor_does_one_stay_there_that_has_spoken_both_dialects(service, connect, segment):
+def test_store_forgets_a_connection_that_spoke_both_dialects(service, connect, segment):
     manager = connect(Dialect.A)
     manager.get_lcore(1)
     again = wire.Register(os.getpid(), os.getuid(), "vm", (), Dialect.B)
@@ -357,7 +355,7 @@ def test_clients_do_not_wait_for_a_service_manager_that_does_not_read(service, c
     assert last.heartbeat(6) == 6
 
 
-def test_what_somebody_else_stored_is_let_go(service, connect, segment):
+def test_foreign_descriptor_in_the_store_is_closed(service, connect, segment):
     connect()
     service.end(signal.SIGTERM)
     ours, theirs = socket.socketpair()
@@ -400,7 +398,7 @@ def test_a_socket_that_was_removed_is_there_again_after_a_restart(service, conne
     Manager(manager_socket, timeout=DEADLINE).close()
 
 
-def test_a_path_that_somebody_took_meanwhile_is_taken_back_once_he_has_ended(service, connect, manager_socket):
+def test_taken_path_is_taken_back_after_its_owners_end(service, connect, manager_socket):
     manager = connect()
     service.end(signal.SIGTERM)
     manager_socket.unlink()

@@ -37,7 +37,7 @@ def test_a_file_that_is_no_socket_is_not_removed(daemon, manager_socket):
     assert manager_socket.read_text() == "precious"
 
 
-def test_what_stands_in_the_sockets_place_is_named(daemon, manager_socket):
+def test_error_names_the_file_in_the_sockets_place(daemon, manager_socket):
     manager_socket.mkdir()
     served = daemon(ready=False)
     assert served.wait() == 1

@@ -22,7 +22,7 @@ from mtlshm.manager_client import Manager
 from mtlshm.wire import Dialect, Lcore, Type
 
 
-def test_a_closed_connection_gives_back_what_it_got(connect, segment):
+def test_closed_connection_gives_back_its_lcores(connect, segment):
     first, second = connect(), connect()
     first.get_lcore(1)
     second.get_lcore(0)
@@ -32,7 +32,7 @@ def test_a_closed_connection_gives_back_what_it_got(connect, segment):
     second.get_lcore(1)
 
 
-def test_nobody_gives_back_what_another_got(connect, segment):
+def test_client_cannot_give_back_anothers_lcore(connect, segment):
     first, second = connect(), connect()
     first.get_lcore(1)
     assert refusal(second.put_lcore, 1) == errno.EINVAL
@@ -55,7 +55,7 @@ def test_socket_inherited_by_a_child_keeps_no_lcores_of_a_dead_client(daemon, cl
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_after_a_restart_living_clients_still_hold_what_they_held(daemon, client, segment, manager_socket, number):
+def test_living_clients_keep_their_lcores_over_a_restart(daemon, client, segment, manager_socket, number):
     first = daemon()
     living, dying = client(1), client(0)
     first.end(number)
@@ -127,13 +127,13 @@ def test_get_is_answered_while_the_same_process_releases_the_lcore(connect, segm
         direct.join()
 
 
-def test_what_another_process_claimed_directly_is_not_granted(connect, puppet, segment):
+def test_direct_claim_of_another_process_is_not_granted(connect, puppet, segment):
     puppet().claim(1)
     assert refusal(connect().get_lcore, 1) == errno.EBUSY
 
 
 @needs_root("a mount namespace of the daemon's")
-def test_where_proc_is_unmounted_every_request_is_answered(daemon, manager_socket, puppet, segment):
+def test_every_request_is_answered_without_proc(daemon, manager_socket, puppet, segment):
     server = daemon(prefix=("unshare", "--mount"))
     puppet().claim(0)
     with Manager(manager_socket, timeout=DEADLINE) as manager:
@@ -143,7 +143,7 @@ def test_where_proc_is_unmounted_every_request_is_answered(daemon, manager_socke
         manager.get_lcore(1)
 
 
-def test_what_a_dead_process_claimed_directly_is_granted(connect, puppet, segment):
+def test_direct_claim_of_a_dead_process_is_granted(connect, puppet, segment):
     victim = puppet()
     victim.claim(1)
     victim.kill()

@@ -90,7 +90,7 @@ def test_under_a_daemon_that_serves_it_does_nothing(client, teardown, link, stan
         assert len(ledger.state().queues) == 1
 
 
-def test_what_cannot_be_removed_stays_known(client, teardown, link, stand_in, tmp_path):
+def test_unremovable_entries_stay_in_the_ledger(client, teardown, link, stand_in, tmp_path):
     client.end(signal.SIGTERM)
     stand_in.set(link.name, stuck=True)
     status, said = teardown()

@@ -49,7 +49,7 @@ def test_a_segment_made_where_the_group_was_not_known_is_given_to_it(
 
 @needs_root("that a segment is given to group mtl")
 @pytest.mark.parametrize("why", ["another group was chosen", "somebody lives by its group", "it is another user's"])
-def test_where_it_cannot_be_given_a_warning_says_so(
+def test_log_warns_if_the_segment_keeps_another_group(
     puppet: StartPuppet, daemon: StartDaemon, segment: str, tmp_path: Path, why: str
 ) -> None:
     Host(segment).close()

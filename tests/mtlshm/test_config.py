@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_used_is_an_error_and_no_default(file, segment):
 
 
 @needs_root("a file that others may not read")
-def test_whoever_may_not_read_it_is_told_and_makes_no_second_table(file):
+def test_unreadable_settings_file_is_an_error_and_makes_no_second_table(file):
     file.write_text('segment = "/run/x"')
     file.chmod(0o600)
     file.parent.chmod(0o755)
@@ -113,7 +113,7 @@ def test_socket_is_where_clients_ask(file, monkeypatch, tmp_path):
     assert default_socket() == "/run/y.sock"
 
 
-def test_a_user_without_a_daemon_of_his_own_asks_that_of_the_host(file, monkeypatch, tmp_path):
+def test_user_without_an_own_daemon_asks_the_hosts_daemon(file, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: UNPRIVILEGED)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert default_socket() == SYSTEM_SOCKET

@@ -17,7 +17,7 @@ def test_lists_of_cpus_are_read(text: str, cpus: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", [",", "1,", "a", "-1", "1-", "-", "3-1", "1--2", "0x1", "1.5", "²"])
-def test_what_is_no_list_is_refused(text: str) -> None:
+def test_malformed_list_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"CPU number|backwards"):
         CpuSet.parse(text)
 

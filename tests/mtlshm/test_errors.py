@@ -54,7 +54,7 @@ def test_the_sign_does_not_matter() -> None:
         (errno.ERANGE, (MtlshmError, OSError)),
     ],
 )
-def test_an_exception_is_what_its_errno_says(number: int, kinds: tuple[type[Exception], ...]) -> None:
+def test_exception_class_follows_the_errno(number: int, kinds: tuple[type[Exception], ...]) -> None:
     raised = error(-number, "lcore 5")
     assert all(isinstance(raised, kind) for kind in kinds)
     assert raised.errno == number
@@ -96,7 +96,7 @@ def test_a_missing_directory_is_named_and_is_no_missing_segment(tmp_path: Path) 
         (lambda path: socket.socket(socket.AF_UNIX).bind(path), "is a socket"),
     ],
 )
-def test_what_stands_in_the_segments_place_is_named(
+def test_error_names_the_file_in_the_segments_place(
     manager_socket: Path, make: Callable[[str], object], what: str, read_only: bool
 ) -> None:
     make(str(manager_socket))
@@ -134,12 +134,12 @@ def test_a_file_that_may_be_missing_is_no_reason_for_anything(segment: str, tmp_
         assert failure(-errno.ENOENT) == ""
 
 
-def test_what_failed_before_is_not_told_again(segment: str, tmp_path: Path) -> None:
+def test_earlier_failure_is_not_repeated(segment: str, tmp_path: Path) -> None:
     assert "does not exist" in str(refusal(tmp_path / "no/segment"))
     assert "no segment there" in str(refusal(segment, create=False))
 
 
-def test_a_lack_of_descriptors_says_where_and_what_to_do(segment: str) -> None:
+def test_descriptor_shortage_names_the_path_and_the_remedy(segment: str) -> None:
     said = run_python(
         "import os, resource, sys, mtlshm\n"
         "host = mtlshm.Host(sys.argv[1]); me = host.register()\n"
@@ -187,7 +187,7 @@ def test_a_read_only_file_system_is_said_to_be_that(tmp_path: Path, there: bool)
         ("video:x:4322:", 0, "there is no group mtl: make it"),
     ],
 )
-def test_who_may_not_use_the_segment_is_told_what_lets_him(
+def test_not_permitted_error_says_how_to_get_access(
     segment: str, tmp_path: Path, group: str, owner: int, advice: str
 ) -> None:
     Host(segment).close()
@@ -204,7 +204,7 @@ def test_who_may_not_use_the_segment_is_told_what_lets_him(
 
 
 @needs_root("who may not use the segment")
-def test_who_is_not_in_the_files_group_is_told_to_become_a_member(segment: str, tmp_path: Path) -> None:
+def test_non_member_is_told_to_join_the_files_group(segment: str, tmp_path: Path) -> None:
     Host(segment).close()
     os.chown(segment, 0, 4321)
     (tmp_path / "group").write_text("root:x:0:\nmtl:x:4321:\n")

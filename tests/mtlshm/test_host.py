@@ -44,7 +44,7 @@ def test_create_false_makes_nothing(segment: str) -> None:
     assert not os.path.exists(segment)
 
 
-def test_a_closed_host_refuses_everything_and_closing_again_is_nothing(segment: str) -> None:
+def test_closed_host_refuses_everything_and_close_is_idempotent(segment: str) -> None:
     host = Host(segment)
     host.close()
     host.close()
@@ -84,7 +84,7 @@ def test_instances_and_hosts_that_are_forgotten_leave_the_table(segment: str) ->
     assert look(segment).instances == ()
 
 
-def test_a_snapshot_shows_who_holds_what(segment: str) -> None:
+def test_snapshot_shows_each_lcores_owner(segment: str) -> None:
     with Host(segment) as host, host.register("encoder", cpus=range(128)) as me:
         me.claim(3, LcoreType.SCH)
         me.claim(5)
@@ -169,7 +169,7 @@ def test_after_unlink_others_are_told_and_a_new_segment_can_be_made(segment: str
 
 
 @needs_root("who may write the segment but not remove it")
-def test_who_may_not_remove_the_segment_does_not_break_it(segment: str) -> None:
+def test_unlink_without_permission_leaves_the_segment_usable(segment: str) -> None:
     code = """
 import sys
 with mtlshm.Host(sys.argv[1]) as host:
@@ -188,7 +188,7 @@ with mtlshm.Host(sys.argv[1]) as host:
 
 
 @needs_root("that the message for who is not permitted names the group")
-def test_who_is_not_permitted_is_told_which_group_to_join(segment: str) -> None:
+def test_not_permitted_error_names_the_group_to_join(segment: str) -> None:
     Host(segment).close()
     os.chown(segment, 0, 54321)
     code = """
@@ -216,7 +216,7 @@ except mtlshm.NotPermitted as error:
         pytest.param(b"MTLSHM\r\n\x02" + bytes(100000), "another build", id="another layout"),
     ],
 )
-def test_what_is_no_segment_of_ours_is_described(segment: str, content: bytes, said: str) -> None:
+def test_foreign_file_is_described(segment: str, content: bytes, said: str) -> None:
     Path(segment).write_bytes(content)
     with pytest.raises(MtlshmError, match=said) as raised:
         Host(segment)
@@ -234,7 +234,9 @@ def test_a_truncated_segment_is_described(segment: str) -> None:
 
 @pytest.mark.parametrize("place", ["shm", "elsewhere"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
-def test_what_is_no_file_is_described(segment: str, tmp_path: Path, place: str, make: Callable[[str], None]) -> None:
+def test_path_that_is_no_file_is_described(
+    segment: str, tmp_path: Path, place: str, make: Callable[[str], None]
+) -> None:
     path = segment if place == "shm" else str(tmp_path / "segment")
     make(path)
     try:

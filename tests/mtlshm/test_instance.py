@@ -38,7 +38,7 @@ def test_claim_and_release(me: Instance, segment: str) -> None:
     assert me.lcores == held(segment) == set()
 
 
-def test_what_an_lcore_is_for_is_app_unless_said(me: Instance, segment: str) -> None:
+def test_claim_type_defaults_to_app(me: Instance, segment: str) -> None:
     me.claim(5)
     me.claim(6, LcoreType.SCH)
     assert [lcore.type for lcore in look(segment).lcores] == [LcoreType.APP, LcoreType.SCH]
@@ -70,7 +70,7 @@ def test_a_claim_of_several_returns_what_it_got(me: Instance, segment: str) -> N
         (lambda me: me.claim_many(1, node=9), MtlshmError, errno.ENXIO),
     ],
 )
-def test_what_is_refused_raises_with_its_errno_and_loses_nothing(
+def test_refused_call_raises_its_errno_and_loses_nothing(
     me: Instance,
     puppet: Start,
     segment: str,
@@ -93,7 +93,7 @@ def test_numbers_that_no_lcore_can_have_are_refused(me: Instance) -> None:
         assert refusal(me.release, number) == errno.ERANGE
 
 
-def test_a_closed_instance_is_refused_and_closing_again_is_nothing(me: Instance) -> None:
+def test_closed_instance_is_refused_and_close_is_idempotent(me: Instance) -> None:
     me.close()
     me.close()
     assert me.owner == 0
@@ -155,7 +155,7 @@ def test_the_semaphore_is_held_inside_the_block_only(me: Instance, puppet: Start
         assert taken_over is False
 
 
-def test_of_threads_that_claim_at_once_one_wins_each_lcore(host: Host) -> None:
+def test_one_thread_wins_each_lcore(host: Host) -> None:
     instances = [host.register(cpus=range(64)) for _ in range(8)]
     start = Barrier(len(instances))
     wins: list[int] = []

@@ -64,7 +64,7 @@ def test_it_is_not_free_for_a_moment(host: Host, segment: str) -> None:
     assert got == []
 
 
-def test_what_is_anothers_or_nobodys_is_not_taken(host: Host, segment: str) -> None:
+def test_take_refuses_free_lcores_and_those_of_other_owners(host: Host, segment: str) -> None:
     first, second = proxy(host, "first"), proxy(host, "second")
     with host.register("itself", cpus=range(128)) as me:
         me.claim(5)
@@ -79,7 +79,7 @@ def test_what_is_anothers_or_nobodys_is_not_taken(host: Host, segment: str) -> N
 
 
 @pytest.mark.parametrize(("lcore", "type", "code"), [(1024, 3, errno.ERANGE), (5, 99, errno.EINVAL)])
-def test_what_makes_no_sense_is_refused(host: Host, lcore: int, type: int, code: int) -> None:
+def test_take_refuses_invalid_lcores_and_types(host: Host, lcore: int, type: int, code: int) -> None:
     first, second = proxy(host, "first"), proxy(host, "second")
     first.claim(5)
     with pytest.raises(MtlshmError) as raised:

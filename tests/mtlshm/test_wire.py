@@ -55,7 +55,7 @@ def padded(hexadecimal: str) -> bytes:
 
 
 @pytest.mark.parametrize(("hexadecimal", "kind", "body"), SEEN)
-def test_what_libmtl_sends_is_understood(hexadecimal, kind, body):
+def test_records_of_libmtl_are_decoded(hexadecimal, kind, body):
     assert wire.decode(padded(hexadecimal)) == (kind, body)
 
 
@@ -67,7 +67,7 @@ def test_the_short_way_to_an_lcore_leads_to_the_same(hexadecimal, kind, body):
 
 
 @pytest.mark.parametrize(("hexadecimal", "kind", "body"), SEEN)
-def test_we_send_what_libmtl_sends(hexadecimal, kind, body):
+def test_records_are_encoded_as_libmtl_does(hexadecimal, kind, body):
     assert wire.encode(kind, body, Dialect.A) == padded(hexadecimal)
 
 
@@ -92,7 +92,7 @@ def test_replies_are_signed_and_zero_beyond_the_body(kind, value):
     assert record[16:] == bytes(wire.SIZE - 16)
 
 
-def test_what_is_unused_may_be_anything():
+def test_unused_bytes_of_a_request_are_ignored():
     full = padded(SEEN[2][0])[:14] + b"\xff" * (wire.SIZE - 14)
     assert wire.decode(full) == (Type.GET_LCORE, Lcore(1))
     hexadecimal, kind, body = SEEN[1]

@@ -63,7 +63,7 @@ def test_a_pin_of_another_type_is_told_from_the_right_one(fused: Object) -> None
     assert refusal(bpf.Map.pinned, BPFFS / "nothing") == errno.ENOENT
 
 
-def test_what_is_closed_everywhere_is_gone() -> None:
+def test_closed_program_is_gone() -> None:
     with Object(find_object("mtl_dp_filter.o")) as loaded, loaded.map(".data.ports") as held:
         number = held.info.id
     eventually(lambda: refusal(lambda: bpf.Map.by_id(number).close()) == errno.ENOENT)  # the kernel takes a moment

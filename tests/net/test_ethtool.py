@@ -127,7 +127,7 @@ def test_the_real_one_on_devices_that_can_do_nothing(tmp_path: Path, device: str
     changing(tmp_path, ask)
 
 
-def test_what_to_do_if_filters_are_off(stand_in: StandIn, tmp_path: Path) -> None:
+def test_disabled_filters_error_names_the_command(stand_in: StandIn, tmp_path: Path) -> None:
     stand_in.set("lo", ntuple="off")
 
     async def ask(ethtool: Ethtool, change: Change) -> None:
@@ -138,7 +138,7 @@ def test_what_to_do_if_filters_are_off(stand_in: StandIn, tmp_path: Path) -> Non
     changing(tmp_path, ask)
 
 
-def test_that_there_is_nothing_to_do_if_the_driver_has_none(stand_in: StandIn, tmp_path: Path) -> None:
+def test_driver_without_filters_is_reported(stand_in: StandIn, tmp_path: Path) -> None:
     stand_in.set("lo", ntuple="off [fixed]")
     with refused(errno.EOPNOTSUPP, "the driver stand-in has no ntuple filters"):
         asyncio.run(Ethtool(Tools(tmp_path)).rules("lo"))
@@ -166,7 +166,7 @@ def test_a_rule_that_the_driver_refuses_is_an_error_though_ethtool_exits_0(
     changing(tmp_path, insert)
 
 
-def test_a_rule_that_is_not_what_was_asked_for_is_an_error(stand_in: StandIn, tmp_path: Path) -> None:
+def test_rule_that_differs_from_the_request_is_an_error(stand_in: StandIn, tmp_path: Path) -> None:
     stand_in.set("lo", alter=True)
 
     async def insert(ethtool: Ethtool, change: Change) -> None:

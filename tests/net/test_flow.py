@@ -15,7 +15,7 @@ A, B = IPv4Address("192.168.77.2"), IPv4Address("192.168.77.1")
 A6 = IPv6Address("2001:db8::1")
 
 
-def test_what_a_client_asks_for_on_the_socket() -> None:
+def test_flow_from_the_wire() -> None:
     assert FlowSpec.from_wire(2, A, B, 0, 30000) == FlowSpec(FlowType.UDP4, A, B, 0, 30000)
     assert FlowSpec.from_wire(2, ANY, ANY, 0, 0) == FlowSpec(FlowType.UDP4, None, None, 0, 0)
     assert FlowSpec.from_wire(6, ANY, ANY, 0, 30000) == FlowSpec(FlowType.UDP6, None, None, 0, 30000)
@@ -37,7 +37,7 @@ def test_what_a_client_asks_for_on_the_socket() -> None:
         ((14, ANY, ANY, 0, 0), "every packet"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_why(request_: tuple[int, IPv4Address, IPv4Address, int, int], why: str):
+def test_invalid_flow_is_refused_with_a_reason(request_: tuple[int, IPv4Address, IPv4Address, int, int], why: str):
     with pytest.raises(OSError, match=why) as caught:
         FlowSpec.from_wire(*request_)
     assert caught.value.errno == errno.EINVAL

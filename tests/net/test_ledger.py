@@ -20,7 +20,7 @@ LAST = 2**64 - 1
 # -- owners
 
 
-def test_an_owner_is_found_again_by_who_it_is(ledger: Ledger) -> None:
+def test_owner_is_found_by_its_process(ledger: Ledger) -> None:
     first = ledger.enter(0xABC0, process())
     assert ledger.enter(0xABC0, process()) == first
     assert ledger.enter(0xABC0, process(101)) != first
@@ -42,7 +42,7 @@ def test_the_number_of_an_owner_is_not_used_again(ledger: Ledger) -> None:
     assert ledger.enter(1, process()) > first
 
 
-def test_who_is_leaving_gets_nothing_more(ledger: Ledger) -> None:
+def test_leaving_owner_gets_nothing(ledger: Ledger) -> None:
     owner = ledger.enter(1, process())
     ledger.leave(owner)
     for attempt in (
@@ -58,7 +58,7 @@ def test_who_is_leaving_gets_nothing_more(ledger: Ledger) -> None:
     assert ledger.enter(1, process()) != owner
 
 
-def test_who_has_left_is_forgotten_once_its_rules_are_gone(ledger: Ledger) -> None:
+def test_owner_is_forgotten_once_its_rules_are_gone(ledger: Ledger) -> None:
     owner, other = ledger.enter(1, process()), ledger.enter(2, process())
     assert ledger.claim_queue(owner, IF, 4) == 1
     ledger.intend_flow(owner, IF, 2, 10, SPEC)
@@ -183,7 +183,7 @@ def test_a_queue_that_came_with_a_rule_stays_after_it(ledger: Ledger) -> None:
     assert ledger.queues() == (Queue(IF, 3, owner),)
 
 
-def test_nor_does_it_go_while_another_rule_leads_to_it(ledger: Ledger) -> None:
+def test_queue_stays_while_another_rule_leads_to_it(ledger: Ledger) -> None:
     owner = ledger.enter(1, process())
     ledger.intend_flow(owner, IF, 3, 12, SPEC)
     ledger.intend_flow(owner, IF, 3, 13, SPEC)

@@ -24,7 +24,7 @@ from lab.refusals import refused
 from mtlshm.net.ledger import Ledger, State
 
 
-def test_what_was_entered_is_there_after_it_was_closed(tmp_path: Path) -> None:
+def test_entries_survive_closing(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.keep(IF)
     with Ledger(tmp_path) as ledger:
@@ -47,7 +47,7 @@ def test_another_boot_id_is_a_containers_where_no_file_outlives_a_boot() -> None
             assert ledger.in_use(IF)
 
 
-def test_what_an_earlier_boot_left_is_forgotten(tmp_path: Path) -> None:
+def test_entries_of_an_earlier_boot_are_dropped(tmp_path: Path) -> None:
     on_disk(tmp_path)
     with Ledger(tmp_path) as ledger:
         ledger.intend_flow(ledger.enter(1, process()), IF, 1, 1, SPEC)
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"no ledger")
 
 
-def test_there_is_nothing_to_read_before_there_is_a_ledger(tmp_path: Path) -> None:
+def test_reading_a_missing_ledger_fails(tmp_path: Path) -> None:
     with refused(errno.ENOENT):
         Ledger(tmp_path, read_only=True)
     assert list(tmp_path.iterdir()) == []
@@ -124,7 +124,7 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "state")
 
 
-def test_the_umask_does_not_change_who_may_read(tmp_path: Path) -> None:
+def test_file_mode_is_independent_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         with Ledger(tmp_path / "state") as ledger:
@@ -136,7 +136,7 @@ def test_the_umask_does_not_change_who_may_read(tmp_path: Path) -> None:
 
 
 @needs_root("a ledger of another group")
-def test_who_serves_says_which_group_may_read_and_others_leave_it(tmp_path: Path) -> None:
+def test_only_the_server_sets_the_ledgers_group(tmp_path: Path) -> None:
     def rights() -> dict[str, tuple[int, int]]:
         return {path.name: (path.stat().st_gid, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
 
@@ -153,7 +153,7 @@ def test_who_serves_says_which_group_may_read_and_others_leave_it(tmp_path: Path
 
 
 @needs_root("the ill will of another user")
-def test_who_is_not_in_the_group_can_open_none_of_its_files(open_path: Path) -> None:
+def test_non_members_cannot_open_the_ledgers_files(open_path: Path) -> None:
     code = """
         import os, sys
         os.setgroups([]); os.setgid(65533); os.setuid(65533)

@@ -171,7 +171,7 @@ def test_others_read_it_when_the_daemon_was_killed_and_when_it_stopped(open_path
 
 
 @needs_root("the ill will of another user")
-def test_who_may_read_it_can_delay_a_change_but_not_for_ever(open_path: Path) -> None:
+def test_reader_delays_a_change_but_not_for_ever(open_path: Path) -> None:
     """SQLite's locks are byte locks of files, and reading suffices to hold a read lock on the writers' byte."""
     code = """
         import fcntl, os, sys
@@ -192,7 +192,7 @@ def test_who_may_read_it_can_delay_a_change_but_not_for_ever(open_path: Path) ->
         assert ledger.keep(IF)
 
 
-def test_who_reads_it_for_ever_does_not_make_it_grow_for_ever(tmp_path: Path) -> None:
+def test_endless_reader_does_not_make_the_ledger_grow(tmp_path: Path) -> None:
     """What is written while somebody reads is kept apart until he is done, and the state directory is in memory."""
     with Ledger(tmp_path) as ledger, Ledger(tmp_path, read_only=True) as reader, ExitStack() as reading:
         reading.enter_context(reader._still())

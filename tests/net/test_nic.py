@@ -109,9 +109,7 @@ async def test_queues_that_can_have_no_socket_are_given_to_nobody(tmp_path: Path
         assert await b.nics.claim_queue(a, LO, 71) == 4
 
 
-async def test_nobody_else_is_at_what_is_being_cleared_before_it_is_crossed_out(
-    tmp_path: Path, stand_in: StandIn
-) -> None:
+async def test_ledger_is_locked_while_a_queue_is_cleared(tmp_path: Path, stand_in: StandIn) -> None:
     """Else who gets a port this moment finds it let through, and then it is not."""
     stand_in.set("lo", combined=4)
     async with bench(tmp_path) as b:
@@ -222,7 +220,7 @@ async def test_places_that_another_interface_has_in_the_same_table_are_passed_by
         assert stand_in.rules("lo") == {}
 
 
-async def test_a_driver_that_does_not_say_what_it_chose_is_found_out(tmp_path: Path, stand_in: StandIn) -> None:
+async def test_rule_is_looked_up_if_the_driver_does_not_report_its_place(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo", chooses=7000, mute=True)
     async with bench(tmp_path) as b:
         assert [await b.nics.add_flow(b.owner(), LO, 1, SPEC) for _ in range(2)] == [7000, 7001]
@@ -307,7 +305,7 @@ async def test_a_full_table_is_told(tmp_path: Path, stand_in: StandIn) -> None:
         assert len(b.ledger.flows()) == 3
 
 
-async def test_what_an_administrator_put_in_the_place_of_ours_is_left_alone(tmp_path: Path, stand_in: StandIn) -> None:
+async def test_administrators_rule_in_place_of_ours_is_left_alone(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo")
     async with bench(tmp_path) as b:
         a = b.owner()
@@ -369,7 +367,7 @@ async def test_a_rule_that_cannot_be_deleted_keeps_its_queue_until_it_is(tmp_pat
         assert [owner.id for owner in b.ledger.owners()] == [living]
 
 
-async def test_an_interface_that_went_takes_what_was_there(tmp_path: Path, stand_in: StandIn) -> None:
+async def test_recover_forgets_a_removed_interfaces_entries(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.set("lo")
     async with bench(tmp_path) as b:
         a = b.owner()

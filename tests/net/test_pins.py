@@ -55,7 +55,7 @@ def test_nobody_else_can_get_in(pins: Pins) -> None:
 
 
 @pytest.mark.parametrize("how", ["theirs", "open", "a link"])
-def test_what_somebody_else_has_made_is_not_used(pins: Pins, tmp_path: Path, how: str) -> None:
+def test_foreign_directory_is_not_used(pins: Pins, tmp_path: Path, how: str) -> None:
     """Nor is anything there taken for ours, or removed."""
     pins.make(IFINDEX).close()
     (directory,) = pins.path.iterdir()
@@ -94,7 +94,7 @@ def test_a_link_in_the_place_of_an_interfaces_directory_is_not_followed(pins: Pi
     assert (tmp_path / "ports").exists()
 
 
-def test_of_pins_nothing_is_removed_but_what_has_one_of_our_names(pins: Pins, tmp_path: Path) -> None:
+def test_only_pins_with_our_names_are_removed(pins: Pins, tmp_path: Path) -> None:
     """And of links only themselves."""
     (tmp_path / "file").touch()
     with pins.make(IFINDEX) as pinned:
@@ -110,7 +110,7 @@ def test_of_pins_nothing_is_removed_but_what_has_one_of_our_names(pins: Pins, tm
     assert list(pins.path.iterdir()) == []
 
 
-def test_what_has_a_pins_name_is_replaced_and_a_link_not_followed(pins: Pins, tmp_path: Path) -> None:
+def test_file_with_a_pins_name_is_replaced_and_a_link_not_followed(pins: Pins, tmp_path: Path) -> None:
     with pins.make(IFINDEX) as pinned, Object(find_object("mtl_dp_fused.o")) as program:
         ports = program.map(".data.ports")
         for make in (

@@ -49,7 +49,7 @@ async def change(tools: Tools, *arguments: str) -> Result:
         return await run("ethtool", *arguments)
 
 
-def test_what_a_program_says_and_its_status_are_returned(script: Script, tmp_path: Path) -> None:
+def test_output_and_status_are_returned(script: Script, tmp_path: Path) -> None:
     script('echo "$@"; echo "in $LC_ALL" >&2; exit 7')
     tools = Tools(tmp_path)
     assert asyncio.run(tools.read("ethtool", "-l", "a b")) == Result(7, "-l a b\n", "in C\n")
@@ -168,7 +168,7 @@ def test_reading_does_not_wait_for_the_lock(script: Script, tmp_path: Path) -> N
     asyncio.run(run())
 
 
-def test_whoever_cannot_have_the_lock_is_told_why(script: Script, tmp_path: Path) -> None:
+def test_lock_error_says_why(script: Script, tmp_path: Path) -> None:
     script("exit 0")
 
     async def run() -> None:
@@ -241,7 +241,7 @@ def test_if_we_are_killed_the_next_one_waits_until_the_orphaned_command_is_done(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: directories of others")
-async def test_where_others_could_put_something_else_in_its_place_there_is_no_lock(tmp_path: Path) -> None:
+async def test_no_lock_is_made_in_a_directory_others_can_write(tmp_path: Path) -> None:
     """A link of theirs would lead us elsewhere."""
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "theirs", 65534, 0)

@@ -48,12 +48,12 @@ def test_one_that_belongs_to_somebody_else_is_not(tmp_path: Path) -> None:
     refused(directory(tmp_path / "it", 0o755, UNPRIVILEGED), f"{tmp_path}/it belongs to uid {UNPRIVILEGED}")
 
 
-def test_nor_is_one_below_such_a_one(tmp_path: Path) -> None:
+def test_path_below_an_untrusted_directory_is_untrusted(tmp_path: Path) -> None:
     refused(directory(directory(tmp_path / "a", 0o777) / "it", 0o700), f"{tmp_path}/a can be written")
     refused(directory(directory(tmp_path / "b", 0o755, UNPRIVILEGED) / "it", 0o700), f"{tmp_path}/b belongs")
 
 
-def test_where_others_may_write_but_not_rename_roots_own_is_trusted(tmp_path: Path) -> None:
+def test_roots_file_in_a_sticky_directory_is_trusted(tmp_path: Path) -> None:
     above = directory(tmp_path / "above", 0o1777)
     opened(directory(above / "it", 0o755))
     refused(directory(above / "theirs", 0o755, UNPRIVILEGED), "theirs belongs")
@@ -73,7 +73,7 @@ def test_links_of_roots_are_followed_and_those_of_others_are_not(tmp_path: Path)
     refused(tmp_path / "round", "is a link")
 
 
-def test_what_is_no_directory_or_not_there(tmp_path: Path) -> None:
+def test_missing_directory_and_file_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is no directory"):
         open_directory(tmp_path / "file")
@@ -81,7 +81,7 @@ def test_what_is_no_directory_or_not_there(tmp_path: Path) -> None:
         open_directory(tmp_path / "nothing")
 
 
-def test_what_is_not_there_can_be_made(tmp_path: Path) -> None:
+def test_missing_directory_is_made(tmp_path: Path) -> None:
     os.close(open_directory(tmp_path / "a/b", lambda above, name: os.mkdir(name, 0o700, dir_fd=above)))
     opened(tmp_path / "a/b")
 

@@ -40,7 +40,7 @@ def test_it_is_there_while_somebody_has_it_open_or_mapped(memories: Memories) ->
     assert memories.size(UID) == 0
 
 
-def test_each_user_has_his_own(memories: Memories) -> None:
+def test_memory_is_counted_by_user(memories: Memories) -> None:
     first, second = handed_out(memories), handed_out(memories, UID + 1)
     assert (memories.size(UID), memories.size(UID + 1), memories.size(UID + 2)) == (SIZE, SIZE, 0)
     os.close(first)

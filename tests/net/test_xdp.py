@@ -120,7 +120,7 @@ def test_ports_are_set_and_cleared_one_by_one(link: Veth, gate: Gate) -> None:
 # --- loaded once, adopted ever after -------------------------------------------------------------------
 
 
-def test_what_is_loaded_is_adopted_with_ports_and_sockets(loader: Loader, link: Veth, tmp_path: Path) -> None:
+def test_loaded_programs_are_adopted_with_ports_and_sockets(loader: Loader, link: Veth, tmp_path: Path) -> None:
     with load(loader, link) as gate:
         before = attached(link)
         gate.set_port(20000, True)
@@ -137,7 +137,7 @@ def test_what_is_loaded_is_adopted_with_ports_and_sockets(loader: Loader, link: 
     assert_whole(loader, link)
 
 
-def test_find_tells_what_is_there_and_changes_nothing(loader: Loader, link: Veth) -> None:
+def test_find_changes_nothing(loader: Loader, link: Veth) -> None:
     assert asyncio.run(loader.find(link.index)) is None
     load(loader, link).close()
     with asyncio.run(loader.find(link.index)) as found:
@@ -173,7 +173,7 @@ def test_pins_that_are_missing_stale_or_of_another_type_are_made_anew(loader: Lo
 
 
 @pytest.mark.parametrize("how", ["ip link set dev near xdp off", "xdp-loader unload near --all"])
-def test_what_somebody_detached_is_put_back_with_its_ports_and_sockets(loader: Loader, link: Veth, how: str) -> None:
+def test_detached_programs_are_put_back_with_ports_and_sockets(loader: Loader, link: Veth, how: str) -> None:
     with load(loader, link) as gate, sockets(link, gate) as xsks, ExitStack() as stack:
         before = attached(link)
         gate.set_port(20000, True)
@@ -191,7 +191,7 @@ def test_what_somebody_detached_is_put_back_with_its_ports_and_sockets(loader: L
 
 
 @pytest.mark.parametrize("lost", sorted(COMPLETE))
-def test_what_cannot_be_put_back_is_loaded_anew(loader: Loader, link: Veth, lost: str) -> None:
+def test_programs_are_loaded_anew_if_they_cannot_be_put_back(loader: Loader, link: Veth, lost: str) -> None:
     load(loader, link).close()
     next(PINS.glob(f"*/{lost}")).unlink()
     detach(link)
@@ -199,7 +199,7 @@ def test_what_cannot_be_put_back_is_loaded_anew(loader: Loader, link: Veth, lost
     assert_whole(loader, link)
 
 
-def test_without_ip_what_was_detached_is_loaded_anew(
+def test_detached_programs_are_loaded_anew_without_ip(
     loader: Loader, link: Veth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(loader, link).close()

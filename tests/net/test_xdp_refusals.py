@@ -168,7 +168,7 @@ def test_success_is_not_believed(loader: Loader, link: Veth, stand_in: Callable[
     assert_nothing_is_left(link)
 
 
-def test_what_the_tool_says_is_passed_on(loader: Loader, link: Veth, stand_in: Callable[..., None]) -> None:
+def test_output_of_the_tool_is_passed_on(loader: Loader, link: Veth, stand_in: Callable[..., None]) -> None:
     stand_in("echo Permission denied by the verifier >&2; exit 243")
     load_refused(loader, link, errno.EACCES, "Permission denied by the verifier")
     assert_nothing_is_left(link)
@@ -180,7 +180,7 @@ def test_a_tool_that_hangs(link: Veth, tmp_path: Path, stand_in: Callable[..., N
     assert_nothing_is_left(link)
 
 
-def test_at_queues_beyond_the_map_there_is_nothing_to_remove(loader: Loader, link: Veth) -> None:
+def test_removing_a_socket_beyond_the_map_does_nothing(loader: Loader, link: Veth) -> None:
     with load(loader, link) as gate:
         assert gate.queues == 1024
         for queue in (gate.queues - 1, gate.queues, 65535):
@@ -202,7 +202,7 @@ def test_a_program_whose_pins_are_lost_is_ours_only_by_its_id(loader: Loader, li
     assert asyncio.run(loader.unknown(link.index)) is None
 
 
-def test_what_came_into_use_before_it_is_unloaded_stays(loader: Loader, link: Veth) -> None:
+def test_interface_used_before_unload_stays_loaded(loader: Loader, link: Veth) -> None:
     load(loader, link).close()
     asyncio.run(loader.unload(link.index, lambda: True))
     assert_whole(loader, link)

@@ -27,7 +27,7 @@ def torture(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_whoever_is_killed_no_lcore_has_two_owners_and_none_is_lost(tmp_path: Path) -> None:
+def test_no_death_duplicates_or_loses_an_lcore(tmp_path: Path) -> None:
     done = torture("--kills", 10_000, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1].startswith("torture: PASSED: ")

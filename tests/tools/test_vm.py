@@ -33,7 +33,7 @@ def test_output_and_exit_status_are_the_commands() -> None:
     assert release == next((CACHE / "lib/modules").iterdir()).name
 
 
-def test_the_command_finds_what_xdp_needs_and_cannot_change_the_checkout() -> None:
+def test_command_has_xdp_and_cannot_change_the_checkout() -> None:
     name = f"vm-{os.getpid()}"
     places = "/proc /sys /sys/fs/bpf /dev/shm /tmp /run"
     result = vm("sh", "-c", f"pwd; stat --file-system --format %T {places}; touch {name} /tmp/{name} /run/{name}")
@@ -62,7 +62,7 @@ def test_a_command_that_hangs_is_ended() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_machine_ends_with_whoever_started_it(tmp_path: Path, number: int) -> None:
+def test_machine_ends_with_its_starter(tmp_path: Path, number: int) -> None:
     """In a session of its own, of which nothing is left."""
 
     def in_session() -> set[str]:

@@ -148,7 +148,7 @@ def test_a_chain_that_was_taken_apart_is_loaded_anew(nic: Nic, loader: Loader) -
         assert set(chain(nic)) == OURS
 
 
-def test_at_queues_beyond_the_map_there_is_nothing_to_remove(nic: Nic, loader: Loader) -> None:
+def test_removing_a_socket_beyond_the_map_does_nothing(nic: Nic, loader: Loader) -> None:
     with asyncio.run(loader.load(nic.link.index, Way.CHAIN)) as gate:
         assert gate.queues == 64
         for queue in (gate.queues - 1, gate.queues, 65535):

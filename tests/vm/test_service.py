@@ -122,7 +122,7 @@ def test_a_client_notices_nothing_of_a_restart(client):
     client.get_lcore(0)
 
 
-def test_nor_of_a_crash_after_systemd_itself_has_been_replaced(client):
+def test_client_notices_no_crash_after_systemd_reexecuted(client):
     run("systemctl", "daemon-reexec")
     before = pid()
     os.kill(before, signal.SIGSTOP)
@@ -133,7 +133,7 @@ def test_nor_of_a_crash_after_systemd_itself_has_been_replaced(client):
     client.get_lcore(0)
 
 
-def test_what_ends_meanwhile_leaves_neither_lcore_nor_descriptor(client):
+def test_client_that_ends_meanwhile_leaves_nothing(client):
     assert shown("NFileDescriptorStore") == "2"  # and the listener
     before = pid()
     os.kill(before, signal.SIGSTOP)
@@ -158,7 +158,7 @@ def test_a_client_outlasts_a_daemon_that_cannot_start_for_a_while(client, drop_i
     client.get_lcore(0)
 
 
-def test_what_needs_privilege_is_done(service):
+def test_privileged_work_is_done(service):
     with made_nic() as nic, Manager(timeout=DEADLINE) as manager:
         manager.register((nic.link.index,))
         assert "xsk_def_prog" in run("xdp-loader", "status", nic.link.name)
@@ -170,7 +170,7 @@ def test_what_needs_privilege_is_done(service):
         eventually(lambda: asyncio.run(look(nic.link.index)).programs == ())
 
 
-def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, drop_in, tmp_path):
+def test_slow_request_is_answered_before_it_stops(service, stand_in, drop_in, tmp_path):
     """A command that it runs is not ended with it."""
     settings = {name: os.environ[name] for name in ("PATH", "MTLSHM_ETHTOOL_STAND_IN")} | {"MTLSHMD_XDP": "fused"}
     drop_in.write_text("[Service]\n" + "".join(f'Environment="{name}={value}"\n' for name, value in settings.items()))
@@ -188,7 +188,7 @@ def test_what_takes_its_time_is_answered_before_it_stops(service, stand_in, drop
         assert list(stand_in.rules(link.name)) == [1]
 
 
-def test_what_others_share_outlasts_it(service):
+def test_runtime_directory_outlasts_the_service(service):
     systemctl("stop")
     assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
     assert shown("NFileDescriptorStore") == "0"
