@@ -35,22 +35,19 @@ from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.figures import Figures, figures
 from mtlshm.daemon.pace import Pace
 from mtlshm.daemon.process import Client
+from mtlshm.daemon.sockets import Sockets
 from mtlshm.net import links, news
 from mtlshm.net.attached import Attached, Way, look
 from mtlshm.net.flow import FlowSpec
 from mtlshm.net.gate import Gate
 from mtlshm.net.ledger import Ledger, LedgerOwner, Owner, QueueNumber, patiently
 from mtlshm.net.nic import SOMEWHERE, Nics
-from mtlshm.net.opener import Opener
 from mtlshm.net.tool import Tools
-from mtlshm.net.umem import Memories
 from mtlshm.net.xdp import Loader, in_the_way
 from mtlshm.net.xsk import Layout, XskSocket
 
 log = logging.getLogger(__name__)
 
-# The kernel drops a dead owner's UMEM late, and until then its queue cannot be bound.
-_BIND_AGAIN = (0.02, 0.2, 1.0, 2.0)  # seconds
 # What somebody detaches is put back, but two who undo each other's work shall not keep the NIC from its own.
 _PUT_BACK = 5, 60.0  # times within so many seconds
 _PUT_BACK_AGAIN = 15.0  # seconds; if it could not be
@@ -61,8 +58,7 @@ _GONE = LedgerOwner(0)  # nobody has that number
 class Interfaces:
     """Serves clients from start() to close(), in the event loop.
 
-    `way` is how to load XDP programs, `umem_limit` the size in bytes of the largest UMEM that a client may have; and a
-    user has no more memory of them than that for each of his queues, of those whose queue was given back as well.
+    `way` is how to load XDP programs; for `umem_limit` see sockets.py.
     """
 
     def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
@@ -71,9 +67,7 @@ class Interfaces:
         self.tool_failures = tools.failures
         self._nics = Nics(ledger, tools, self._clear)
         self._way = way
-        self._umem_limit = umem_limit
-        self._memories = Memories()
-        self._opener = Opener()
+        self._sockets = Sockets(ledger, self._nics, self._gate, umem_limit)
         self._loop = asyncio.get_running_loop()
         self._owners: dict[tuple[int, ...], LedgerOwner] = {}  # in the ledger, by Client.identity
         self._orphans = Deaths()  # by the owner in the ledger
@@ -82,7 +76,6 @@ class Interfaces:
         self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(*_PUT_BACK))
         self._waiting: set[int] = set()  # to be looked at later
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._openings: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # of sockets, by uid
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -113,8 +106,7 @@ class Interfaces:
         self._orphans.close()
         for gate in self._gates.values():
             gate.close()
-        self._opener.close()
-        self._memories.close()
+        self._sockets.close()
         self._ledger.close()
 
     # -- what clients ask for
@@ -174,63 +166,9 @@ class Interfaces:
         """A queue, which becomes the client's, and a socket bound to it; or OSError."""
         ifindex = body.ifindex or await links.index_of(body.name)
         layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
-        layout.check(self._umem_limit)
+        self._sockets.check(layout)
         await self._use(client, ifindex)
-        for pause in _BIND_AGAIN:
-            with suppress(BlockingIOError):
-                return await self._open_xsk_in_turn(client, ifindex, layout)
-            await asyncio.sleep(pause)
-        return await self._open_xsk_in_turn(client, ifindex, layout)
-
-    async def _open_xsk_in_turn(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
-        """One at a time for each user, as it takes a CPU while it lasts, and the memory is counted before."""
-        async with self._openings[client.process.uid]:
-            return await self._open_xsk(client, ifindex, layout)
-
-    async def _open_xsk(self, client: Client, ifindex: int, layout: Layout) -> tuple[wire.Xsk, XskSocket]:
-        """On the first queue that is free in the ledger and can be bound. BlockingIOError if that is none just now."""
-        owner, uid = self._owner(client), client.process.uid
-        self._check_memory(uid, layout.size)
-        passed_by: list[QueueNumber] = []
-        try:
-            while True:
-                try:
-                    most = self._gate(ifindex).queues
-                    passed_by.append(await self._nics.claim_queue(owner, ifindex, most))
-                except OSError as error:
-                    if passed_by and error.errno == errno.ENOSPC:
-                        text = f"interface {ifindex}: of queues {passed_by}, which nobody owns, others have sockets"
-                        raise BlockingIOError(errno.EAGAIN, text) from error
-                    raise
-                try:
-                    xsk = await self._opener.open(ifindex, passed_by[-1], layout)
-                except OSError as error:
-                    if error.errno == errno.EBUSY:
-                        continue
-                    raise
-                try:
-                    if passed_by[-1] not in {each.queue for each in self._ledger.queues(ifindex, owner)}:
-                        raise OSError(errno.ESRCH, f"owner {owner} or interface {ifindex} has gone meanwhile")
-                    self._gate(ifindex).set_socket(passed_by[-1], xsk.socket)
-                except BaseException:
-                    xsk.close()
-                    raise
-                self._memories.hand_out(uid, xsk.umem, layout.size)
-                return wire.Xsk(passed_by.pop(), ifindex), xsk
-        finally:
-            for queue in passed_by:
-                try:
-                    await self._nics.put_queue(owner, ifindex, queue)
-                except OSError as error:  # the owner's end gives it back
-                    log.error("queue %d of interface %d: %s", queue, ifindex, error.strerror or error)
-
-    def _check_memory(self, uid: int, size: int) -> None:
-        """BlockingIOError if a user keeps that of sockets whose queues were given back: he could have any amount."""
-        owners = {owner.id for owner in self._ledger.owners() if owner.process.uid == uid}
-        queues = sum(queue.owner in owners for queue in self._ledger.queues())
-        if (kept := self._memories.size(uid)) + size > (queues + 1) * self._umem_limit:
-            text = f"uid {uid} keeps {kept} bytes of UMEMs, for {queues} queues; close and unmap what is needed no more"
-            raise BlockingIOError(errno.EAGAIN, text)
+        return await self._sockets.open(partial(self._owner, client), client.process.uid, ifindex, layout)
 
     def map_of(self, ifindex: int) -> int | None:
         """The descriptor of the interface's xsks_map, which stays ours."""
