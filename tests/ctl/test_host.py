@@ -62,7 +62,7 @@ def test_warnings_are_no_reason_for_another_exit_status(ctl: Ctl, segment: str) 
 @needs_root("another user")
 def test_looking_needs_no_privilege(environment: dict[str, str], segment: str) -> None:
     modules = "sqlite3, mtlshm.net.bpf, mtlshm.net.xdp, mtlshm.ctl.app"
-    code = f"import {modules}\n{as_user(UNPRIVILEGED, UNPRIVILEGED, [])}mtlshm.ctl.app.main()"
+    code = f"import {modules}\nmtlshm.ctl.app.load()\n{as_user(UNPRIVILEGED, UNPRIVILEGED, [])}mtlshm.ctl.app.main()"
     command = [sys.executable, "-c", code, "doctor", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
     found = host_of(done)

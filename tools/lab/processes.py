@@ -288,7 +288,7 @@ def run_python(code: str, *arguments: object, user: tuple[int, int, list[int]] |
 
 def as_user(uid: int, gid: int, groups: list[int]) -> str:
     """Python code that becomes another user, who need not be able to read the interpreter's files."""
-    imports = "import asyncio, grp, pwd, os, posix_ipc, mtlshm, mtlshm.daemon.app\n"
+    imports = "import asyncio, grp, logging, pwd, os, posix_ipc, tomllib, mtlshm, mtlshm.daemon.app\n"
     return f"{imports}os.setgroups({groups}); os.setgid({gid}); os.setuid({uid})\n"
 
 
