@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What went wrong outside of this library, for people: the step of the operating system that failed, and its path. A
+ * Failures outside of this library, for messages to people: the step of the operating system that failed, and its path. A
  * number alone cannot say it: ENOENT is "no segment there" of one file and "no such CPU" of another.
  *
  * Kept for each thread until its next call. Functions that succeed without a system call, mtlshm_claim() above

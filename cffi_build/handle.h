@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * An instance's handle: what this process knows of an instance that it registered or keeps.
+ * An instance's handle: the facts that this process keeps of an instance.
  */
 #ifndef MTLSHM_HANDLE_H
 #define MTLSHM_HANDLE_H

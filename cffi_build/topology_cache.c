@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What reading sysfs gave, kept at hand for claims by policy.
+ * The topology, cached for claims by policy.
  *
  * Reading all of sysfs takes a thousand times as long as a claim, and looking which CPUs are online takes
  * ten times as long. So the former is done once, and again only when the latter shows a change; and the

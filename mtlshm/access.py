@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whose segment this is, and which group may use it.
+"""The owner of a segment, and the group that may use it.
 
 Both are asked of the file that is mapped, not of its path, which may lead to another file by now.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The words of the table: what kinds of instances there are, what an lcore is for, what a claim does about siblings."""
+"""The enumerations of the table: kinds of instances, types of lcores, and policies for SMT siblings."""
 
 from __future__ import annotations
 

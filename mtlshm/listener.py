@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who listens at a Unix socket."""
+"""The process that listens at a Unix socket."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is to be known of processes that are none of ours, within limits of bytes and of CPU time.
+"""Facts about foreign processes, read within limits of bytes and of CPU time.
 
 How long the files are that /proc has of a process, and how long it takes to read them, is decided by that process: each
 mapping prints its path, of up to 4,096 characters, and there may be 65,530. So everything here has a limit, and what is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the host's CPUs look like, as the C core reads it from sysfs."""
+"""The host's CPUs, caches and NUMA nodes, as the C core reads them from sysfs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The processes that have a segment in their memory, as far as /proc shows them: for people, who are to stop them."""
+"""The processes that have a segment in their memory, as far as /proc shows them: for messages to people."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Parents and tenants in a snapshot: who draws lcores from whom."""
+"""Parents and tenants in a snapshot."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""interfaces, queues, flows, ports: what AF_XDP clients have of the host's interfaces, as the daemon's ledger says."""
+"""interfaces, queues, flows, ports: the entries of AF_XDP clients in the daemon's ledger."""
 
 from __future__ import annotations
 

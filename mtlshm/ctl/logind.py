@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""systemd-logind, which deletes what a user has in /dev/shm when he logs out for the last time."""
+"""systemd-logind, which deletes a user's files in /dev/shm at the last logout."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options that several verbs have. What is not said is where the daemon's settings file says, as for everybody."""
+"""Options that several verbs have. Their defaults come from the daemon's settings file, as for all programs."""
 
 from __future__ import annotations
 

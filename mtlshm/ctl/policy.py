@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a claim by policy asks for, on the command line.
+"""The options of a claim by policy.
 
 HOW MANY LCORES N WORKERS NEED. libmtl never hands out its main lcore. Without a core list in its init parameters DPDK
 takes the affinity mask, and the main lcore is the lowest CPU in it: N workers need N + 1 lcores. With a core list

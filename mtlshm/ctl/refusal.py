@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Why a claim was refused, in numbers: how many lcores were asked for, how many are free, and who holds the rest."""
+"""The reason for a refused claim in numbers: lcores asked for, lcores free, and the holders of the rest."""
 
 from __future__ import annotations
 

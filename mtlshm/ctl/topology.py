@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""topology: what the host's CPUs look like."""
+"""topology: the host's CPUs, caches and NUMA nodes."""
 
 from __future__ import annotations
 

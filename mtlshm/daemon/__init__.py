@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""mtlshmd: collects what the dead left. Each duty is a module; app wires them together."""
+"""mtlshmd: collects dead instances and serves libmtl. Each duty is a module; app wires them together."""

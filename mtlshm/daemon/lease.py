@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a client of the manager socket draws its lcores from: the lease in its environment, or what is free.
+"""The source of a socket client's lcores: the lease in its environment, or all free lcores.
 
 THE ENVIRONMENT IS THE CLIENT'S, and so is how long it takes to read: it may be megabytes, and while the client is in
 execve(), where it may hang for as long as a file system likes that it closes a file of, nobody can open

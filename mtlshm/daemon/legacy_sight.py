@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is attached to the legacy table, as an observer sees it.
+"""The processes attached to the legacy table, as an observer sees them.
 
 Only memory maps tell, which others can make as long as they like; so the answer comes later, when the table may have
 changed. It still says who is there. That somebody is not there, it says only as long as nobody has come or gone.

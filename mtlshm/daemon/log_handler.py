@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The log is written to standard error, and nobody waits for its reader.
+"""The log: written to standard error without waiting for its reader.
 
 A reader that stops reading (a log driver that hangs, a terminal on which somebody pressed Ctrl-S) would stop us in
 write(2), and all clients with us. So what cannot be written now waits here, up to a limit; what comes after that is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a client's own process claimed directly in the table, and its libmtl uses.
+"""Lcores that a client's process claimed directly in the table and its libmtl uses.
 
 libmtl asks the daemon even for an lcore that its own process holds. So it gets that through a second record of the
 client's, a tenant of the process's instance: while libmtl has the lcore, it is not the process's to release, and what

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How often something may be done that somebody else may undo again and again."""
+"""A limit for repeating what another program may undo again and again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is at the other end of a connection, by the kernel's word and nobody else's."""
+"""The process at the other end of a connection, as the kernel alone names it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processes that do not map the table: who they are, and whether they are the same as before.
+"""Processes that do not map the table: their identity, and how to find them again.
 
 A pidfd names a process for ever; a PID is somebody else's one day. So a process is met through a pidfd, and what
 the table keeps of it must suffice to find it again after our own restart: its PID as we see it, our PID namespace, and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The reaper: what a process held when it died is free at once.
+"""The reaper frees the lcores of a dead process at once.
 
 Nothing depends on it but speed. Any client that needs an lcore of a dead process takes it without us; we see to it
 that nobody has to, and that the table shows who lives. So an event that is missed costs a delay, never a core.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What answers each type of request at the manager socket.
+"""The table of request types at the manager socket, and what answers each.
 
 REQUESTS is the only place where the type of a request decides anything. The bytes are in wire.py; what a client has is
 in its session (session.py); what its interfaces have is in interfaces.py.

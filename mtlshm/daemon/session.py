@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one client of the manager socket asks for, and what it is told.
+"""One client of the manager socket: its requests and their answers.
 
 REGISTER makes a proxied instance for it. That ends with the session or stays when we stop, to be found by our
 successor: connection.py says when. What it draws its lcores from, lease.py says.

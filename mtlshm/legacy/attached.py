@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is attached to the legacy table, and whose an entry is.
+"""The processes attached to the legacy table, and the owners of its entries.
 
 WHO LIVES is not to be had from the entry, since PID and host name are those of the owner's container. But an owner is
 attached for as long as it owns, and attached is what has the segment in its memory map (strangers.py). So each PID

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a flow rule matches: the packets that a NIC is to steer to one of its queues."""
+"""The match of a flow rule: the packets that a NIC steers to one of its queues."""
 
 from __future__ import annotations
 

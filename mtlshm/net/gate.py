@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The maps of our XDP programs: which ports they let through, to which sockets, and what they counted."""
+"""The maps of our XDP programs: ports let through, their sockets, and counters."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kernel's news of interfaces, for those who have something on them."""
+"""The kernel's messages about interfaces that we serve."""
 
 from __future__ import annotations
 

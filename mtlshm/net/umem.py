@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How much memory is still there of what was handed out.
+"""The memory of sockets that were handed out, for as long as it exists.
 
 A UMEM is a memfd, and lasts as long as anyone has it open or mapped, whatever becomes of the socket it was made for and
 of the process that it was made for: it can be passed on. Whoever made it cannot see that, and must not keep it to find

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who owns which queue, flow rule and port, and which interfaces are in use: ledger.py says more."""
+"""The owners of queues, flow rules and ports, and the interfaces in use; see ledger.py."""
 
 from mtlshm.net.ledger.ledger import Ledger
 from mtlshm.net.ledger.rows import (

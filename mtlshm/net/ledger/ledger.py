@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ledger: who owns which queue, flow rule and port, and which interfaces are in use.
+"""The ledger: the owners of queues, flow rules and ports, and the interfaces in use.
 
 WHY IT IS NOT IN THE SEGMENT. What is written here decides what a privileged daemon deletes from a NIC. The segment can
 be written by its whole group; here only the daemon's user writes. So the ledger is a file of its own, in the daemon's

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ledger says, row by row."""
+"""The rows of the ledger."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ledger's file: SQLite, with who may write and who serves.
+"""The ledger's file: SQLite, the right to write it, and the one server.
 
 WHY SQLITE. Whatever is killed when, the file is whole: a change is a transaction, and what was not committed never
 happened. It is in WAL mode, where nobody who reads keeps us from writing, and readers see one state until they are
