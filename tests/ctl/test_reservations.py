@@ -169,7 +169,7 @@ def test_status_shows_the_reservation_and_its_use(ctl: Ctl, segment: str) -> Non
             rows = [line.split() for line in ctl("status").stdout.splitlines()]
             (used,) = [row for row in rows if row[:2] == [str(cpu), "app"]]
             assert "studio" in used
-            (shown,) = [row for row in rows if row[:1] == ["studio"]]
+            (shown,) = [row for row in rows if row[2:3] == ["studio"]]
             assert shown[-2:] == ["-", str(cpu)]
         (lcore,) = json.loads(ctl("status", "--json").stdout)["lcores"]
         assert (lcore["label"], lcore["type"]) == ("studio", "lease")
