@@ -74,6 +74,12 @@ class Host:
         mapping = self._opened()  # ours until the call is over, whoever closes the host meanwhile
         return int(function(mapping.c, *arguments))
 
+    @property
+    def handle(self) -> Any:
+        """The core's own, a `struct mtlshm_host *`, for code that calls it by itself. It is valid until close(), and as
+        long as an instance made here is."""
+        return self._opened().c
+
     def file(self) -> SegmentFile:
         """The file that is mapped, as it was when it was opened; `path` may lead to another by now."""
         c = ffi.new("struct mtlshm_file *")

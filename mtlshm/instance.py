@@ -45,6 +45,11 @@ class Instance:
         self._proxied = proxied
         self._c = c  # NULL once closed: the core answers EBADF
 
+    @property
+    def handle(self) -> Any:
+        """The core's own, a `struct mtlshm_instance *`, valid as long as this object is; NULL once it is closed."""
+        return self._c
+
     def claim(self, lcore: int, type: int = _APP) -> None:
         """Claim one lcore, from a dead owner too. Busy if a living instance holds it, this one included."""
         try:

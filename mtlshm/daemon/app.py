@@ -27,6 +27,7 @@ from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.daemon.manager_socket import ManagerSocket
 from mtlshm.daemon.options import Settings, options
 from mtlshm.daemon.reaper import Reaper
+from mtlshm.daemon.selector import Selector
 from mtlshm.daemon.service import Service
 from mtlshm.errors import about, reason
 from mtlshm.legacy import lending
@@ -62,13 +63,15 @@ def command(context: click.Context, /, teardown: bool, **given: Any) -> None:
     logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(settings.log_level.upper())
     try:
-        asyncio.run(_tear_down(settings) if teardown else _serve(settings))
+        selector = Selector()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+            runner.run(_tear_down(settings) if teardown else _serve(settings, selector))
     except OSError as error:
         log.error("%s", about(error))
         context.exit(3 if isinstance(error, OtherLayout) else 1)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, selector: Selector) -> None:
     loop = asyncio.get_running_loop()
     service = Service()
     stopped: asyncio.Future[None] = loop.create_future()
@@ -93,7 +96,7 @@ async def _serve(settings: Settings) -> None:
         if warning := access.give_to_group(host):
             log.warning("%s", warning)
         me = duties.enter_context(_register(host))
-        reaper = duties.enter_context(closing(Reaper(host, me.owner, stop)))
+        reaper = duties.enter_context(closing(Reaper(host, me.owner, stop, selector)))
         reaper.start()
         examiner = duties.enter_context(closing(Examiner(host)))
         examiner.start()
@@ -118,7 +121,7 @@ async def _serve(settings: Settings) -> None:
         if path := settings.socket:
             gid = _gid(settings.socket_group)
             interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
-            server = ManagerSocket(host, Path(path), settings.socket_mode, gid, interfaces, service, loans)
+            server = ManagerSocket(host, Path(path), settings.socket_mode, gid, interfaces, service, selector, loans)
             duties.enter_context(closing(server))
             duties.push_async_callback(server.finish)
             try:

@@ -16,6 +16,10 @@ because the client has hundreds unread is lost with us; libmtl reads each before
 ONE REQUEST A TURN. A client that sends many at a time waits for its turn like all others: the event loop goes round and
 answers one of each.
 
+C ANSWERS FIRST. While we watch the socket for reading, it is lent to the selector, which answers in the same way what
+it can, and leaves us the rest (selector.py). Never do both have it: we take it back for half a record, for work, and
+for a reply that waits.
+
 While a request is worked on, or its reply waits for the client to read, nothing is read from that connection. If the
 client ends meanwhile, the work goes on, and what it got is given back after that.
 """
@@ -38,6 +42,7 @@ from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.reply import Reply
+from mtlshm.daemon.selector import Selector
 from mtlshm.daemon.session import Loans, Session
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
@@ -59,6 +64,7 @@ class Server(Protocol):
     observer: Observer
     store: Store
     loop: asyncio.AbstractEventLoop
+    selector: Selector  # the loop's
     null: int  # a descriptor of /dev/null
     finishing: bool  # nothing more is to be begun
 
@@ -94,9 +100,10 @@ class Connection:
             self._forget,
             server.loans,
         )
-        server.loop.add_reader(client.fileno(), self._read)
+        self._listen()
         if self._peer.pidfd is not None:
             server.loop.add_reader(self._peer.pidfd, self._died)
+            server.selector.lend_process(self._peer.pidfd, self._session.grants)
 
     @property
     def owner(self) -> TableOwner:
@@ -117,7 +124,7 @@ class Connection:
             raise
 
     def pause(self) -> None:
-        """Read nothing more."""
+        """Read nothing more, nor does C."""
         self._server.loop.remove_reader(self._socket.fileno())
 
     def leave(self) -> None:
@@ -169,7 +176,22 @@ class Connection:
 
     # -- requests
 
+    def _listen(self) -> None:
+        self._server.loop.add_reader(self._socket.fileno(), self._read)
+        self._lend()
+
+    def _lend(self) -> None:
+        """C answers what it can, from the first byte of a record on, as long as we watch the socket for reading."""
+        self._server.selector.lend(self._socket.fileno(), self._session.grants)
+
     def _read(self) -> None:
+        """Something that C has left to us."""
+        if self._session.grants.over:
+            self._end()
+            return
+        if record := self._session.grants.unsent():
+            self._wait_for_room(Reply(record))
+            return
         try:
             arrived = self._socket.recv(wire.SIZE - len(self._half), socket.MSG_PEEK)
         except BlockingIOError:
@@ -190,10 +212,14 @@ class Connection:
         if len(record) < wire.SIZE:
             self._take(len(record) - len(self._half))
             self._half = record
+            self._server.selector.take_back(self._socket.fileno())  # the next byte is none of a record's first
             return
+        in_pieces = bool(self._half)
         answer = requests.answer(self._session, record)
         if isinstance(answer, Reply):
             self._send(answer)
+            if in_pieces and self._unsent is None:
+                self._lend()
         else:
             self._begin(answer)
 
@@ -235,7 +261,7 @@ class Connection:
 
     def _go_on_reading(self) -> None:
         if self._unsent is None and self.work is None and not self._server.finishing:
-            self._server.loop.add_reader(self._socket.fileno(), self._read)
+            self._listen()
 
     # -- replies
 
@@ -247,9 +273,13 @@ class Connection:
         try:
             self._transmit(reply)
         except BlockingIOError:
-            # It does not read. Nor do we then.
-            self.pause()
-            self._server.loop.add_writer(self._socket.fileno(), self._flush)
+            self._wait_for_room(reply)
+
+    def _wait_for_room(self, reply: Reply) -> None:
+        """The client does not read. Nor do we then."""
+        self._unsent = reply
+        self.pause()
+        self._server.loop.add_writer(self._socket.fileno(), self._flush)
 
     def _transmit(self, reply: Reply) -> None:
         if descriptors := reply.given or reply.lent:

@@ -6,9 +6,13 @@ To count costs an addition whether anybody asks or not, and what clients choose 
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+
+from mtlshm._core import lib
+from mtlshm.wire import Type
 
 UNKNOWN = 0  # a type of request that there is not
 BOUNDS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)  # seconds
@@ -37,6 +41,18 @@ class Counts:
     def request(self, kind: int, answer: int) -> None:
         """One was answered."""
         self.requests[kind, min(answer, 0)] += 1
+
+    def answered(self) -> Counter[tuple[int, int]]:
+        """Requests, and those that C has answered."""
+        c, get, put = lib.session_counts, int(Type.GET_LCORE), int(Type.PUT_LCORE)
+        by_c = {
+            (int(Type.HEARTBEAT), 0): c.heartbeats,
+            (get, 0): c.granted,
+            (get, -errno.EBUSY): c.busy,
+            (put, 0): c.given_back,
+            (put, -errno.EINVAL): c.invalid,
+        }
+        return self.requests + Counter(by_c)
 
 
 COUNTS = Counts()  # a process is one daemon

@@ -18,19 +18,23 @@ How many threads a process has is its own choice. Of few, this is quick; of more
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtlshm import CpuSet
+from mtlshm._core import lib
 from mtlshm.daemon.observer import Observer
 from mtlshm.strangers import threads
 
 # dpdk-worker<id> since DPDK 23.11; before that lcore-worker-<id>, or rte-worker-<id>
 _PREFIXES = ("dpdk-worker", "lcore-worker-", "rte-worker-")
+_DIGITS = re.compile(r"\d+$")
 _WORKER = rf"({'|'.join(_PREFIXES)})\d*$"
 _NAME = 15  # characters, TASK_COMM_LEN
 _FEW, _MOST = 64, 65536
+_LCORES = int(lib.MTLSHM_LCORES)
 ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -46,11 +50,22 @@ class Lcores:
         """None: which one cannot be told, or there is no such lcore."""
         if not self.workers:
             return lcore_id if self.online is None or lcore_id in self.online else None
-        fitting = {cpus for name, cpus in self.workers if name in _names(lcore_id)}
+        names = _names(lcore_id)
+        fitting = {cpus for name, cpus in self.workers if name in names}
         if len(fitting) == 1 and len(cpus := fitting.pop()) == 1:
             return cpus[0]
         identity = all(len(cpus) == 1 and name in _names(cpus[0]) for name, cpus in self.workers)
         return lcore_id if identity and (lcore_id,) in fitting else None
+
+    def known(self) -> Iterator[tuple[int, int]]:
+        """The ids, and what cpu() says of each, if that takes no time; else none."""
+        ids: Iterable[int] = range(_LCORES) if self.online is None else self.online
+        if self.workers:
+            names = [name for name, _ in self.workers] if len(self.workers) <= _FEW else []
+            ids = {int(digits[0]) for name in names if (digits := _DIGITS.search(name))}
+        for lcore_id in ids:
+            if (cpu := self.cpu(lcore_id)) is not None:
+                yield lcore_id, cpu
 
 
 def at_once(pid: int) -> Lcores | None:

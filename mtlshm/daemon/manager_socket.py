@@ -34,6 +34,7 @@ from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
+from mtlshm.daemon.selector import Selector
 from mtlshm.daemon.session import Loans
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
@@ -61,6 +62,7 @@ class ManagerSocket:
         gid: int | None,
         interfaces: Lazy[Interfaces],
         store: Store,
+        selector: Selector,
         loans: Loans | None = None,
     ) -> None:
         self.host = host
@@ -68,6 +70,7 @@ class ManagerSocket:
         self.interfaces = interfaces
         self.observer = Observer(idle=_OBSERVER_IDLE)  # of members: not the one that strangers keep busy
         self.store = store
+        self.selector = selector
         self.loop = asyncio.get_running_loop()
         self.null = _open_null()
         self._spare: int | None = None  # a descriptor kept for the pidfd of the next client

@@ -219,7 +219,7 @@ def _requests() -> Metric:
         "mtlshm_requests", "Requests answered at the manager socket.", labels=("type", "result")
     )
     names = {int(kind): kind.name.lower() for kind in Type}
-    for (kind, answer), count in sorted(COUNTS.requests.items()):
+    for (kind, answer), count in sorted(COUNTS.answered().items()):
         result = errno.errorcode.get(-answer, "other") if answer else "ok"
         family.add_metric((names.get(kind, "unknown"), result), count)
     return family

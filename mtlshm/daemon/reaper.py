@@ -15,6 +15,9 @@ There are two sources of events, and one proof.
   A pidfd for each process whose PID we can see. It says who, and it comes after the lock is gone (exit_notify() runs
     after the address space and the files are dropped). It misses an exec, which ends an instance too.
 
+    The selector collects as soon as it comes, and we are told then. It lets what inotify says wait for it, a
+    millisecond at most: see cffi_build/selector/selector.c.
+
   The proof is the life lock, and only that: Host.collect() refuses the living. So it does not matter if a PID was
     that of another process by the time we opened it: the event would be late or for nothing, not wrong. Opened first
     and asked after, the lock also tells that the process had not died before there was anything to report it.
@@ -39,6 +42,7 @@ from mtlshm import Busy, Host, MtlshmError
 from mtlshm.cpuset import counted
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.counts import COUNTS
+from mtlshm.daemon.selector import Death, Selector
 from mtlshm.daemon.watch import Watch
 from mtlshm.errors import reason
 from mtlshm.kinds import TableOwner
@@ -57,6 +61,7 @@ class _Watch:
     label: str
     pid: int
     pidfd: int | None  # None: not in our PID namespace, or no descriptor left
+    death: Death  # by the pidfd
 
 
 class Reaper:
@@ -66,10 +71,11 @@ class Reaper:
     the one we have open: then there is nothing left to do here.
     """
 
-    def __init__(self, host: Host, spare: TableOwner, lost: Callable[[MtlshmError], None]) -> None:
+    def __init__(self, host: Host, spare: TableOwner, lost: Callable[[MtlshmError], None], selector: Selector) -> None:
         self._host = host
         self._spare = spare
         self._lost = lost
+        self._selector = selector
         self._loop = asyncio.get_running_loop()
         self._namespace = _pid_namespace()
         self._watched: dict[TableOwner, _Watch] = {}
@@ -77,7 +83,8 @@ class Reaper:
         self._heard: float | None = None  # when the file was closed, by somebody who may have died, until all looks
         self._next_look: asyncio.TimerHandle | None = None
         self._understanding: asyncio.Handle | None = None
-        self._watch_file = Watch(host.path, _EVENTS, self._on_segment, self._look, _WITHOUT_EVENTS)
+        watched = selector.lend_segment
+        self._watch_file = Watch(host.path, _EVENTS, self._on_segment, self._look, _WITHOUT_EVENTS, watched)
 
     def start(self) -> None:
         """Watch, then catch up on what happened before: in this order nothing falls between."""
@@ -149,7 +156,10 @@ class Reaper:
             return
         present.discard(self._spare)
         for owner in self._watched.keys() - present:
-            self._forget(owner)
+            if self._watched[owner].death.met:  # by C, a moment ago
+                self._collect(owner)
+            else:
+                self._forget(owner)
         for owner in present - self._watched.keys():
             self._watch(owner)
 
@@ -159,7 +169,8 @@ class Reaper:
             if info is None:
                 return
             pidfd = _open_pidfd(info.pid) if info.pid_namespace == self._namespace else None
-            self._watched[owner] = _Watch(info.label, info.pid, pidfd)
+            death = Death(self._host, owner)
+            self._watched[owner] = _Watch(info.label, info.pid, pidfd, death)
             if pidfd is None:
                 self._unseen.add(owner)
             alive = self._host.alive(owner)
@@ -173,13 +184,14 @@ class Reaper:
             self._collect(owner)
         elif pidfd is not None:
             self._loop.add_reader(pidfd, self._collect, owner)
+            self._selector.lend_instance(pidfd, death)
 
     def _collect(self, owner: TableOwner) -> None:
         """Its process may have died: free what it held, if the lock agrees."""
-        heard = self._loop.time()
         watch = self._watched[owner]
+        heard = self._loop.time() - watch.death.took
         try:
-            freed = self._host.collect(owner)
+            freed = watch.death.freed() if watch.death.met else self._host.collect(owner)
         except Busy:
             # Lives; or its pidfd says dead but a child made by vfork() still uses the address space. The file's
             # close will tell.

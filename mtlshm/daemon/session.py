@@ -25,9 +25,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mtlshm import Busy, Host, Instance, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
+from mtlshm import Busy, Host, Instance, InstanceGone, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
 from mtlshm.daemon import eal, lease, process
 from mtlshm.daemon.bounded_log import SELDOM
+from mtlshm.daemon.grants import Grants
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.lease import Lease
 from mtlshm.daemon.observer import Observer
@@ -90,7 +91,7 @@ class Session:
         self._over = False
         self._lease: Lease | None = None  # once looked up
         self._lcores: eal.Lcores | None = None  # once looked up
-        self._held: dict[int, int] = {}  # CPUs by lcore id, as granted here
+        self.grants = Grants(host)  # by lcore id
         self._refused: set[int] = set()  # lcores that are lent, of which that is said
         self._refused_all = False  # which is said once
         self._said = ""  # of it in the log, last, which is not repeated
@@ -108,20 +109,24 @@ class Session:
             self._lease = Lease(info.parent)
         for lcore in self._host.snapshot().lcores:
             if lcore.owner.owner == owner:
-                self._held[lcore.id] = lcore.number
-        self._held |= self._own.resume(info)
+                self.grants.hold(lcore.id, lcore.number)
+        for lcore_id, cpu in self._own.resume(info).items():
+            self.grants.hold(lcore_id, cpu)
+        self._share()
 
     def end(self) -> Callable[[], None]:
         """Give back all that was granted. What is returned does so with what it has of interfaces, and is to be called
         once no work for it is left."""
         self._over = True
-        for lcore_id in list(self._held):
+        for lcore_id in self.grants:
             self.put(lcore_id)
         client = self.client
         if self._instance is None or client is None:
             return lambda: None
-        self._instance.unregister()
+        with suppress(InstanceGone):  # C has met the end
+            self._instance.unregister()
         self._instance = None  # for work that is not done yet
+        self._share()
         return lambda: self.interfaces.tell(lambda interfaces: interfaces.gone(client))
 
     def leave(self) -> None:
@@ -139,7 +144,7 @@ class Session:
     @property
     def lcores(self) -> int:
         """How many it was granted here."""
-        return len(self._held)
+        return len(self.grants)
 
     def warn_failed(self, request: str, error: OSError) -> None:
         """Its request was answered with an error; the log says why, once."""
@@ -192,6 +197,7 @@ class Session:
         who = self._identify(body.hostname, start_ticks)
         self._instance, self._lease = lease.register(self._host, who, found)
         self.dialect, self.owner = body.dialect, self._instance.owner
+        self._share()
         self._name(who)
         self._registered()
 
@@ -221,6 +227,7 @@ class Session:
             self.interfaces.tell(lambda served: served.gone(client))
             self._instance = self.client = self._lease = self.dialect = None
             self.owner = NOBODY
+            self._share()
         return -errno.ENODEV
 
     async def _serve(self, client: Client, interfaces: tuple[int, ...]) -> bool:
@@ -267,13 +274,14 @@ class Session:
             if self._lcores is None or self._lease is None:
                 return self._get_later(lcore_id)
             self._check_lcores()
+            self._share()
         return self._grant(lcore_id)
 
     def put(self, lcore_id: int) -> int:
         """Take it back."""
         if self._instance is None:
             return -errno.EPERM
-        cpu = self._held.pop(lcore_id, None)
+        cpu = self.grants.drop(lcore_id)
         if cpu is None:
             return -errno.EINVAL
         if not self._own.give_back(cpu):
@@ -284,7 +292,7 @@ class Session:
     def _get(self, lcore_id: int) -> int:
         if self._instance is None or self._lcores is None:
             return -errno.EPERM
-        if lcore_id in self._held:
+        if lcore_id in self.grants:
             return -errno.EBUSY
         cpu = self._cpu(lcore_id)
         if cpu is None:
@@ -302,6 +310,11 @@ class Session:
         self._granted(lcore_id, cpu)
         return 0
 
+    def _share(self) -> None:
+        """What C may grant is what _get() would."""
+        may = self._lcores is not None and self._lease is not None and not self._lease.error
+        self.grants.allow(self._instance, self._lcores.known() if self._lcores and may else None)
+
     def _claim(self, instance: Instance, cpu: int) -> bool:
         try:
             instance.claim(cpu, _SCH)
@@ -314,7 +327,7 @@ class Session:
         return True
 
     def _granted(self, lcore_id: int, cpu: int) -> None:
-        self._held[lcore_id] = cpu
+        self.grants.hold(lcore_id, cpu)
         if cpu != lcore_id:
             with suppress(MtlshmError):  # an operator has taken it this moment
                 self._host.tag(cpu, self._own.owner(cpu) or self.owner, tag_of_id(lcore_id))
@@ -325,6 +338,7 @@ class Session:
         if self._lcores is None:
             self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
         self._check_lcores()
+        self._share()
         value = self._grant(lcore_id)
         return value if isinstance(value, int) else await value
 
@@ -340,6 +354,7 @@ class Session:
         assert self._lease
         if (parent := self._lease.parent) and not self._host.alive(parent):
             self._lease = lease.gone()
+            self._share()
             refusal = self._lease.error
         if refusal and not self._refused_all:
             self._refused_all = True
@@ -352,7 +367,7 @@ class Session:
 
     def _grant(self, lcore_id: int) -> int | Coroutine[Any, Any, int]:
         value = self._get(lcore_id)
-        free = self._lease and not self._lease.parent and lcore_id not in self._held
+        free = self._lease and not self._lease.parent and lcore_id not in self.grants
         if value == -errno.EBUSY and free and self._is_lent(self._cpu(lcore_id)):
             return self._get_lent(lcore_id)
         return value

@@ -25,17 +25,24 @@ class Watch:
     """Watches `path` from start() to close(), in the event loop.
 
     `on_events` gets what inotify says. Where there is no inotify, `on_time` is called every `seconds` instead, and once
-    more when there is again: nothing falls between.
+    more when there is again: nothing falls between. `watched` is told the descriptor that the event loop watches.
     """
 
     _missing = False  # said once for all of them
 
     def __init__(
-        self, path: str, mask: int, on_events: Callable[[bytes], None], on_time: Callable[[], None], seconds: float
+        self,
+        path: str,
+        mask: int,
+        on_events: Callable[[bytes], None],
+        on_time: Callable[[], None],
+        seconds: float,
+        watched: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._path, self._mask = path, mask
         self._on_events, self._on_time = on_events, on_time
         self._seconds = seconds
+        self._watched = watched
         self._loop = asyncio.get_running_loop()
         self._inotify: INotify | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -76,6 +83,7 @@ class Watch:
             raise
         self._inotify = inotify
         self._loop.add_reader(inotify.fileno(), self._read)
+        self._watched(inotify.fileno())
 
     def _read(self) -> None:
         assert self._inotify

@@ -122,3 +122,23 @@ def test_two_truncated_thread_names_are_not_confused(
 
 def test_a_worker_that_may_run_anywhere_stands_for_no_cpu() -> None:
     assert Lcores(True, None, (("dpdk-worker1", (0, 1)),)).cpu(1) is None
+
+
+def test_known_ids_are_those_of_workers_and_mean_what_is_said_of_each() -> None:
+    with process(f"dpdk-worker1:{CPU}", f"dpdk-worker20:{CPU}", f"lcore-worker-100:{CPU}", others=3) as pid:
+        lcores = at_once(pid)
+    assert dict(lcores.known()) == {1: CPU, 20: CPU, 10: lcores.cpu(10)}
+
+
+def test_known_ids_without_workers_are_the_online_cpus() -> None:
+    with process("", others=2) as pid:
+        known = dict(at_once(pid).known())
+    assert CPU in known
+    assert all(lcore_id == cpu for lcore_id, cpu in known.items())
+
+
+def test_of_too_many_workers_none_is_known_at_once() -> None:
+    workers = tuple((f"dpdk-worker{number}", (number,)) for number in range(1000))
+    lcores = Lcores(True, None, workers)
+    assert lcores.cpu(999) == 999
+    assert dict(lcores.known()) == {}
