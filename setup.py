@@ -32,13 +32,23 @@ setup(
         "posix_ipc>=1.1",
         "sysv_ipc>=1.1",
         "click>=8.1",
-        "rich>=13",
+        "rich>=13.3.3",
         "inotify_simple>=1.3",
         "pyroute2>=0.9.1",
         "prometheus_client>=0.16",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "psutil>=5.9", "ruff>=0.4", "mypy>=1.8", "jsonschema>=4", "pyyaml>=6"],
+        "top": ["textual>=1.0"],
+        "test": [
+            "textual>=1.0",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "psutil>=5.9",
+            "ruff>=0.4",
+            "mypy>=1.8",
+            "jsonschema>=4",
+            "pyyaml>=6",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -19,7 +19,7 @@ from mtlshm.errors import reason
 _VERBS = {
     "audit": ("audit.command:audit", "Measure whether held lcores are really alone."),
     "create": ("create:create", "Make the segment, if there is none, and say where it is."),
-    "doctor": ("doctor:doctor", "Report faults of the segment, and repair them."),
+    "doctor": ("doctor:doctor", "Report faults of the segment, and repair them; and say what the host lacks."),
     "end": ("reservations:end", "End a reservation."),
     "flows": ("interfaces:flows", "Show the flow rules inserted for clients."),
     "gc": ("collection:gc", "Collect what dead processes left."),
@@ -35,6 +35,7 @@ _VERBS = {
     "reserve": ("reservations:reserve", "Reserve lcores under a name, until `end` or the next boot."),
     "run": ("claims:run", "Run a command on lcores of its own."),
     "status": ("status:status", "Show owners of lcores, and interfaces in use."),
+    "top": ("top:top", "Watch the host's cores, their owners and their use."),
     "topology": ("topology:topology", "Show cores, caches and NUMA nodes of this host."),
     "xdp": ("xdp:xdp", "Show, load and unload our XDP programs."),
 }

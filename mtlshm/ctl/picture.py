@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 import os
 import stat
@@ -12,8 +11,9 @@ from contextlib import suppress
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from mtlshm import Kind, Lcore, Topology
+from mtlshm import Lcore, Topology
 from mtlshm.ctl import wording
+from mtlshm.ctl.colours import FREE, LENT, colours
 from mtlshm.ctl.layout import Part, layout
 from mtlshm.ctl.look import Look, purpose_and_lease
 from mtlshm.ctl.table import measure
@@ -21,7 +21,6 @@ from mtlshm.ctl.table import measure
 _CELL = 88, 52  # of a hardware thread
 _GAP, _TITLE, _ROW = 8, 22, 26
 _LETTERS = 12  # of an owner's name in a cell
-_FREE, _LENT = "#ffffff", "#c8c8c8"
 _FILL = {"socket": "#dfe5ec", "NUMA node": "#e8edf2", "cache": "#f1f4f7", "core": "#fafbfc"}
 
 
@@ -38,13 +37,10 @@ class Picture:
     def __init__(self, topology: Topology, look: Look | None, title: str) -> None:
         self._held = {lcore.number: lcore for lcore in look.snapshot.lcores} if look else {}
         owners = [info for info in look.shown if info.lcores] if look else []
-        self._colours = {info.owner: _colour(n) for n, info in enumerate(owners)}
-        for info in owners:
-            if info.kind == Kind.POOL:
-                self._colours[info.owner] = _LENT
+        self._colours = colours(owners)
         plan = _plan(layout(topology))
         legend = [(self._colours[info.owner], f"{info.lcores}: {wording.name(info)}") for info in owners]
-        legend.append((_FREE, "free" if look else "no segment: owners are not known"))
+        legend.append((FREE, "free" if look else "no segment: owners are not known"))
         width = max(plan.width, 640) + 2 * _GAP
         height = 2 * _ROW + plan.height + _ROW * (len(legend) + 1)
         self._svg = ElementTree.Element(
@@ -80,7 +76,7 @@ class Picture:
     def _draw_thread(self, number: int, isolated: bool, x: int, y: int) -> None:
         lcore = self._held.get(number)
         group = ElementTree.SubElement(self._svg, "g", {"class": "thread", "data-cpu": str(number)})
-        colour = self._colours.get(lcore.owner.owner, _LENT) if lcore else _FREE
+        colour = self._colours.get(lcore.owner.owner, LENT) if lcore else FREE
         frame = _rect(group, x, y, *_CELL, colour, "#333333")
         if isolated:
             frame.set("stroke-dasharray", "4 2")
@@ -105,12 +101,6 @@ def _plan(part: Part) -> _Box:
     ]
     rows = math.ceil(len(boxes) / columns)
     return _Box(part, _GAP + columns * (width + _GAP), top + rows * (height + _GAP), inside)
-
-
-def _colour(n: int) -> str:
-    """One that is light enough for black letters, and far from those before it."""
-    red, green, blue = colorsys.hls_to_rgb(n * 0.381966 % 1, 0.74 - n % 3 * 0.06, 0.7)
-    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
 def _said(number: int, lcore: Lcore | None) -> str:

@@ -90,12 +90,11 @@ def test_the_list_of_commands_says_each_in_a_whole_sentence(ctl, group):
 
 def test_each_verb_has_the_summary_that_help_prints(ctl):
     """It is written twice, so that --help imports no verb."""
-    listed = ctl("--help").stdout.split("Commands:\n")[1].splitlines()
+    words = " ".join(ctl("--help").stdout.split())
     command = load()
-    assert [line.split()[0] for line in listed if line[2] != " "] == sorted(command.commands)
+    assert list(command.commands) == sorted(command.commands)
     for name, verb in command.commands.items():
-        (line,) = (line for line in listed if line.split()[0] == name)
-        assert line.split(None, 1)[1] == verb.get_short_help_str(limit=100)
+        assert f" {name} {verb.get_short_help_str(limit=100)}" in words
 
 
 def test_status_alone_needs_neither_click_nor_rich(segment):

@@ -66,7 +66,8 @@ def requirements() -> list[str]:
     """What setup.py and pyproject.toml ask for, each as NAME>=VERSION."""
     code = (
         "import json, runpy, setuptools\n"
-        "setuptools.setup = lambda **given: print(json.dumps(given['install_requires']))\n"
+        "both = lambda **given: given['install_requires'] + given['extras_require']['top']\n"
+        "setuptools.setup = lambda **given: print(json.dumps(both(**given)))\n"
         "runpy.run_path('setup.py')"
     )
     needed: list[str] = json.loads(run(sys.executable, "-c", code, cwd=ROOT))
