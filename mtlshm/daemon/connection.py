@@ -38,12 +38,14 @@ from mtlshm import Host, wire
 from mtlshm.cpuset import counted
 from mtlshm.daemon import requests
 from mtlshm.daemon.door import Store
+from mtlshm.daemon.eal import Lcores
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
 from mtlshm.daemon.reply import Reply
 from mtlshm.daemon.selector import Selector
 from mtlshm.daemon.session import Loans, Session
+from mtlshm.errors import reason
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
 
@@ -52,7 +54,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LCORES = "lcores-"  # in the store
 _REST = 64 * wire.SIZE  # of what is no record, read before we close
+
+
+def lcores_name(owner: TableOwner) -> str:
+    """In the store, of what was found of a client's lcore ids."""
+    return f"{LCORES}{owner:x}"
 
 
 class Server(Protocol):
@@ -85,6 +93,7 @@ class Connection:
         self._half = b""  # of a record, taken out already
         self._unsent: Reply | None = None  # as the client does not read
         self._ended = False
+        self._stores_lcores = False
         self.work: asyncio.Task[Reply] | None = None  # on the first request in the socket
         client.setblocking(False)
         # Or a byte that was sent out of band would wake us, and not be there when we peek (Linux 5.15).
@@ -98,6 +107,7 @@ class Connection:
             server.null,
             self._keep,
             self._forget,
+            self._keep_lcores,
             server.loans,
         )
         self._listen()
@@ -115,10 +125,12 @@ class Connection:
         """All that it is in the table."""
         return self._session.owners
 
-    def resume(self, owner: TableOwner, dialect: Dialect) -> None:
-        """Be the connection of an instance that is in the table already. OSError if it is not."""
+    def resume(self, owner: TableOwner, dialect: Dialect, lcores: Lcores | None) -> None:
+        """Be the connection of an instance that is in the table already; `lcores` is what the store has of it. OSError
+        if it is not in the table."""
+        self._stores_lcores = lcores is not None
         try:
-            self._session.resume(owner, dialect)
+            self._session.resume(owner, dialect, lcores)
         except OSError:
             self._unwatch()
             raise
@@ -161,8 +173,24 @@ class Connection:
     def _keep(self) -> None:
         self._server.store.keep(self._name(), self._socket.fileno())
 
+    def _keep_lcores(self, lcores: Lcores) -> None:
+        """To be found under its owner, like the connection itself."""
+        if self._stores_lcores or not self._server.store.active:
+            return
+        try:
+            fd = lcores.keep()
+        except OSError as error:
+            log.error("pid %d: its lcore ids are not kept for the next daemon: %s", self._peer.pid, reason(error))
+            return
+        self._server.store.keep(lcores_name(self.owner), fd)
+        self._stores_lcores = True
+        os.close(fd)
+
     def _forget(self) -> None:
         self._server.store.forget(self._name())
+        if self._stores_lcores:
+            self._server.store.forget(lcores_name(self.owner))
+            self._stores_lcores = False
 
     def _name(self) -> str:
         """In the store; ManagerSocket reads it."""

@@ -8,6 +8,11 @@ both can be seen. The main lcore's thread keeps the program's name, and libmtl d
 A PROCESS WITH NO WORKERS is not one of EAL's, and its ids are CPUs. One whose threads we could not see may be either.
 Then there is nothing better than to take the id for the CPU, and to say so.
 
+NAMES DO NOT LAST. From libmtl 23.12 on a scheduler renames the worker that it runs on, and the name stays when the
+scheduler has given the lcore back (seen with 26.01). So we look once, before the first lcore is granted, and what was
+found is kept for the next daemon if that one gets the connection. If nothing was kept, a renamed worker stands for no
+id; it still tells that the process is one of EAL's.
+
 NAMES HAVE 15 CHARACTERS. lcore-worker-100 reads as lcore-worker-10, so a name of that length is but the beginning of
 one. A thread whose name fits an id is the one only if no other fits. Where several fit, ids may still be CPUs, if that
 is true of each worker that there is. Else no CPU is the right one: rather none than another thread's.
@@ -17,6 +22,7 @@ How many threads a process has is its own choice. Of few, this is quick; of more
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -31,7 +37,8 @@ from mtlshm.strangers import threads
 # dpdk-worker<id> since DPDK 23.11; before that lcore-worker-<id>, or rte-worker-<id>
 _PREFIXES = ("dpdk-worker", "lcore-worker-", "rte-worker-")
 _DIGITS = re.compile(r"\d+$")
-_WORKER = rf"({'|'.join(_PREFIXES)})\d*$"
+_RENAMED = "mtl_sch_"
+_WORKER = rf"({'|'.join((*_PREFIXES, _RENAMED))})\d*$"
 _NAME = 15  # characters, TASK_COMM_LEN
 _FEW, _MOST = 64, 65536
 _LCORES = int(lib.MTLSHM_LCORES)
@@ -67,6 +74,22 @@ class Lcores:
             if (cpu := self.cpu(lcore_id)) is not None:
                 yield lcore_id, cpu
 
+    def keep(self) -> int:
+        """A descriptor of a file that kept() reads. OSError."""
+        fd = os.memfd_create("lcores", os.MFD_CLOEXEC)
+        try:
+            os.write(fd, json.dumps(self.workers).encode())
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+
+def kept(fd: int) -> Lcores:
+    """What an earlier daemon found. OSError, ValueError or TypeError if that cannot be read."""
+    found = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    return _lcores([(str(name), [int(cpu) for cpu in cpus]) for name, cpus in found])
+
 
 def at_once(pid: int) -> Lcores | None:
     """None if it has so many threads that it takes a while."""
@@ -85,7 +108,13 @@ async def in_a_while(observer: Observer, pid: int) -> Lcores:
 
 
 def _lcores(found: Iterable[tuple[str, list[int]]] | None) -> Lcores:
-    return Lcores(found is not None, _online(), tuple((name, tuple(cpus)) for name, cpus in found or ()))
+    workers = tuple((name, tuple(cpus)) for name, cpus in found or () if not _is_no_worker(name, cpus))
+    return Lcores(found is not None, _online(), workers)
+
+
+def _is_no_worker(name: str, cpus: list[int]) -> bool:
+    """A scheduler in a thread of its own, which is not pinned."""
+    return name.startswith(_RENAMED) and len(cpus) > 1
 
 
 def _names(lcore_id: int) -> set[str]:

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 
 from mtlshm import Host, InstanceInfo, Kind, MtlshmError
 from mtlshm.daemon.bounded_log import SELDOM
-from mtlshm.daemon.connection import Connection
+from mtlshm.daemon.connection import LCORES, Connection, lcores_name
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
+from mtlshm.daemon.eal import Lcores, kept
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
@@ -86,8 +87,15 @@ class ManagerSocket:
         """Adopt what earlier daemons left, then listen."""
         if why := why_all_are_unseen():  # not to answer would hang libmtl; refused, it does without us
             log.error("no client can be served, as its end would not be noticed: %s", why)
+        lcores = {name: fd for name, fd in self.store.stored if name.startswith(LCORES)}
         for name, fd in self.store.stored:
-            self._resume(name, fd)
+            if not name.startswith(LCORES):
+                self._resume(name, fd, lcores)
+        served = {lcores_name(connection.owner) for connection in self._connections}
+        for name, fd in lcores.items():
+            os.close(fd)
+            if name not in served:
+                self.store.forget(name)
         connected = {owner for connection in self._connections for owner in connection.owners}
         for owner in self.host.proxies():
             if owner not in connected:
@@ -126,8 +134,8 @@ class ManagerSocket:
             if fd is not None:
                 os.close(fd)
 
-    def _resume(self, name: str, fd: int) -> None:
-        """Go on with what our predecessor had stored."""
+    def _resume(self, name: str, fd: int, lcores: dict[str, int]) -> None:
+        """Go on with what our predecessor had stored; `lcores` is all that it had of lcore ids."""
         try:
             stored = socket.socket(fileno=fd)
         except OSError as error:
@@ -142,13 +150,22 @@ class ManagerSocket:
             _, number, word = name.split("-")
             owner, dialect = TableOwner(int(number, 16)), Dialect(word)
             connection = Connection(self, stored, self._gid)
-            connection.resume(owner, dialect)
+            connection.resume(owner, dialect, self._kept(lcores_name(owner), lcores))
         except (ValueError, OSError) as error:
             log.warning("%s, kept by the service manager, cannot be resumed: %s", name, error)
             stored.close()
             self.store.forget(name)
             return
         self._connections.add(connection)
+
+    def _kept(self, name: str, lcores: dict[str, int]) -> Lcores | None:
+        """What our predecessor found of a client's lcore ids; None if it is not there or cannot be read."""
+        try:
+            return kept(lcores[name]) if name in lcores else None
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s, kept by the service manager, cannot be read: %s", name, error)
+            self.store.forget(name)
+            return None
 
     def _orphan(self, owner: TableOwner) -> InstanceInfo | None:
         info = self.host.inspect(owner)

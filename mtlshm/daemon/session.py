@@ -62,7 +62,8 @@ class Session:
     """One client, from when it is met until end() or leave().
 
     `null` is a descriptor of /dev/null that outlasts us. `registered` is called when the client has become the instance
-    `owner`, and `withdrawn` when it is about to be that no longer, though it is still connected.
+    `owner`, `seen` when its lcore ids were looked up, before the first is granted, and `withdrawn` when it is about to
+    be that instance no longer, though it is still connected.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Session:
         null: int,
         registered: Callable[[], None],
         withdrawn: Callable[[], None],
+        seen: Callable[[eal.Lcores], None],
         loans: Loans | None,
     ) -> None:
         self._loans = loans
@@ -84,6 +86,7 @@ class Session:
         self._null = null
         self._registered = registered
         self._withdrawn = withdrawn
+        self._seen = seen
         self._instance: Instance | None = None
         self.client: Client | None = None  # the same, for whoever serves interfaces
         self._who: Process | None = None  # the same, as the table has it
@@ -98,9 +101,10 @@ class Session:
         self.dialect: Dialect | None = None
         self.owner = NOBODY  # 0: not registered
 
-    def resume(self, owner: TableOwner, dialect: Dialect) -> None:
+    def resume(self, owner: TableOwner, dialect: Dialect, lcores: eal.Lcores | None) -> None:
         """Be that of an instance that is in the table already. OSError if it is not."""
         self._instance = self._host.adopt(owner)
+        self._lcores = lcores
         self.owner, self.dialect = owner, dialect
         if (info := self._host.inspect(owner)) is None:
             raise OSError(errno.ESRCH, "its instance is gone")
@@ -270,7 +274,7 @@ class Session:
     def get(self, lcore_id: int) -> int | Coroutine[Any, Any, int]:
         """Grant it, if that can be."""
         if self._instance and (self._lcores is None or self._lease is None):
-            self._lcores = eal.at_once(self._peer.pid)
+            self._lcores = self._lcores or eal.at_once(self._peer.pid)
             if self._lcores is None or self._lease is None:
                 return self._get_later(lcore_id)
             self._check_lcores()
@@ -343,6 +347,8 @@ class Session:
         return value if isinstance(value, int) else await value
 
     def _check_lcores(self) -> None:
+        if self._lcores and self._lcores.workers:
+            self._seen(self._lcores)
         if self._lcores and not self._lcores.seen:
             self._say(
                 "its threads are not seen from here (another PID namespace, hidepid=, or too many): its lcore ids are "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab.eal_clients import EalProcess
 from lab.networks import QUEUES, Veth
 from lab.processes import DEADLINE, Daemon
 from mtlshm import wire
@@ -126,3 +128,26 @@ def rules(stand_in, link: Veth):
     """Gives the interface a driver with flow rules, in the stand-in."""
     stand_in.set(link.name, combined=QUEUES)
     return lambda: stand_in.rules(link.name)
+
+
+@pytest.fixture
+def eal_process(manager_socket: Path) -> Iterator[Callable[[dict[int, int]], EalProcess]]:
+    """Starts clients with these CPUs, by lcore ids."""
+    started: list[EalProcess] = []
+
+    def start(lcores: dict[int, int]) -> EalProcess:
+        started.append(new := EalProcess(manager_socket, lcores))
+        return new
+
+    yield start
+    for each in started:
+        with each.process as process:
+            process.kill()
+
+
+@pytest.fixture
+def two_cpus() -> tuple[int, int]:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs; not tested otherwise: remapped lcore ids on disjoint CPU sets")
+    return cpus[0], cpus[1]

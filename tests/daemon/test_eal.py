@@ -85,6 +85,25 @@ def test_ids_are_online_cpus_without_workers() -> None:
     assert lcores.cpu(4095) is None
 
 
+def test_renamed_worker_stands_for_no_id_and_is_one_of_eal_all_the_same() -> None:
+    with process(f"mtl_sch_0:{CPU}") as pid:
+        lcores = at_once(pid)
+    assert lcores.workers == (("mtl_sch_0", (CPU,)),)
+    assert lcores.cpu(CPU) is None
+
+
+def test_scheduler_thread_that_may_run_anywhere_is_no_worker() -> None:
+    assert eal._lcores([("mtl_sch_0", [0, 1]), ("dpdk-worker1", [1])]).workers == (("dpdk-worker1", (1,)),)
+
+
+def test_what_was_seen_can_be_kept() -> None:
+    fd = Lcores(True, None, (("dpdk-worker1", (3,)), ("dpdk-worker2", (4, 5)))).keep()
+    try:
+        assert eal.kept(fd).workers == (("dpdk-worker1", (3,)), ("dpdk-worker2", (4, 5)))
+    finally:
+        os.close(fd)
+
+
 def test_unseen_threads_are_told_from_no_workers() -> None:
     with process("") as pid:
         pass

@@ -7,6 +7,7 @@ sd_listen_fds(3) say. It is quick, and can be made to fail; tests/vm/test_servic
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -183,6 +184,43 @@ def test_clients_notice_nothing_of_a_restart(service, connect, segment, number, 
     assert (descriptor is not None) == (dialect is Dialect.A)
     if descriptor is not None:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_lcore_ids_mean_the_same_cpus_after_a_restart(service, eal_process, segment, two_cpus, number):
+    service.start()
+    client = eal_process({1: two_cpus[0], 2: two_cpus[1]})
+    assert [client.ask("get", 1), client.ask("get", 2), client.ask("put", 1)] == [0, 0, 0]
+    for _ in range(2):
+        service.end(number)
+        service.start()
+        assert client.ask("get", 1) == 0
+        assert held(segment) == set(two_cpus)
+        assert {lcore.number: lcore.id for lcore in look(segment).lcores} == {two_cpus[0]: 1, two_cpus[1]: 2}
+        assert client.ask("put", 1) == 0
+    client.process.kill()
+    eventually(lambda: held(segment) == set())
+    eventually(lambda: service.hear_all() or list(service.store) == ["listener"])
+
+
+@pytest.mark.parametrize("left", [None, b"", b"[[1]]", b"17"])
+def test_renamed_worker_stands_for_no_lcore_id_if_none_was_kept(service, eal_process, segment, two_cpus, left):
+    service.start()
+    cpu, lcore_id = two_cpus
+    client = eal_process({lcore_id: cpu})
+    assert client.ask("get", lcore_id) == 0
+    assert held(segment) == {cpu}
+    assert client.ask("put", lcore_id) == 0
+    service.end(signal.SIGKILL)
+    (kept,) = (name for name in service.store if name.startswith("lcores-"))
+    if left is None:
+        os.close(service.store.pop(kept))
+    else:
+        os.truncate(service.store[kept], 0)
+        os.pwrite(service.store[kept], left, 0)
+    service.start()
+    assert client.ask("get", lcore_id) == -errno.EINVAL
+    assert held(segment) == set()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root; not tested: interfaces of clients over a restart")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -192,70 +191,9 @@ def test_own_direct_claim_is_granted_in_a_pid_namespace(daemon, manager_socket, 
     subprocess.run(command, check=True, timeout=DEADLINE)
 
 
-EAL = """
-import ctypes, os, sys, threading
-from mtlshm.manager_client import Manager
-# As EAL does: worker threads named after their lcore id, pinned to their CPU.
-libc = ctypes.CDLL(None)
-stop, ready = threading.Event(), threading.Barrier(len(sys.argv) - 2 + 1)
-def worker(lcore, cpu):
-    libc.prctl(15, f"dpdk-worker{lcore}".encode())
-    os.sched_setaffinity(0, {cpu})
-    ready.wait()
-    stop.wait()
-for word in sys.argv[2:]:
-    threading.Thread(target=worker, args=map(int, word.split(":")), daemon=True).start()
-ready.wait()
-manager = Manager(sys.argv[1])
-manager.register()
-for line in sys.stdin:
-    verb, lcore = line.split()
-    try:
-        getattr(manager, verb + "_lcore")(int(lcore))
-        print(0, flush=True)
-    except OSError as error:
-        print(-error.errno, flush=True)
-"""
-
-
-class EalProcess:
-    def __init__(self, path: Path, lcores: dict[int, int]) -> None:
-        words = [f"{lcore}:{cpu}" for lcore, cpu in lcores.items()]
-        command = [sys.executable, "-c", EAL, str(path), *words]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, verb: str, lcore: int) -> int:
-        assert self.process.stdin
-        assert self.process.stdout
-        print(verb, lcore, file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture
-def eal_process(manager_socket):
-    started: list[EalProcess] = []
-
-    def start(lcores: dict[int, int]) -> EalProcess:
-        started.append(new := EalProcess(manager_socket, lcores))
-        return new
-
-    yield start
-    for each in started:
-        with each.process as process:
-            process.kill()
-
-
 @pytest.fixture
 def own_cpu() -> int:
     return min(os.sched_getaffinity(0))
-
-
-@pytest.fixture
-def two_cpus() -> tuple[int, int]:
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < 2:
-        pytest.skip("needs two CPUs; not tested otherwise: remapped lcore ids on disjoint CPU sets")
-    return cpus[0], cpus[1]
 
 
 def test_remapped_ids_on_disjoint_cpu_sets_are_different_cpus(daemon, eal_process, segment, two_cpus):
