@@ -21,16 +21,33 @@
 /* How many choices in a row may be spoilt by single claims before the host counts as busy. */
 #define CHOICE_TRIES 100
 
+/* Does the parent, of which `lease` is, hold the lcore for tenants, or has one of those it? *word: who has it. A word may
+ * go back to the parent, and its owner's record with it, between the looks at word and record: so look again if
+ * it has changed. One that changes all the time is somebody's of the family. */
+static bool in_family(const struct mtlshm_host *host, uint32_t lcore, uint64_t lease, uint64_t *word)
+{
+	for (int i = 0; i < CHOICE_TRIES; i++) {
+		uint64_t before = *word = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_ACQUIRE);
+
+		if (!lease || before == lease ||
+		    tenancy_descends(host, tenancy_parent(host, owner_of(before)), owner_of(lease)))
+			return true;
+		if (__atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED) == before)
+			return false;
+	}
+	return true;
+}
+
 /* What cannot be had now, what of it is not the owner's own, and which of the CPUs in `family` are the tenant's to have at
- * all: what its parent holds for tenants, and what those have. */
+ * all. */
 static void survey(const struct mtlshm_host *host, uint64_t owner, uint64_t lease, struct mtlshm_cpuset *busy,
 		   struct mtlshm_cpuset *others, struct mtlshm_cpuset *family)
 {
 	*busy = *others = (struct mtlshm_cpuset){0};
 	for (uint32_t i = 0; i < host->lcores; i++) {
-		uint64_t word = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_ACQUIRE);
+		uint64_t word;
 
-		if (lease && word != lease && tenancy_parent(host, owner_of(word)) != owner_of(lease))
+		if (!in_family(host, i, lease, &word))
 			cpuset_remove(family, i);
 		if (is_free(host, word, lease) || !segment_knows(host, owner_of(word)))
 			continue;

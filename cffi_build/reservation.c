@@ -65,9 +65,7 @@ static void list(const struct mtlshm_host *host, uint64_t owner, struct mtlshm_r
 	for (uint32_t i = 0; i < host->lcores; i++) {
 		uint64_t holder = owner_of(__atomic_load_n(&host->segment->lcores[i].owner, __ATOMIC_ACQUIRE));
 
-		for (int depth = 0; holder && holder != owner && depth < MTLSHM_DEPTH; depth++)
-			holder = tenancy_parent(host, holder);
-		if (holder == owner)
+		if (tenancy_descends(host, holder, owner))
 			reserved->lcores[reserved->count++] = (uint16_t)i;
 	}
 }

@@ -60,6 +60,13 @@ bool tenancy_has_tenants(const struct mtlshm_host *host, uint64_t owner)
 	return false;
 }
 
+bool tenancy_descends(const struct mtlshm_host *host, uint64_t owner, uint64_t forebear)
+{
+	for (int depth = 0; owner && owner != forebear && depth < MTLSHM_DEPTH; depth++)
+		owner = tenancy_parent(host, owner);
+	return owner && owner == forebear;
+}
+
 /* Reservations are the only proxied records that can be parents. */
 static bool is_reservation(const struct mtlshm_host *host, uint64_t owner)
 {

@@ -14,6 +14,9 @@
 /* The parent of an owner, or 0: none, or the table does not know the owner, or its record was damaged. */
 uint64_t tenancy_parent(const struct mtlshm_host *host, uint64_t owner);
 
+/* Is the one a tenant of the other, at any distance, or the same? */
+bool tenancy_descends(const struct mtlshm_host *host, uint64_t owner, uint64_t forebear);
+
 /* Does any record that the table knows name `owner` as its parent? */
 bool tenancy_has_tenants(const struct mtlshm_host *host, uint64_t owner);
 

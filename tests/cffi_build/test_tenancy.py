@@ -106,6 +106,15 @@ def test_policy_chooses_among_the_parents_lcores(puppet: Start, segment: str) ->
     assert owners(segment) == {0: parent.owner(), 1: parent.owner()}
 
 
+def test_what_tenants_of_tenants_have_is_busy_for_a_claim_by_policy(puppet: Start) -> None:
+    _, start = family(puppet, 0, 1)
+    middle, sibling = start(), start()
+    assert middle.claim(0, LEASE) == 0
+    assert tenant_of(puppet, middle).claim(0) == 0
+    assert sibling.claim_many(2) == -EBUSY
+    assert sibling.claim_many(3) == -ERANGE
+
+
 def test_tenants_keep_their_lcores_after_a_root_parents_end(puppet: Start, segment: str) -> None:
     parent, start = family(puppet, 3, 4)
     tenant, stranger = start(), puppet()
