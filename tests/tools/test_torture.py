@@ -36,12 +36,13 @@ def test_no_death_duplicates_or_loses_an_lcore(tmp_path: Path) -> None:
     # What nobody did proves nothing.
     for what in ("granted", "killed", "stopped"):
         assert all(figures[what].values()), what
-    for what in ("restarts", "forked", "executed", "inherited", "semaphores"):
+    for what in ("restarts", "forked", "executed", "inherited", "lendings", "orphaned", "semaphores"):
         assert figures[what], what
+    assert figures["returns"] >= 1000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", ["claims-by-load-and-store", "child-is-its-parent"])
+@pytest.mark.parametrize("bug", ["claims-by-load-and-store", "child-is-its-parent", "keeps-no-parent"])
 def test_it_finds_a_planted_bug(bug: str) -> None:
     done = torture("--self-test", bug)
     assert done.returncode == 0, done.stdout

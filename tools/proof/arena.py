@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -17,18 +18,19 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sysv_ipc
 
 from mtlshm import Host
-from proof.keeper import Setting, keeper_command
+from proof.keeper import Setting, keeper_command, slots_of
 from proof.witness import Witness
 
 # Far more than anything takes. Only a hang takes so long, and that is what they are for.
 _PATIENCE = 600.0  # seconds
 _LCORES = 48
+_RETURN = 10  # for so many kills, one return of a regular, who must have been given what is theirs each time
 # On made-up CPUs.
 _DAEMON = """
 import sys
@@ -37,13 +39,14 @@ from mtlshm.daemon import app, eal
 eal.ONLINE = Path(sys.argv.pop(1))
 app.main()
 """
-_ANCHOR, _NEWCOMER, _DRAIN = 254, 252, 250  # slots
+_ANCHOR, _NEWCOMER, _DRAIN, _HOLDER, _AUDIT = 254, 252, 250, 248, 246  # slots
 _KEY = 0x7075  # in our IPC namespace
 
 # Two in containers with the same PIDs, and legacy processes in one with a host name of its own, whose memory has to be
 # everybody's: so half of all are in PID namespaces of their own.
 _OUTSIDE = ["shm"] * 6 + ["janitor"] * 2 + ["socket"] * 4 + ["legacy"] * 3
-_INSIDE = ["shm"] * 4 + ["janitor"] + ["socket"] * 2
+_OUTSIDE += ["tree"] * 2 + ["guest"] * 3 + ["steward"] * 2 + ["greedy"] + ["regular"] * 2
+_INSIDE = ["shm"] * 4 + ["janitor"] + ["socket"] * 2 + ["tree", "guest", "steward"]
 _LEGACY = ["legacy"] * 2
 _USER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 NAMESPACES = (*_USER, "--ipc")
@@ -81,11 +84,14 @@ class Arena:
             socket=str(self._directory / "manager.sock"),
             key=hex(_KEY),
             lock=str(self._directory / "legacy.lock"),
+            leases=[],
         )
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log = self._directory / "mtlshmd.log"
         self.restarts = 0
         self._next = 0.0  # when something happens to the daemon
+        self._begun = 0  # what it had logged when the daemon began
+        self._awaited = False  # shall it be ready first?
 
     def _made_up_cpus(self) -> Path:
         cpus = self._directory / "sysfs/devices/system/cpu"
@@ -109,6 +115,7 @@ class Arena:
         online = Path(self._setting.sysfs) / "devices/system/cpu/online"
         command = [sys.executable, "-P", "-c", _DAEMON, str(online), *arguments]
         with self._log.open("ab") as log:
+            self._begun = log.tell()
             self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=os.environ | settings)
 
     def _lent(self) -> str:
@@ -116,23 +123,36 @@ class Arena:
         return ",".join(f"{n}-{n}" for n in self._dice.sample(range(_LCORES), self._dice.randrange(1, 9)))
 
     def _await_daemon(self) -> None:
-        before = self._log.read_text().count(" ready: ") if self._log.exists() else 0
         self._start_daemon("--legacy", self._lent())
-        self._eventually(lambda: self._log.read_text().count(" ready: ") > before, lambda: "the daemon does not start")
+        self._eventually(self._is_ready, lambda: "the daemon does not start")
+
+    def _is_ready(self) -> bool:
+        with self._log.open("rb") as log:
+            log.seek(self._begun)
+            return b" ready: " in log.read()
 
     def _disturb_daemon(self) -> None:
         if time.monotonic() < self._next:
             return
         if self._daemon is None:
             self._start_daemon("--legacy", self._lent())
-            # Sometimes before it has begun.
-            self._next = time.monotonic() + self._dice.choice([0.3, 2.0, 5.0]) * self._dice.random()
+            # Sometimes before it has begun. But on a busy machine it would never begin, if it always was so.
+            self._awaited = self._dice.random() < 0.6
+            self._next = time.monotonic() + self._lifetime()
             return
         if (status := self._daemon.poll()) is not None:
             last = self._log.read_text().splitlines()[-1:]
             raise Wrong(f"the daemon ended by itself, with status {status}: {last}")
+        if self._awaited:
+            if self._is_ready():
+                self._awaited = False
+                self._next = time.monotonic() + self._lifetime()
+            return
         self._end_daemon(self._dice.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]))
         self._next = time.monotonic() + self._dice.choice([0.0, 0.5]) * self._dice.random()
+
+    def _lifetime(self) -> float:
+        return self._dice.choice([0.3, 2.0, 5.0]) * self._dice.random()
 
     def _end_daemon(self, number: int) -> None:
         if self._daemon is None:
@@ -159,6 +179,7 @@ class Arena:
             table = sysv_ipc.SharedMemory(_KEY)  # attached by this, too
             self._eventually(lambda: table.number_attached == 3, lambda: "nobody stays with the legacy table")
             table.detach()
+            holder = self._start_holder(company)
             keepers = self._start_keepers(company)
             self._go_on(keepers)
             self._witness.record.over = 1
@@ -168,13 +189,28 @@ class Arena:
             self._stop_if_wrong()
             self._end_daemon(signal.SIGKILL)
             self._await_daemon()
+            subprocess.run(self._setting.command("audit", _AUDIT, 1), check=True)
+            self._stop_if_wrong()
+            self._witness.condemn(_HOLDER)
+            holder.kill()
             self._check()
             self._end_daemon(signal.SIGTERM)
             self._check()
-        log = self._log.read_text()
+        # Whoever dies with the semaphore leaves it so until somebody wants it, which the daemon may see.
+        log = re.sub(r".*the semaphore is held by .*who is dead.*\n", "", self._log.read_text())
         for bad in ("Traceback", "two owners", "ERROR"):
             if line := next((line for line in log.splitlines() if bad in line), ""):
                 raise Wrong(f"the daemon's log: {line}")
+
+    def _start_holder(self, company: ExitStack) -> subprocess.Popen[str]:
+        """Whose tenants the regulars are."""
+        command = self._setting.command("holder", _HOLDER, 1)
+        holder = company.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        company.callback(holder.kill)
+        assert holder.stdout
+        self._setting = replace(self._setting, leases=[holder.stdout.readline().strip() for _ in range(2)])
+        self._stop_if_wrong()
+        return holder
 
     def _start_keepers(self, company: ExitStack) -> list[subprocess.Popen[bytes]]:
         keepers, slot = [], 0
@@ -183,7 +219,7 @@ class Arena:
             command = keeper_command(self._setting, who, slot, f"{self._order.seed}/{n}")
             keepers.append(company.enter_context(subprocess.Popen([*namespaces, *command])))
             company.callback(keepers[-1].kill)
-            slot += 2 * len(who)
+            slot += slots_of(who)
         return keepers
 
     def _go_on(self, keepers: list[subprocess.Popen[bytes]]) -> None:
@@ -201,7 +237,8 @@ class Arena:
                 raise Wrong("nobody can be killed any more")
 
     def _everybody_had_something(self) -> bool:
-        return all(self._witness.figures()["granted"].values())
+        enough = self._witness.record.returns >= self._order.kills // _RETURN
+        return enough and all(self._witness.figures()["granted"].values())
 
     def _stop_if_wrong(self) -> None:
         if wrongs := self._witness.wrongs():

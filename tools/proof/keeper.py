@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +27,21 @@ from proof.witness import KINDS, Witness
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PACE = 0.03  # seconds between two disturbances, if one kept a single client
 
-# How often each is disturbed: whoever needs the daemon has to live longer to get anything.
-_TENDER = {"shm": 6, "janitor": 6, "socket": 1, "legacy": 3}
+# How often each is disturbed: whoever needs the daemon, or children, has to live longer to get anything.
+_TENDER = {
+    "shm": 6,
+    "janitor": 6,
+    "socket": 1,
+    "legacy": 3,
+    "tree": 1,
+    "guest": 2,
+    "steward": 2,
+    "greedy": 3,
+    "regular": 8,
+}
+
+# How many slots one has, for itself and its children; else two.
+_SLOTS = {"tree": 7, "guest": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class Setting:
     socket: str
     key: str
     lock: str
+    leases: list[str]  # of regulars
 
     def command(self, kind: str, slot: int, seed: int) -> list[str]:
         """Of a client."""
@@ -52,20 +67,35 @@ class Setting:
 
 @dataclass(slots=True)
 class Place:
-    """Where one client lives after the other. Its slots are `slot`, and the next one for a child of its."""
+    """Where one client lives after the other. The first of its slots is its own, the others are for children of its."""
 
     kind: str
     slot: int
+    lease: str  # or ''
     pid: int = 0  # 0: nobody
     dead: bool = False  # killed alone; children may be left
     resume: float = 0.0  # when, if it is stopped
+
+    @property
+    def slots(self) -> range:
+        return range(self.slot, self.slot + slots_of([self.kind]))
+
+
+def slots_of(kinds: Iterable[str]) -> int:
+    """How many these have, an even number each: the last bit tells a child."""
+    return sum(_SLOTS.get(kind, 2) + 1 & ~1 for kind in kinds)
 
 
 class Keeper:
     def __init__(self, setting: Setting, kinds: list[str], first_slot: int, seed: str) -> None:
         self._setting = setting
         self._witness = Witness(Path(setting.library), Path(setting.witness))
-        self._places = [Place(kind, first_slot + 2 * n) for n, kind in enumerate(kinds)]
+        self._places: list[Place] = []
+        for kind in kinds:
+            regulars = sum(place.kind == "regular" for place in self._places)
+            lease = setting.leases[regulars % len(setting.leases)] if kind == "regular" else ""
+            self._places.append(Place(kind, first_slot, lease))
+            first_slot += slots_of([kind])
         self._weights = [_TENDER[place.kind] for place in self._places]
         self._dice = random.Random(seed)
 
@@ -101,12 +131,13 @@ class Keeper:
             os.kill(place.pid, signal.SIGSTOP)
 
     def _start(self, place: Place) -> None:
-        for slot in (place.slot, place.slot + 1):
+        for slot in place.slots:
             self._witness.vacate(slot)
         seed = self._dice.getrandbits(60)
         place.dead, place.resume = False, 0.0
         command = self._setting.command(place.kind, place.slot, seed)
-        place.pid = os.posix_spawn(self._setting.program, command, os.environ, setpgroup=0)
+        environment = os.environ | ({"MTLSHM_LEASE": place.lease} if place.lease else {})
+        place.pid = os.posix_spawn(self._setting.program, command, environment, setpgroup=0)
 
     def _kill_alone(self, place: Place) -> None:
         if place.pid:
@@ -118,7 +149,7 @@ class Keeper:
         """Kill whoever is there, children too, and wait for the end of all."""
         if not place.pid:
             return
-        for slot in (place.slot, place.slot + 1):
+        for slot in place.slots:
             self._witness.condemn(slot)
         os.killpg(place.pid, signal.SIGKILL)
         with suppress(ChildProcessError):

@@ -177,6 +177,12 @@ CORE = {
         "				give_back(slot(host, lcores[i]), &held, lease);\n",
         "				give_back(slot(host, lcores[i]), &held, 0);\n",
     ),
+    "takes-what-is-not-lent": Plant(
+        "a tenant takes what is free, though its parent does not hold it",
+        "lease.c",
+        "			return -EDOM; /* it is not the parent's */\n",
+        "			if (swap(lcore, &held, token))\n				return 0;\n",
+    ),
     "clears-to-anybody": Plant(
         "what a dead tenant had is free, and not its parent's",
         "lease.c",

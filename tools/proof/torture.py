@@ -32,6 +32,12 @@ BUGS = PROCESSES | {
         "lock-not-pinned",
         "no-takeover",
         "takeover-from-the-living",
+        "releases-to-anybody",
+        "rolls-back-to-anybody",
+        "clears-to-anybody",
+        "takes-what-is-not-lent",
+        "keeps-no-parent",
+        "leaves-without-a-look",
     )
 }
 

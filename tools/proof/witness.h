@@ -16,6 +16,20 @@
  * Between mark and death, some microseconds, a wrong grant goes unnoticed.
  *
  * A process is named by its incarnation, which is given out once, and its slot in `lives`.
+ *
+ * LEASES. What somebody holds for its tenants it notes in `lent`, at its level: 0 for a process or a reservation without a
+ * parent, 1 for a tenant of that. All who have notes at one lcore must be one line of descent:
+ *
+ *     lent[lcore][0]  <-  lent[lcore][1]  <-  lcores[lcore]
+ *
+ * Whoever puts a note there looks at the other notes, and is wrong if somebody who has not come to its end is neither its
+ * forebear nor its descendant. So while a lender lives, nobody outside its family is given the lcore: neither when a tenant
+ * of it dies, nor when that one had tenants in turn. Families are told apart by the owners that the library says its
+ * instances are. Notes are late, so a wrong grant may go unnoticed that comes before its lender's note; it is noticed when
+ * that comes.
+ *
+ * A reservation has a slot of its own, and lives there from when its maker has seen it made until somebody is about to end
+ * it. Of those whose maker or ender died meanwhile the record says nothing.
  */
 #ifndef WITNESS_H
 #define WITNESS_H
@@ -25,11 +39,24 @@
 enum {
 	WITNESS_LCORES = 128,
 	WITNESS_SLOTS = 256,
+	WITNESS_LEVELS = 2,         /* of those that lend */
+	WITNESS_RESERVATIONS = 240, /* the first slot for them */
 	WITNESS_WRONGS = 16,
 	WITNESS_LINE = 200,
 };
 
-enum witness_kind { WITNESS_SHM, WITNESS_JANITOR, WITNESS_SOCKET, WITNESS_LEGACY, WITNESS_KINDS };
+enum witness_kind {
+	WITNESS_SHM,
+	WITNESS_JANITOR,
+	WITNESS_SOCKET,
+	WITNESS_LEGACY,
+	WITNESS_TREE,
+	WITNESS_GUEST,
+	WITNESS_STEWARD,
+	WITNESS_GREEDY,
+	WITNESS_REGULAR,
+	WITNESS_KINDS
+};
 
 enum {
 	/* How long to wait for the semaphore. Whoever holds it is never stopped for long; but many wait, on few CPUs. */
@@ -54,8 +81,14 @@ struct witness {
 	uint64_t forked;
 	uint64_t executed;
 	uint64_t inherited; /* lcores granted whose last owner died with them */
+	uint64_t lendings;  /* lcores that somebody began to hold for its tenants */
+	uint64_t returns;   /* how often a restarted tenant was given all that is held for it */
+	uint64_t orphaned;  /* tenants that lost a parent that had one itself */
 	uint64_t lcores[WITNESS_LCORES];
+	uint64_t lent[WITNESS_LCORES][WITNESS_LEVELS];
 	uint64_t lives[WITNESS_SLOTS];
+	uint64_t owners[WITNESS_SLOTS];                /* that the one in the slot is, */
+	uint64_t lines[WITNESS_SLOTS][WITNESS_LEVELS]; /* and from which it descends; 0: from none at this level */
 	char wrong[WITNESS_WRONGS][WITNESS_LINE];
 };
 
@@ -66,9 +99,26 @@ struct witness *witness_open(const char *path);
 void witness_vacate(uint32_t slot);
 void witness_condemn(uint32_t slot);
 
+/* For one that is about to have a child: returns whether the slot was empty. It is not from now on. */
+int witness_books(uint32_t slot);
+
 /* Begin to live in the slot; waits for the end if that was decided meanwhile. witness_end() begins the end of that life. */
 void witness_begin(uint32_t slot, uint32_t kind);
 void witness_end(void);
+
+/* This process is this owner, and a tenant of the last of line[WITNESS_LEVELS] that is not 0. */
+void witness_descends(uint64_t owner, const uint64_t *line);
+
+/* This process, so far from the first of its line, holds an lcore for its tenants; is about to do so no more. */
+void witness_lends(uint32_t lcore, uint32_t level);
+void witness_takes_back(uint32_t lcore, uint32_t level);
+
+/* A reservation has been made, and is not about to be ended; is about to be, if that was told. */
+void witness_reserved(uint32_t slot, uint64_t owner, const uint16_t *lcores, uint32_t count);
+void witness_ends(uint32_t slot, uint64_t owner);
+
+/* The owner that holds the lcore for its tenants and has none above it, or 0. */
+uint64_t witness_lender(uint32_t lcore);
 
 /* This process was granted an lcore; is about to give it back; is in, and about to leave, what the semaphore protects. */
 void witness_got(uint32_t lcore);

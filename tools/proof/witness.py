@@ -51,7 +51,8 @@ class Witness:
             for name in ("granted", "killed", "ended", "stopped")
         }
         return by_kind | {
-            name: getattr(self.record, name) for name in ("forked", "executed", "inherited", "semaphores")
+            name: getattr(self.record, name)
+            for name in ("forked", "executed", "inherited", "lendings", "returns", "orphaned", "semaphores")
         }
 
     def wrongs(self) -> list[str]:

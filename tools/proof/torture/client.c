@@ -89,14 +89,19 @@ _Noreturn void become_another(void)
 
 int fork_once(void)
 {
-	if (self.slot % 2 || __atomic_load_n(&self.witness->lives[self.slot + 1], __ATOMIC_SEQ_CST))
+	if (self.slot % 2 || !witness_books(self.slot + 1))
 		return -1;
 	witness_count(&self.witness->forked);
 	return fork();
 }
 
+void begin_as_child_at(uint32_t slot)
+{
+	dice = (dice ^ (uint64_t)getpid() << 32) | 1; /* or it would do what its parent does */
+	begin(slot);
+}
+
 void begin_as_child(void)
 {
-	dice = ~dice; /* or it would do what its parent does */
-	begin(self.slot + 1);
+	begin_as_child_at(self.slot + 1);
 }

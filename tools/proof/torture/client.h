@@ -17,6 +17,7 @@ struct client {
 	const char *socket;
 	const char *key, *lock; /* of the legacy table */
 	uint32_t lcores;        /* how many there are */
+	const char *record;     /* the file of: */
 	struct witness *witness;
 	uint32_t kind, slot; /* in the record */
 	uint32_t held[WITNESS_LCORES], held_count;
@@ -45,8 +46,10 @@ void begin(uint32_t slot);
 _Noreturn void end(void);
 _Noreturn void become_another(void);
 
-/* Returns 0 in a child, which begins to live in the other slot. Once in a life, as it may still be there. */
+/* Returns 0 in a child, which begins to live in the other slot. Once in a life, as it may still be there. Families have
+ * more than two slots, and choose one. */
 int fork_once(void);
 void begin_as_child(void);
+void begin_as_child_at(uint32_t slot);
 
 #endif

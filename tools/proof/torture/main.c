@@ -5,11 +5,12 @@
  *
  *     torture KIND SLOT SEED WITNESS LCORES SEGMENT SYSFS SOCKET KEY LOCKFILE
  *
- * KIND is shm, janitor, socket or legacy, of which keepers start many and expect nothing; or anchor, a legacy process
- * that only stays attached; or, when all others are gone, newcomer or drain: a client in shared memory and a legacy one
- * that say which lcores they can have.
+ * KIND is shm, janitor, socket, legacy, tree, guest, steward, greedy or regular, of which keepers start many and expect
+ * nothing; or anchor, a legacy process that only stays attached, or holder, whose tenants the regulars are; or, when all
+ * others are gone, audit, and then newcomer or drain: a client in shared memory and a legacy one that say which lcores they
+ * can have.
  *
- * Its slot is 2n, and 2n + 1 is for a child of its own.
+ * Its slot is 2n, and 2n + 1 is for a child of its own. Families have more.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -23,9 +24,19 @@ static const struct {
 	uint32_t kind;
 	void (*live)(void);
 } kinds[] = {
-	{"shm", WITNESS_SHM, live_in_shared_memory}, {"janitor", WITNESS_JANITOR, live_in_shared_memory},
-	{"socket", WITNESS_SOCKET, live_on_socket},  {"legacy", WITNESS_LEGACY, live_on_table},
-	{"anchor", WITNESS_LEGACY, stay_attached},   {"newcomer", WITNESS_SHM, have_everything},
+	{"shm", WITNESS_SHM, live_in_shared_memory},
+	{"janitor", WITNESS_JANITOR, live_in_shared_memory},
+	{"socket", WITNESS_SOCKET, live_on_socket},
+	{"legacy", WITNESS_LEGACY, live_on_table},
+	{"tree", WITNESS_TREE, live_in_tree},
+	{"guest", WITNESS_GUEST, live_as_guest},
+	{"steward", WITNESS_STEWARD, live_as_steward},
+	{"greedy", WITNESS_GREEDY, live_greedily},
+	{"regular", WITNESS_REGULAR, live_as_regular},
+	{"holder", WITNESS_STEWARD, hold},
+	{"audit", WITNESS_STEWARD, audit},
+	{"anchor", WITNESS_LEGACY, stay_attached},
+	{"newcomer", WITNESS_SHM, have_everything},
 	{"drain", WITNESS_LEGACY, drain_table},
 };
 
@@ -46,6 +57,7 @@ int main(int argc, char **argv)
 	self.witness = witness_open(argv[4]);
 	if (!self.witness)
 		return 2;
+	self.record = argv[4];
 	self.lcores = (uint32_t)strtoul(argv[5], NULL, 0);
 	self.segment = argv[6];
 	self.sysfs = argv[7];

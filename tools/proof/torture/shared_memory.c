@@ -1,49 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Clients in shared memory: shm; janitor, which often collects the dead; and, at the end, newcomer. In
- * Python there are such clients as well (keeper.py).
+ * Clients in shared memory: shm; janitor, which often collects the dead; and, at the end, newcomer.
  */
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "client.h"
+#include "instance.h"
 #include "kinds.h"
-#include "mtlshm.h"
-
-#define SOME 6 /* lcores that are claimed at once, at most */
-
-static struct mtlshm_host *host;
-static struct mtlshm_instance *me;
-
-static void become_instance(void)
-{
-	struct mtlshm_cpuset all;
-	const struct mtlshm_identity identity = {.label = self.kind == WITNESS_JANITOR ? "janitor" : "torture",
-						 .cpus = &all};
-	int rc;
-
-	memset(&all, 0xff, sizeof(all));
-	rc = mtlshm_register(&me, host, &identity);
-	if (rc)
-		witness_wrong("could not register:", rc);
-}
-
-static void open_segment(void)
-{
-	int rc = mtlshm_open(&host, self.segment, MTLSHM_CREATE, self.sysfs);
-
-	if (rc)
-		witness_wrong("could not open the segment:", rc);
-}
-
-/* Others had it meanwhile, or it is not to be had at all. */
-static void not_had_since(uint64_t before)
-{
-	if (__atomic_load_n(&self.witness->semaphores, __ATOMIC_SEQ_CST) == before)
-		witness_wrong("nobody could have the semaphore for so many ms:", WITNESS_PATIENCE_MS);
-}
 
 static void claim_one(void)
 {
@@ -73,20 +38,12 @@ static void claim_and_release(uint32_t times)
 
 static void claim_some(void)
 {
-	const struct mtlshm_want want = {
-		.count = 1 + throw_dice(SOME), .numa_node = MTLSHM_ANY_NODE, .timeout_ms = WITNESS_PATIENCE_MS};
-	uint64_t before = __atomic_load_n(&self.witness->semaphores, __ATOMIC_SEQ_CST);
+	uint32_t count = 1 + throw_dice(SOME);
 	uint16_t given[SOME];
-	int rc = mtlshm_claim_many(me, &want, given);
 
-	if (rc == -ETIMEDOUT)
-		not_had_since(before);
-	else
-		witness_count(&self.witness->semaphores);
-	if (rc && rc != -EBUSY && rc != -ETIMEDOUT)
-		witness_wrong("claim of several said", rc);
-	for (uint32_t i = 0; !rc && i < want.count; i++)
-		got(given[i]);
+	if (!claim_several(count, MTLSHM_LCORE_SCH, given))
+		for (uint32_t i = 0; i < count; i++)
+			got(given[i]);
 }
 
 static void release_one(void)
@@ -128,26 +85,6 @@ static void use_semaphore(void)
 	rc = mtlshm_unlock(me);
 	if (rc)
 		witness_wrong("could not give back the semaphore:", rc);
-}
-
-static void sweep(void)
-{
-	int rc = mtlshm_sweep(host);
-
-	if (rc < 0)
-		witness_wrong("sweep said", rc);
-}
-
-static void leave(void)
-{
-	int rc;
-
-	give_all();
-	rc = mtlshm_unregister(me);
-	if (rc)
-		witness_wrong("could not unregister:", rc);
-	mtlshm_instance_free(me);
-	me = NULL;
 }
 
 /* A child is nobody until it registers; what it inherited can do nothing. */
