@@ -80,9 +80,24 @@ def test_installation_is_complete(installed: Path) -> None:
 
 @pytest.mark.slow
 def test_unit_files_name_programs_of_their_prefix(installed: Path) -> None:
-    for name, command in ("mtlshmd", "mtlshmd"), ("mtlshm-segment", "mtlshm-ctl create"):
+    commands = {"mtlshmd": "mtlshmd", "mtlshmd-cores": "mtlshmd", "mtlshm-segment": "mtlshm-ctl create"}
+    for name, command in commands.items():
         unit = (installed / f"lib/systemd/system/{name}.service").read_text()
         assert re.findall("^ExecStart=(.*)", unit, re.MULTILINE) == [f"{installed}/bin/{command}"]
+        if command == "mtlshmd":
+            for key in "ExecStartPre", "ExecReload":
+                assert re.findall(f"^{key}=(.*)", unit, re.MULTILINE)[0] == f"{installed}/bin/mtlshmd --check"
+    assert (installed / "lib/sysusers.d/mtlshm.conf").read_text() == (ROOT / "tools/mtlshm.sysusers").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; not tested: what a service may do")
+def test_the_service_for_lcores_only_may_do_next_to_nothing(installed: Path) -> None:
+    unit = installed / "lib/systemd/system/mtlshmd-cores.service"
+    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=10", unit)
+    exposure = re.search(r"Overall exposure level for mtlshmd-cores.service: ([\d.]+)", said)
+    assert exposure
+    assert float(exposure[1]) <= 1
 
 
 @pytest.mark.slow

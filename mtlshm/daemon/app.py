@@ -21,6 +21,7 @@ from mtlshm import Busy, Host, Instance, Kind, MtlshmError, NoSegment, OtherLayo
 from mtlshm.daemon.bounded_log import Bounded
 from mtlshm.daemon.examiner import Examiner
 from mtlshm.daemon.exporter import Outlet, Source, export
+from mtlshm.daemon.journal import JournalFormatter, goes_to_journal
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.legacy import Legacy
 from mtlshm.daemon.log_handler import LogHandler
@@ -29,6 +30,7 @@ from mtlshm.daemon.options import Settings, options
 from mtlshm.daemon.reaper import Reaper
 from mtlshm.daemon.selector import Selector
 from mtlshm.daemon.service import Service
+from mtlshm.daemon.watchdog import Watchdog
 from mtlshm.errors import about, reason
 from mtlshm.legacy import lending
 
@@ -46,7 +48,7 @@ _CHANGES_AT_ONCE = {"log_level"}
 @options
 @click.version_option(package_name="mtlshm")
 @click.pass_context
-def command(context: click.Context, /, teardown: bool, **given: Any) -> None:
+def command(context: click.Context, /, check: bool, teardown: bool, **given: Any) -> None:
     """Free the lcores of dead MTL processes in the shared table, and serve libmtl from it.
 
     Flags override environment variables, and these override the settings file. SIGHUP reads the settings again. SIGTERM
@@ -58,8 +60,12 @@ def command(context: click.Context, /, teardown: bool, **given: Any) -> None:
     use.
     """
     settings = Settings(**given)
+    if check:
+        return  # what is wrong with them has been said by now
     handler = LogHandler(sys.stderr.fileno())
     handler.addFilter(Bounded())
+    if goes_to_journal(sys.stderr.fileno()):
+        handler.setFormatter(JournalFormatter())
     logging.basicConfig(handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(settings.log_level.upper())
     try:
@@ -135,9 +141,11 @@ async def _serve(settings: Settings, selector: Selector) -> None:
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not walk it
         log.info("ready: %s, %d living instances", host.path, len(reaper))
-        service.notify("READY=1")
+        watchdog = duties.enter_context(closing(Watchdog(host, service)))
+        service.notify(f"READY=1\nSTATUS={watchdog.status()}")
+        watchdog.start()
         await stopped
-        service.notify("STOPPING=1")
+        service.notify("STOPPING=1\nSTATUS=stopping")
         log.info("stopping; what living instances hold stays theirs")
 
 

@@ -57,9 +57,10 @@ class LogHandler(logging.Handler):
             try:
                 self._drain()
                 if self._dropped:
-                    text = f"(nobody read the log: {self._dropped} lines were dropped here)\n"
+                    text = f"(nobody read the log: {self._dropped} lines were dropped here)"
                     self._dropped = 0
-                    self._waiting += text.encode()
+                    record = logging.LogRecord("mtlshmd", logging.WARNING, __file__, 0, text, None, None)
+                    self._waiting += f"{self.format(record)}\n".encode()
                     self._drain()
             except BlockingIOError:
                 self._watch()

@@ -20,12 +20,13 @@ from mtlshm.legacy.table import default_key, parse_key
 from mtlshm.manager_client import served_socket
 from mtlshm.net import places
 
+_NO_SETTINGS = {"check", "teardown"}
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, by the names of their options; --config and --teardown are none."""
+    """All settings, by the names of their options; --config, --check and --teardown are none."""
 
     segment: str | None  # None: config decides
     log_level: str
@@ -114,7 +115,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
         os.environ["MTLSHMD_CONFIG"] = str(path)  # so that it is the library's as well
     found = config.file()
     if found is not None:
-        known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name != "teardown"}
+        known = {p.name: p for p in context.command.params if p.name and p.expose_value and p.name not in _NO_SETTINGS}
         try:
             context.default_map = config.read(found, known)
             for name, value in context.default_map.items():
@@ -230,6 +231,12 @@ _OPTIONS = (
         help=f"Directory for pins, in a BPF file system; default {places.PINS}.",
     ),
     click.option(
+        "--check",
+        is_flag=True,
+        help="Serve nobody, but say what is wrong with options, environment and settings file; exit status 2 if "
+        "something is.",
+    ),
+    click.option(
         "--teardown",
         is_flag=True,
         help="Remove all that daemons left, and serve nobody: flow rules, XDP programs and pins even if clients use "
@@ -239,7 +246,7 @@ _OPTIONS = (
 
 
 def options(function: Callable[..., None]) -> Callable[..., None]:
-    """Have a click command take the settings, and --teardown."""
+    """Have a click command take the settings, --check and --teardown."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -67,6 +67,11 @@ class Service:
         """Tell it something, such as READY=1."""
         self._send(state)
 
+    def beat(self, state: str) -> None:
+        """Tell it what is stale a moment later. Left out while it does not read."""
+        if self._address and not self._waiting:
+            self._told(state)
+
     def keep(self, name: str, fd: int) -> None:
         """Store a descriptor under a name of [A-Za-z0-9-]."""
         self._send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", fd, name)
@@ -119,7 +124,7 @@ class Service:
             _close(self._waiting.pop(0))
         self._unwatch()
 
-    def _told(self, state: str, descriptor: int | None) -> bool:
+    def _told(self, state: str, descriptor: int | None = None) -> bool:
         """True also if it cannot be told at all; False if it does not read, and we wait for that."""
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

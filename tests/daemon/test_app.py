@@ -136,6 +136,36 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "mtlshmd.toml"
 
 
+def check(*words: object, **environment: str) -> tuple[int, str]:
+    """Exit status and what was said of `mtlshmd --check`."""
+    command = [BIN / "mtlshmd", "--check", *words]
+    done = subprocess.run(list(map(str, command)), env=os.environ | environment, capture_output=True, text=True)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_settings_are_checked_without_a_daemon(config: Path, segment: str) -> None:
+    config.write_text(f'segment = "{segment}"\nlegacy = "4-7"\n')
+    assert check("--config", config) == (0, "")
+    assert not os.path.exists(segment)
+    for text, named in ('log_levle = "info"', "log_levle"), ('log_level = "loud"', "loud"), ("nonsense", "Expected"):
+        config.write_text(text)
+        status, said = check("--config", config)
+        assert status == 2
+        assert str(config) in said
+        assert named in said
+    config.write_text("")
+    assert check("--config", config, MTLSHMD_SOCKET_MODE="rw")[0] == 2
+    assert check("--config", config, "--legacy", "7-4")[0] == 2
+
+
+def test_the_file_has_no_setting_that_serves_nobody(config: Path) -> None:
+    config.write_text("check = true")
+    status, said = check("--config", config)
+    assert status == 2
+    assert "unknown key check" in said
+
+
 def test_the_file_yields_to_the_environment_and_that_to_the_flag(
     daemon: StartDaemon, tmp_path: Path, config: Path
 ) -> None:

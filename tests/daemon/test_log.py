@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 
 from lab.processes import BIN, DEADLINE, UNPRIVILEGED, as_user, daemon_settings, eventually, needs_root
 from mtlshm.daemon.bounded_log import SELDOM, Bounded
+from mtlshm.daemon.journal import JournalFormatter
 from mtlshm.daemon.log_handler import LogHandler
 from mtlshm.manager_client import Manager
 
@@ -148,6 +150,45 @@ def test_without_a_reader_it_goes_on(start: Start, manager_socket: Path) -> None
     make_it_talk(process, manager_socket)
     process.terminate()
     assert process.wait(DEADLINE) == 0
+
+
+# --- the journal ----------------------------------------------------------------------------------------
+
+
+def lines_for(stderr: socket.socket, reader: socket.socket, start: Start, stream: str, path: Path) -> list[str]:
+    """What it says, with a $JOURNAL_STREAM, of a start, a reload and its end."""
+    os.environ["JOURNAL_STREAM"] = stream
+    try:
+        process = start(stderr.fileno())
+    finally:
+        del os.environ["JOURNAL_STREAM"]
+    process.send_signal(signal.SIGHUP)
+    process.terminate()
+    assert process.wait(DEADLINE) == 0
+    stderr.close()
+    return read_until(reader.fileno(), b"stopping; what living instances hold stays theirs\n").decode().splitlines()
+
+
+def test_the_journal_gets_priorities_and_no_time(start: Start, manager_socket: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        status = os.fstat(theirs.fileno())
+        lines = lines_for(theirs, ours, start, f"{status.st_dev}:{status.st_ino}", manager_socket)
+    assert any(line.startswith("<6>ready: ") for line in lines)
+    assert all(re.match(r"<[346]>(?!\d{4}-)(?!INFO|WARNING|ERROR)", line) for line in lines), lines
+
+
+def test_others_get_time_and_level_also_below_a_journal(start: Start, manager_socket: Path) -> None:
+    """The variable is inherited by all that a service or a login starts."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lines = lines_for(theirs, ours, start, "8:12345", manager_socket)
+    assert all(re.match(r"\d{4}-\d\d-\d\d \S+ (INFO|WARNING|ERROR) ", line) for line in lines), lines
+
+
+def test_each_line_of_a_message_has_its_priority() -> None:
+    record = logging.LogRecord("mtlshmd", logging.ERROR, __file__, 1, "one\n%s", ("two",), None)
+    assert JournalFormatter().format(record) == "<3>one\n<3>two"
 
 
 @pytest.fixture

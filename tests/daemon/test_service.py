@@ -23,6 +23,7 @@ import pytest
 from lab.networks import sandbox, veth
 from lab.processes import BIN, DEADLINE, eventually, held, look
 from mtlshm import Host, Kind, MtlshmError, wire
+from mtlshm.daemon.service import Service
 from mtlshm.manager_client import Manager
 from mtlshm.net.ledger import Ledger
 from mtlshm.wire import Dialect, Heartbeat, Response, Type
@@ -471,3 +472,68 @@ def test_clients_are_told_when_the_socket_is_no_longer_served(service, connect, 
     assert manager.socket.recv(1) == b""
     service.hear_all()
     assert not service.store
+
+
+# --- the watchdog --------------------------------------------------------------------------------------
+
+
+def await_beat(service: ServiceManager, status: str) -> None:
+    """Until it says so of what it serves."""
+    while f"WATCHDOG=1\nSTATUS={status}" not in service.hear():
+        pass
+
+
+def test_the_watchdog_hears_that_the_loop_goes_round_and_what_is_served(service, connect, segment, manager_socket):
+    service.end(signal.SIGTERM)
+    service.set(WATCHDOG_USEC="400000")
+    service.start()
+    await_beat(service, "0 clients, 0 lcores held")
+    manager = Manager(manager_socket, timeout=DEADLINE)
+    manager.register()
+    manager.get_lcore(1)
+    await_beat(service, "1 client, 1 lcore held")
+    with Host(segment) as host, host.register("direct", parent=0) as me:
+        me.claim(0)
+        await_beat(service, "2 clients, 2 lcores held")
+    manager.close()
+    await_beat(service, "0 clients, 0 lcores held")
+
+
+def test_beats_that_nobody_hears_do_not_pile_up(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+
+        def heard() -> list[str]:
+            messages = []
+            with suppress(BlockingIOError):
+                while True:
+                    messages.append(listener.recv(4096).decode())
+            return messages
+
+        service = Service({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        for number in range(5000):
+            service.beat(f"WATCHDOG=1\nSTATUS={number}")
+        assert 0 < len(heard()) < 5000
+        service.beat("STATUS=again")
+        service.close()
+        assert heard() == ["STATUS=again"]
+
+
+def test_without_a_watchdog_nothing_is_told_again_and_again(service, connect):
+    """It would wake an idle daemon."""
+    manager = connect()
+    manager.get_lcore(1)
+    service.end(signal.SIGTERM)
+    heard = []
+    original = service.hear
+
+    def hear() -> str:
+        heard.append(original())
+        return heard[-1]
+
+    service.hear = hear
+    service.start()
+    service.end(signal.SIGTERM)
+    assert "READY=1\nSTATUS=1 client, 1 lcore held" in heard
+    assert not any("WATCHDOG" in text for text in heard)

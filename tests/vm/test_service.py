@@ -8,11 +8,13 @@ has left. Of so small a host nothing is lent to legacy processes.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,11 +104,33 @@ def test_it_is_ready_when_it_is_started_and_reads_its_settings_again(service):
     assert "ready: /dev/shm/mtlshm" in journal()
     CONFIG.parent.mkdir()
     CONFIG.write_text("nonsense")
-    systemctl("reload")
-    eventually(lambda: "configuration not reloaded" in journal())
+    before = pid()
+    failed = subprocess.run(["systemctl", "reload", "mtlshmd"], capture_output=True, text=True)
+    assert failed.returncode != 0
+    eventually(lambda: f"{CONFIG}: " in journal())
+    assert (shown("ActiveState"), pid()) == ("active", before)
+    assert "configuration" not in journal()
     shutil.rmtree(CONFIG.parent)
     systemctl("reload")
     eventually(lambda: "configuration reloaded" in journal())
+
+
+def test_the_journal_has_priorities_and_one_time(service):
+    lines = run("journalctl", "--unit", "mtlshmd", "--output", "json", f"_PID={pid()}").splitlines()
+    messages = {entry["MESSAGE"]: entry["PRIORITY"] for entry in map(json.loads, lines)}
+    assert [priority for text, priority in messages.items() if text.startswith("ready: ")] == ["6"]
+
+
+def test_wrong_settings_are_seen_by_whoever_starts_it_and_clients_wait_for_the_mended_ones(client):
+    CONFIG.parent.mkdir()
+    CONFIG.write_text('log_level = "loud"\n')
+    failed = subprocess.run(["systemctl", "restart", "mtlshmd"], capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert "loud" in journal()
+    shutil.rmtree(CONFIG.parent)
+    client.heartbeat()
+    client.put_lcore(0)
+    client.get_lcore(0)
 
 
 def test_a_client_notices_nothing_of_a_restart(client):
@@ -147,7 +171,7 @@ def test_a_client_outlasts_a_daemon_that_cannot_start_for_a_while(client, drop_i
     """However often systemd tries: what is in the way may be a mistake in a setting, which somebody will mend."""
     obstacle = tmp_path / "obstacle"
     obstacle.touch()
-    drop_in.write_text(f"[Service]\nExecStartPre=/usr/bin/test ! -e {obstacle}\nRestartSec=10ms\n")
+    drop_in.write_text(f"[Service]\nExecStartPre=\nExecStartPre=/usr/bin/test ! -e {obstacle}\nRestartSec=10ms\n")
     run("systemctl", "daemon-reload")
     enough = int(shown("NRestarts")) + int(shown("StartLimitBurst")) + 1
     os.kill(pid(), signal.SIGKILL)
