@@ -29,8 +29,7 @@ static const struct {
 	{ENXIO, "no such NUMA node with CPUs: see mtlshm-ctl topology"},
 	{EOPNOTSUPP, "that file system lacks O_TMPFILE or open-file-description locks: put the segment on a tmpfs"},
 	{EPERM, "not held by this instance"},
-	{EPROTO,
-	 "a segment of another version: install one version of libmtlshm for all processes, then restart them"},
+	{EPROTO, "a segment of another version: install one version of libmtlshm for all processes, then restart them"},
 	{ERANGE,
 	 "more than this instance could ever have, or no such lcore: see its affinity mask and mtlshm-ctl topology"},
 	{EROFS, "the segment was opened for reading only"},
@@ -38,7 +37,8 @@ static const struct {
 	{ESTALE,
 	 "the segment was retired or replaced, or is from before the last boot or from another host: open it again; "
 	 "if that fails too, run mtlshm-ctl doctor"},
-	{ETIMEDOUT, "the semaphore's holder did not give it back in time: continue or end it; mtlshm-ctl status --json names it"},
+	{ETIMEDOUT,
+	 "the semaphore's holder did not give it back in time: continue or end it; mtlshm-ctl status --json names it"},
 	{EUSERS, "all 256 instance records are held by living instances"},
 };
 
