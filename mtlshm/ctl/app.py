@@ -19,7 +19,7 @@ from mtlshm.errors import reason
 _VERBS = {
     "audit": ("audit.command:audit", "Measure whether held lcores are really alone."),
     "create": ("create:create", "Make the segment, if there is none, and say where it is."),
-    "doctor": ("doctor:doctor", "Report faults of the segment, and repair them; and say what the host lacks."),
+    "doctor": ("doctor:doctor", "Report what is wrong with the segment and the host."),
     "end": ("reservations:end", "End a reservation."),
     "flows": ("interfaces:flows", "Show the flow rules inserted for clients."),
     "gc": ("collection:gc", "Collect what dead processes left."),

@@ -65,7 +65,7 @@ class _Finding:
 @lock_option("--legacy-lock", "As of `legacy`.")
 @click.pass_context
 def doctor(context: click.Context, repair: bool, as_json: bool, legacy_key: int, legacy_lock: Path) -> None:
-    """Report faults of the segment, and repair them; and say what the host lacks.
+    """Report what is wrong with the segment and the host.
 
     Looks at the file, its users and its permissions, and at the legacy table if a daemon has bridged it. Needs no
     daemon, and nothing is changed without --repair. Of the host, which it never changes, each check is ok, a warning,

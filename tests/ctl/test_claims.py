@@ -162,9 +162,10 @@ def test_impossible_count_error_says_how_many_exist(ctl, own_cpus):
 PYTHON = str(BIN / "python")
 needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU; not tested: leases of two")
 CLAIM_ONE = (
+    "import os\n"
     "from mtlshm import Busy, Host\n"
     "with Host() as host, host.register('worker') as me:\n"
-    "    print(me.claim_many(1), flush=True)\n"
+    "    os.write(1, f'{me.claim_many(1)}\\n'.encode())\n"  # in one piece, as another writes there at the same time
     "    input()\n"
     "    try:\n        print(me.claim_many(1))\n"
     "    except Busy:\n        print('no more', flush=True)\n"
@@ -186,7 +187,7 @@ def test_program_under_run_claims_runs_lcores(ctl, segment, own_cpus):
     lcore, parent, refusal = done.stdout.splitlines()
     assert int(lcore) in own_cpus
     assert parent == PYTHON
-    assert refusal.startswith("1 lcores:")
+    assert refusal.startswith("1 lcore:")
     assert held(segment) == set()
 
 

@@ -346,7 +346,7 @@ const struct scenario scenarios[] = {
 	 judge},
 	{"collect_tenant", FAMILY, must_become, collect_leaf, 1, {-ESRCH}, false, meddle, judge},
 	{"collect_parent", FAMILY, must_become, collect_middle, 1, {-ESRCH}, false, meddle, judge},
-	{"sweep_family", FAMILY, must_become, sweep, 3, {0}, false, meddle, judge},
+	{"sweep_family", FAMILY, must_become, sweep, 4, {0}, false, meddle, judge},
 	{"reserve", USUAL, become_versed_nobody, reserve, 0, {-EBUSY, -ETIMEDOUT}, false, meddle, judge},
 	{"end", USUAL, reserve, end_reserved, 0, {0}, false, meddle, judge},
 	{"open", NO_SEGMENT, NULL, open_it, 0, {0}, false, open_as_well, judge_opened},
