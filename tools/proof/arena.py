@@ -273,6 +273,8 @@ class Arena:
             for slot in (_NEWCOMER, _DRAIN):
                 self._witness.vacate(slot)
             self._stop_if_wrong()
+            if newcomer.returncode == os.EX_TEMPFAIL:
+                return False
             theirs = set(map(int, drained.stdout.split()))
             if both := ours & theirs:
                 raise Wrong(f"at the end, lcores {sorted(both)} were given to two")

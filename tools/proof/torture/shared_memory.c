@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 #include "client.h"
@@ -172,6 +173,8 @@ void have_everything(void)
 	if (rc < 0 || mtlshm_unlock(me))
 		witness_wrong("at the end, the semaphore cannot be had:", rc);
 	rc = mtlshm_claim_many(me, &want, given);
+	if (rc == -EBUSY) /* the daemon has lent one again that was released just now: whoever started us looks anew */
+		_exit(EX_TEMPFAIL);
 	if (rc)
 		witness_wrong("at the end, a claim of all lcores said", rc);
 	/* All records but the daemon's and that of what is lent; soon, as the daemon has yet to hear that drain is
