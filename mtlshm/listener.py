@@ -35,6 +35,12 @@ class Listener(NamedTuple):
             self.connection.close()
 
 
+def peer(connection: socket.socket) -> Listener:
+    """Who listens where that one is connected; without the connection."""
+    pid, _, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Listener(pid, None)
+
+
 def who_listens(path: str | os.PathLike[str]) -> Listener | None:
     """Who listens at a socket, with a connection that says nothing; None if nobody does, or not for us.
 
@@ -49,5 +55,4 @@ def who_listens(path: str | os.PathLike[str]) -> Listener | None:
     except OSError:
         connection.close()
         return None
-    pid, _, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Listener(pid, connection)
+    return peer(connection)._replace(connection=connection)

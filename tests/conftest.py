@@ -20,6 +20,7 @@ from lab.networks import Veth, sandbox, veth
 from lab.processes import BIN, Daemon, Puppet, compile_program, daemon_settings, start_puppet
 from lab.stand_in import StandIn
 from lab.sysfs import Machine
+from mtlshm import Host
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +41,13 @@ def segment() -> Iterator[str]:
     yield path
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+@pytest.fixture
+def host(segment: str) -> Iterator[Host]:
+    """The segment, made and opened."""
+    with Host(segment) as host:
+        yield host
 
 
 @pytest.fixture

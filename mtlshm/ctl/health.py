@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from errno import EACCES, EAGAIN, ECONNREFUSED, ENOENT
@@ -17,20 +16,18 @@ from pathlib import Path
 
 import click
 
-from mtlshm import Host, InstanceInfo, MtlshmError
+from mtlshm import Host, InstanceInfo, MtlshmError, namespaces, pidfds
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.survey import NoLedger, read_ledger
 from mtlshm.ctl.verdict import State, Verdict
 from mtlshm.damage import What, examine
 from mtlshm.errors import reason
 from mtlshm.host import default_path
-from mtlshm.listener import Listener
+from mtlshm.listener import peer
 from mtlshm.manager_client import Manager, default_socket
 
 _PATIENCE = 5.0  # seconds, for the socket and for the kernel's word on interfaces
 _PASSING = {What.DEAD, What.SEMAPHORE}  # what a killed process leaves until somebody needs it
-_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
-_UCRED = struct.Struct("iII")  # pid, uid, gid
 _START = "start mtlshmd: systemctl start mtlshmd"
 
 
@@ -91,7 +88,7 @@ def _daemon(daemon: InstanceInfo | None) -> Verdict:
 def _is_stopped(daemon: InstanceInfo) -> bool:
     """By a signal or a debugger, as far as /proc here shows that process."""
     with suppress(OSError):
-        if daemon.pid_namespace == os.stat("/proc/self/ns/pid").st_ino:
+        if daemon.pid_namespace == namespaces.own("pid"):
             fields = Path(f"/proc/{daemon.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             return fields[0] in "Tt" and int(fields[19]) == daemon.start_ticks
     return False
@@ -105,7 +102,7 @@ def _socket(path: str | None, daemon: InstanceInfo | None, *, known: bool) -> Ve
         return Verdict("socket", State.OK, reason(error))
     try:
         with Manager(path, timeout=_PATIENCE) as manager:
-            who = _who(manager.socket)
+            who = peer(manager.socket)
             if known and not (daemon and _is(manager.socket, who.pid, daemon)):
                 text = f"{path} belongs to {who.name}, which does not serve this segment and may grant lcores twice"
                 return Verdict("socket", State.FAILURE, text, "end its clients, then that manager")
@@ -115,25 +112,18 @@ def _socket(path: str | None, daemon: InstanceInfo | None, *, known: bool) -> Ve
     return Verdict("socket", State.OK, f"{path} answers")
 
 
-def _who(connection: socket.socket) -> Listener:
-    pid, _, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Listener(pid, None)
-
-
 def _is(connection: socket.socket, pid: int, daemon: InstanceInfo) -> bool:
     """Is the daemon at the other end? True also if the kernel does not tell: it may be in a container."""
     with suppress(OSError):
-        if daemon.pid_namespace == os.stat("/proc/self/ns/pid").st_ino:
+        if daemon.pid_namespace == namespaces.own("pid"):
             return pid == daemon.pid
     with suppress(OSError):
-        theirs = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-        ours = os.pidfd_open(os.getpid())
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, pidfds.SO_PEERPIDFD)
         try:
-            inode, own = os.fstat(theirs).st_ino, os.fstat(ours).st_ino
+            inode = pidfds.inode(pidfd)
         finally:
-            os.close(theirs)
-            os.close(ours)
-        if inode != own and daemon.pidfd_inode:  # before Linux 6.9 all pidfds have the same
+            os.close(pidfd)
+        if inode and daemon.pidfd_inode:
             return inode == daemon.pidfd_inode
     return True
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mtlshm import InstanceInfo
+from mtlshm import InstanceInfo, namespaces
 from mtlshm.listener import who_listens
 
 # proc_net_unix: flags with __SO_ACCEPTCON (1 << 16), of a stream socket; inode and path
@@ -24,7 +24,7 @@ _LONGEST = 107  # bytes of a path, unix(7)
 
 def troubles(daemon: InstanceInfo | None, *, ask: bool) -> Iterator[str]:
     """In words. Unless `ask`, the daemon is connected to, and so woken, only if something looks wrong."""
-    if daemon is None or daemon.pid_namespace != os.stat("/proc/self/ns/pid").st_ino:
+    if daemon is None or daemon.pid_namespace != namespaces.own("pid"):
         return
     process = Path(f"/proc/{daemon.pid}")
     try:

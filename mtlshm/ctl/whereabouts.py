@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from mtlshm import InstanceInfo, Kind
+from mtlshm import InstanceInfo, Kind, namespaces
 from mtlshm.containers import container
 from mtlshm.kinds import TableOwner
 
-_NO_PROCESS = (Kind.RESERVATION, Kind.POOL)
+NO_PROCESS = (Kind.RESERVATION, Kind.POOL)
 
 
 class Where(NamedTuple):
@@ -25,13 +25,12 @@ class Where(NamedTuple):
 def whereabouts(instances: Iterable[InstanceInfo]) -> dict[TableOwner, Where]:
     """Of those that live and can be seen from here."""
     try:
-        here = os.stat("/proc/self/ns/pid").st_ino
+        here = namespaces.own("pid")
     except OSError:
         return {}
-    living = [info for info in instances if info.alive and info.kind not in _NO_PROCESS and info.pid > 0]
-    pids = {info.owner: info.pid for info in living if info.pid_namespace == here and _is_that(info)}
-    elsewhere = {(info.pid_namespace, info.pid): info.owner for info in living if info.pid_namespace not in (0, here)}
-    if elsewhere:
+    living = [info for info in instances if info.alive and info.kind not in NO_PROCESS]
+    pids = {info.owner: info.pid for info in living if info.pid > 0 and info.pid_namespace == here and _is_that(info)}
+    if elsewhere := [info for info in living if info.pid <= 0 or info.pid_namespace != here]:
         pids |= _search(elsewhere)
     return {owner: Where(pid, container(pid)) for owner, pid in pids.items()}
 
@@ -48,20 +47,27 @@ def _is_that(info: InstanceInfo) -> bool:
     return False
 
 
-def _search(elsewhere: dict[tuple[int, int], TableOwner]) -> dict[TableOwner, int]:
-    """PIDs here of processes in other PID namespaces, each known by the namespace and its number there."""
-    from mtlshm.strangers import inner_pid
+def _search(elsewhere: list[InstanceInfo]) -> dict[TableOwner, int]:
+    """PIDs here of processes in other PID namespaces, where each has another number: by what pidfds.is_same() goes by,
+    but looked up, as there may be hundreds of each."""
+    from mtlshm import pidfds, strangers
 
+    by_inode: dict[int, list[TableOwner]] = {}
+    by_number: dict[tuple[int, int], list[TableOwner]] = {}
+    for info in elsewhere:
+        by_inode.setdefault(info.pidfd_inode, []).append(info.owner)
+        by_number.setdefault((info.pid_namespace, info.pid), []).append(info.owner)
     found = {}
-    namespaces = {namespace for namespace, _ in elsewhere}
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with suppress(OSError):  # it has ended, or is not ours to see
-            if (namespace := os.stat(f"/proc/{pid}/ns/pid").st_ino) in namespaces:
-                pidfd = os.pidfd_open(pid)
-                try:
-                    owner = elsewhere.get((namespace, inner_pid(pidfd)))
-                finally:
-                    os.close(pidfd)
-                if owner is not None:
-                    found[owner] = pid
+            pidfd = os.pidfd_open(pid)
+            try:
+                if inode := pidfds.inode(pidfd):
+                    owners = by_inode.get(inode, [])
+                else:
+                    number = os.stat(f"/proc/{pid}/ns/pid").st_ino, strangers.inner_pid(pidfd)
+                    owners = by_number.get(number, [])
+            finally:
+                os.close(pidfd)
+            found.update(dict.fromkeys(owners, pid))
     return found

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 
-from mtlshm import InstanceInfo, Kind, Process
+from mtlshm import InstanceInfo, Kind, Process, namespaces
 
 _SHORT = 24  # characters of a label beside others
 _NO_UID = 2**32 - 1  # of a process that the daemon does not see
@@ -30,7 +29,7 @@ def state(info: InstanceInfo) -> str:
 def process(info: InstanceInfo | Process) -> str:
     """Its pid, marked if that is a number of another PID namespace."""
     try:
-        here = os.stat("/proc/self/ns/pid").st_ino
+        here = namespaces.own("pid")
     except OSError:
         here = 0
     return str(info.pid) if info.pid_namespace == here else f"{info.pid} in namespace {info.pid_namespace}"

@@ -5,7 +5,7 @@ libmtl asks the daemon even for an lcore that its own process holds. So it gets 
 client's, a tenant of the process's instance: while libmtl has the lcore, it is not the process's to release, and what
 libmtl gives back is the process's again. Only the daemon may take what an owner did not hold for tenants.
 
-WHOSE INSTANCE it is, the kernel says: process.is_same().
+WHOSE INSTANCE it is, the kernel says: pidfds.is_same().
 
 A SECOND RECORD LASTS as long as it holds something. An earlier daemon's is known by what it says of the process, which
 is the same as the first one says, and by its parent, which is another.

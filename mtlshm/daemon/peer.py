@@ -10,9 +10,10 @@ import struct
 from typing import NamedTuple
 
 from mtlshm.errors import reason
+from mtlshm.pidfds import SO_PEERPIDFD
 
-# asm-generic/socket.h, Linux 4.13 and 6.5; not in Python 3.11
-_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
+# asm-generic/socket.h, Linux 4.13; not in Python 3.11
+_SO_PEERGROUPS = 59
 _NOT_HERE = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 _GID = struct.Struct("I")
@@ -70,7 +71,7 @@ def why_all_are_unseen() -> str:
 
 def _pidfd(connection: socket.socket, pid: int) -> int:
     try:
-        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
         os.set_inheritable(pidfd, False)
         return pidfd
     except OSError as error:

@@ -13,28 +13,17 @@ import errno
 import os
 import resource
 import select
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mtlshm import InstanceInfo, Process, namespaces, strangers
+from mtlshm import InstanceInfo, Process, namespaces, pidfds, strangers
 from mtlshm.kinds import TableOwner
 from mtlshm.snapshot import printable
 
 # ESRCH: nobody has the PID. It is a thread's of another process: EINVAL, ENOENT in newer kernels (seen with 6.18).
 _NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 
-
-def _eventfd_inode() -> int:
-    event = os.eventfd(0)
-    try:
-        return os.fstat(event).st_ino
-    finally:
-        os.close(event)
-
-
 _FOR_OTHERS = 20  # descriptors: a listener and a client at the socket, a look into /proc, a command with its files
-_SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descriptor left for it
 
 
 class Client(NamedTuple):
@@ -58,9 +47,9 @@ def identify(pidfd: int, pid: int, uid: int, hostname: str, start_ticks: int) ->
     comm = _comm(pid)
     return Process(
         pid=pid,
-        pid_namespace=namespace(),
+        pid_namespace=namespaces.own("pid"),
         start_ticks=start_ticks,
-        pidfd_inode=_inode(pidfd),
+        pidfd_inode=pidfds.inode(pidfd),
         uid=uid,
         comm=comm,
         hostname=hostname,
@@ -74,9 +63,10 @@ def find(info: InstanceInfo | Process) -> int | None:
     LookupError if that cannot be told from here: it was registered by a daemon in another PID namespace, or was in one
     itself that we do not see into.
     """
-    if info.pid_namespace != namespace() and info.pid > 0 and namespaces.is_gone("pid", info.pid_namespace, 0):
+    here = namespaces.own("pid")
+    if info.pid_namespace != here and info.pid > 0 and namespaces.is_gone("pid", info.pid_namespace, 0):
         return None
-    if info.pid_namespace != namespace() or info.pid <= 0:
+    if info.pid_namespace != here or info.pid <= 0:
         raise LookupError(f"{info.label}, pid {info.pid} in PID namespace {info.pid_namespace}")
     try:
         pidfd = os.pidfd_open(info.pid)
@@ -93,7 +83,7 @@ def find(info: InstanceInfo | Process) -> int | None:
 
 def is_that(pidfd: int, pid: int, pidfd_inode: int, start_ticks: int) -> bool:
     """Is the process with a pidfd and a PID here the one of which that is known? A start time of 0 is not."""
-    if (inode := _inode(pidfd)) and pidfd_inode:
+    if (inode := pidfds.inode(pidfd)) and pidfd_inode:
         return inode == pidfd_inode
     return not start_ticks or start_ticks == _start_ticks(pid)
 
@@ -110,29 +100,6 @@ def to_keep(pidfd: int) -> int:
         return pidfd
     os.close(pidfd)
     raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}; raise the limit (ulimit -n)")
-
-
-def is_same(info: InstanceInfo, pidfd: int, pid: int) -> bool:
-    """Is a process that lives, and that `pid` names here, the one that registered `info` for itself, and lives too? It
-    may be in another PID namespace than we: it says then which number it has there, and in which one."""
-    if (inode := _inode(pidfd)) and info.pidfd_inode:
-        return inode == info.pidfd_inode
-    if info.pid_namespace == namespace():
-        return info.pid == pid
-    with suppress(OSError):
-        return (strangers.inner_pid(pidfd), os.stat(f"/proc/{pid}/ns/pid").st_ino) == (info.pid, info.pid_namespace)
-    return False
-
-
-def namespace() -> int:
-    """The inode of our PID namespace."""
-    return os.stat("/proc/self/ns/pid").st_ino
-
-
-def _inode(pidfd: int) -> int:
-    """0 if it says nothing: before pidfs, pidfds shared one inode with eventfds and others."""
-    inode = os.fstat(pidfd).st_ino
-    return inode if inode != _SHARED_INODE else 0
 
 
 def _comm(pid: int) -> str:

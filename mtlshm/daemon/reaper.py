@@ -38,7 +38,7 @@ from dataclasses import dataclass
 
 from inotify_simple import flags, parse_events
 
-from mtlshm import Busy, Host, MtlshmError
+from mtlshm import Busy, Host, MtlshmError, namespaces
 from mtlshm.cpuset import counted
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.counts import COUNTS
@@ -245,6 +245,6 @@ def _open_pidfd(pid: int) -> int | None:
 
 def _pid_namespace() -> int:
     try:
-        return os.stat("/proc/self/ns/pid").st_ino
+        return namespaces.own("pid")
     except OSError:  # no /proc: nobody can be proven to be in our namespace
         return -1

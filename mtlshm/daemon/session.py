@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mtlshm import Busy, Host, Instance, InstanceGone, InstanceInfo, Kind, LcoreType, MtlshmError, Process, wire
+from mtlshm import Busy, Host, Instance, InstanceGone, InstanceInfo, Kind, LcoreType, MtlshmError, Process, pidfds, wire
 from mtlshm.daemon import eal, lease, process
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.grants import Grants
@@ -424,5 +424,5 @@ class Session:
         if info.kind != Kind.SHM or not info.alive or self._peer.pidfd is None:
             return False
         with suppress(OSError):  # there is no /proc any more
-            return process.is_same(info, self._peer.pidfd, self._peer.pid)
+            return pidfds.is_same(info, self._peer.pidfd, self._peer.pid)
         return False

@@ -118,12 +118,6 @@ def cpus() -> list[int]:
 
 
 @pytest.fixture
-def host(segment: str) -> Iterator[Host]:
-    with Host(segment) as host:
-        yield host
-
-
-@pytest.fixture
 def parent(host: Host) -> Instance:
     return host.register("parent", parent=0)
 

@@ -82,12 +82,6 @@ def selector() -> Iterator[Selector]:
 
 
 @pytest.fixture
-def host(segment: str) -> Iterator[Host]:
-    with Host(segment) as opened:
-        yield opened
-
-
-@pytest.fixture
 def lent(host: Host, selector: Selector) -> Iterator[Lent]:
     made = Lent(host, selector)
     yield made

@@ -16,8 +16,8 @@ import pytest
 from lab.processes import DEADLINE, eventually, held, look, namespaces, needs_root
 from lab.refusals import refusal
 from mtlshm import Host, Kind, MtlshmError, Process, wire
-from mtlshm.daemon.process import namespace
 from mtlshm.manager_client import Manager
+from mtlshm.namespaces import own
 from mtlshm.wire import Dialect, Lcore, Type
 
 
@@ -77,7 +77,7 @@ def test_reused_pid_that_is_a_thread_counts_as_dead(daemon, segment):
     thread.start()
     try:
         with Host(segment) as host:
-            gone = Process(thread.native_id or 0, namespace(), 1, 1, 0, "gone", "vm", "gone")
+            gone = Process(thread.native_id or 0, own("pid"), 1, 1, 0, "gone", "vm", "gone")
             host.register_proxy(Kind.SOCKET, gone).claim(1)
         daemon()
         eventually(lambda: held(segment) == set())

@@ -4,19 +4,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from threading import Thread
 
 import pytest
 
 from lab.processes import held, look
 from mtlshm import Busy, Host, Instance, Kind, LcoreType, MtlshmError, Process
-
-
-@pytest.fixture
-def host(segment: str) -> Iterator[Host]:
-    with Host(segment) as host:
-        yield host
 
 
 def proxy(host: Host, label: str, kind: Kind = Kind.LEGACY) -> Instance:

@@ -6,19 +6,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 
 import click
 
-from mtlshm import CpuSet, Host, Kind, Snapshot, Topology
+from mtlshm import CpuSet, Host, InstanceInfo, Kind, Snapshot, Topology
 from mtlshm.ctl import wording
 from mtlshm.ctl.audit import settings
 from mtlshm.ctl.audit.counters import Counters
-from mtlshm.ctl.audit.owners import processes
 from mtlshm.ctl.audit.threads import Watch
 from mtlshm.ctl.audit.verdict import Audited, Interrupts, Intruder, Measured
+from mtlshm.ctl.whereabouts import NO_PROCESS, Where, whereabouts
+from mtlshm.kinds import TableOwner
 
 _PERIOD = 0.1  # seconds between two looks
 _REST = 3  # and at least so many times as long as one took
@@ -94,8 +95,9 @@ def _measure(
 ) -> Measured:
     siblings = {c.cpu: topology.siblings(c) - {c.cpu} for c in topology.cpus if c.cpu in lcores}
     rest = topology.online - held - lcores
-    roots, lost = processes(snapshot)
-    watch = Watch(roots)
+    where = whereabouts(snapshot.instances)
+    lost = frozenset(lcore.owner.owner for lcore in snapshot.lcores if _is_lost(lcore.owner, where))
+    watch = Watch({found.pid: owner for owner, found in where.items()})
     if lcores:
         _step_aside(rest - CpuSet(cpu for those in siblings.values() for cpu in those), rest, missing)
     watch.look()
@@ -109,6 +111,11 @@ def _measure(
     owners = frozenset(settings.unit(pid) for pid in watch.families) - {""}
     advice = settings.Settings(held | lcores, rest, owners, settings.irqbalance_runs(watch.comms))
     return Measured(snapshot, watch, before, after, siblings, advice, lost, limit)
+
+
+def _is_lost(owner: InstanceInfo, where: Mapping[TableOwner, Where]) -> bool:
+    """Does it live where it cannot be seen from here?"""
+    return bool(owner.alive) and owner.kind not in NO_PROCESS and owner.owner not in where
 
 
 def _step_aside(best: CpuSet, good: CpuSet, missing: list[str]) -> None:

@@ -12,8 +12,8 @@ import struct
 from mtlshm.ctl.host.place import Place
 from mtlshm.ctl.verdict import State, Verdict
 from mtlshm.errors import reason
+from mtlshm.pidfds import SO_PEERPIDFD
 
-_SO_PEERPIDFD = 77  # asm-generic/socket.h
 _FLOCK = struct.Struct("@hhqqi4x")
 
 
@@ -46,7 +46,7 @@ def so_peerpidfd(place: Place) -> Verdict:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
-            os.close(ours.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+            os.close(ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
         except OSError as error:
             text = f"SO_PEERPIDFD: {reason(error)}; before Linux 6.5 mtlshmd cannot serve clients in some containers"
             return Verdict("so-peerpidfd", State.WARNING, text)
