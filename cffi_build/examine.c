@@ -152,7 +152,8 @@ static int examine_table(const struct mtlshm_segment *table, const struct life *
 
 		held = possible ? life_held(life, life_byte(semaphore), 1) : 0;
 		if (!held)
-			add(report, MTLSHM_DAMAGE_SEMAPHORE, 0, table->header.semaphore);
+			add(report, MTLSHM_DAMAGE_SEMAPHORE,
+			    examine_knows(table, semaphore) || is_leftover(table, semaphore), table->header.semaphore);
 	}
 	return held < 0 ? held : 0;
 }

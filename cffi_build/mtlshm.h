@@ -634,7 +634,7 @@ enum mtlshm_damage_kind {
 	MTLSHM_DAMAGE_BOOT = 5,    /* of another boot or host: on no tmpfs, and nobody holds a lock */
 	MTLSHM_DAMAGE_STATE = 6,   /* neither in use nor retired, so nobody can register; value: what it says */
 	MTLSHM_DAMAGE_RETIRED = 7, /* retired by a process that died before it removed the file */
-	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by a dead owner, or an unknown one; value: its word */
+	MTLSHM_DAMAGE_SEMAPHORE = 8, /* held by: index 1, a dead owner; 0, one that never was; value: its word */
 	MTLSHM_DAMAGE_RECORD = 9,    /* a record in an unknown state; index: the record, value: its control word */
 	MTLSHM_DAMAGE_HIDDEN = 10,   /* a record that does not name its owner, which lives; likewise */
 	MTLSHM_DAMAGE_KIND = 11,     /* an instance of an unknown kind; index: the record, value: the kind */

@@ -53,6 +53,11 @@ class Damage:
     index: int
     value: int
 
+    @property
+    def passing(self) -> bool:
+        """Does it mean only that a process was killed? The next who needs what that one had puts it right."""
+        return self.what == What.DEAD or (self.what == What.SEMAPHORE and self.index == 1)
+
     def __str__(self) -> str:
         match self.what:
             case What.FOREIGN:
@@ -69,8 +74,10 @@ class Damage:
                 return f"it is neither in use nor retired, but {self.value}: no process can register"
             case What.RETIRED:
                 return "retired by a process that died before it removed the file: no process can register"
+            case What.SEMAPHORE if self.passing:
+                return f"the semaphore was left by {self.value:#x}, which is dead: whoever wants it takes it over"
             case What.SEMAPHORE:
-                return f"the semaphore is held by {self.value:#x}, which is dead or unknown"
+                return f"the semaphore is held by {self.value:#x}, which is unknown"
             case What.RECORD:
                 return f"record {self.index} has an unknown state ({self.value:#x})"
             case What.HIDDEN:

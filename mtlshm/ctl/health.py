@@ -20,14 +20,13 @@ from mtlshm import Host, InstanceInfo, MtlshmError, namespaces, pidfds
 from mtlshm.ctl.options import pins_option, state_option
 from mtlshm.ctl.survey import NoLedger, read_ledger
 from mtlshm.ctl.verdict import State, Verdict
-from mtlshm.damage import What, examine
+from mtlshm.damage import examine
 from mtlshm.errors import reason
 from mtlshm.host import default_path
 from mtlshm.listener import peer
 from mtlshm.manager_client import Manager, default_socket
 
 _PATIENCE = 5.0  # seconds, for the socket and for the kernel's word on interfaces
-_PASSING = {What.DEAD, What.SEMAPHORE}  # what a killed process leaves until somebody needs it
 _START = "start mtlshmd: systemctl start mtlshmd"
 
 
@@ -67,7 +66,7 @@ def _look(segment: str, path: str | None, state: Path, pins: Path) -> Iterator[V
 
 def _segment(path: str) -> Verdict:
     try:
-        damages = [damage for damage in examine(path) if damage.what not in _PASSING]
+        damages = [damage for damage in examine(path) if not damage.passing]
     except MtlshmError as error:
         return Verdict("segment", State.FAILURE, reason(error))
     if damages:

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 _AFTER = 0.5  # seconds after an event; and how long damage has to last to be believed
 _SAID_AT_ONCE = 5
 _WITHOUT_EVENTS = 10.0  # seconds between looks
-_COLLECTED = (What.DEAD, What.SHORT)  # the reaper's
 
 
 class Examiner:
@@ -56,7 +55,8 @@ class Examiner:
     def _look(self) -> None:
         self._next = None
         try:
-            now = {damage for damage in glance(self._path) if damage.what not in _COLLECTED}
+            # That it is too short says the reaper.
+            now = {damage for damage in glance(self._path) if not damage.passing and damage.what != What.SHORT}
         except OSError:  # gone: the reaper says so
             return
         lasting = now & self._seen
