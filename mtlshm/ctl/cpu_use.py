@@ -30,6 +30,12 @@ def online() -> CpuSet:
     return CpuSet(_times()) or Topology.read().online
 
 
+def ticks(text: str) -> dict[int, list[int]]:
+    """Of proc(5) stat, by CPU: user, nice, system, idle, iowait, irq, softirq, steal. What guests use is in user and
+    nice as well."""
+    return {int(number): [int(time) for time in line.split()][:8] for number, line in _TIMES.findall(text)}
+
+
 def _percent(before: tuple[int, int], now: tuple[int, int]) -> float:
     busy, all_of_it = (max(after - earlier, 0) for earlier, after in zip(before, now, strict=True))
     return round(100 * min(busy / all_of_it, 1), 1) if all_of_it else 0.0
@@ -42,8 +48,4 @@ def _times() -> dict[int, tuple[int, int]]:
             text = file.read()
     except OSError:
         return {}
-    found = {}
-    for number, line in _TIMES.findall(text):
-        times = [int(time) for time in line.split()][:8]  # what guests use is in user and nice as well
-        found[int(number)] = (sum(times) - sum(times[3:5]), sum(times))
-    return found
+    return {cpu: (sum(times) - sum(times[3:5]), sum(times)) for cpu, times in ticks(text).items()}

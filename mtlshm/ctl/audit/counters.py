@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlshm import CpuSet
+from mtlshm.ctl.cpu_use import ticks
 from mtlshm.errors import reason
 from mtlshm.snapshot import printable
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_CPU = re.compile(r"^cpu(\d+) (\d+(?: \d+)*)$", re.MULTILINE)
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -60,7 +60,7 @@ class Counters:
         """Now."""
         counters = cls(time.monotonic())
         if text := counters._text("/proc/stat", "times of CPUs"):
-            counters.times = {int(cpu): _times(line) for cpu, line in _CPU.findall(text)}
+            counters.times = {cpu: _times(times) for cpu, times in ticks(text).items()}
             forks = re.search(r"^processes (\d+)$", text, re.MULTILINE)
             counters.forks = int(forks[1]) if forks else None
         counters.interrupts = _table(counters._text("/proc/interrupts", "interrupts"))
@@ -75,9 +75,8 @@ class Counters:
             return ""
 
 
-def _times(line: str) -> Times:
-    """proc(5) stat: user, nice, system, idle, iowait, irq, softirq, steal; what guests use is in user and nice, too."""
-    user, nice, system, _, _, hard, soft, stolen = (int(ticks) / _TICK for ticks in line.split()[:8])
+def _times(found: list[int]) -> Times:
+    user, nice, system, _, _, hard, soft, stolen = (count / _TICK for count in found)
     return Times(user + nice + system, hard + soft, stolen)
 
 
