@@ -50,12 +50,18 @@ def shown(name: str) -> str:
     return systemctl("show", "--value", "--property", name).strip()
 
 
-def journal() -> str:
-    return run("journalctl", "--output", "cat", "--unit", "mtlshmd")
-
-
 def pid() -> int:
     return int(shown("MainPID"))
+
+
+def journal(*matches: str) -> str:
+    """Of the whole boot: other tests have had the service started, reloaded and stopped before."""
+    return run("journalctl", "--output", "cat", "--unit", "mtlshmd", *matches)
+
+
+def of_the_daemon() -> str:
+    """A match of the journal: what the daemon that runs now has said."""
+    return f"_PID={pid()}"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,7 @@ def test_it_is_ready_when_it_is_started_and_reads_its_settings_again(service):
     Manager(timeout=DEADLINE).close()
     directory = Path("/run/imtl").stat()
     assert (stat.filemode(directory.st_mode), directory.st_uid) == ("drwxr-xr-x", 0)
-    assert "ready: /dev/shm/mtlshm" in journal()
+    eventually(lambda: "ready: /dev/shm/mtlshm" in journal(of_the_daemon()))
     CONFIG.parent.mkdir()
     CONFIG.write_text("nonsense")
     before = pid()
@@ -109,14 +115,14 @@ def test_it_is_ready_when_it_is_started_and_reads_its_settings_again(service):
     assert failed.returncode != 0
     eventually(lambda: f"{CONFIG}: " in journal())
     assert (shown("ActiveState"), pid()) == ("active", before)
-    assert "configuration" not in journal()
+    assert "configuration" not in journal(of_the_daemon())
     shutil.rmtree(CONFIG.parent)
     systemctl("reload")
-    eventually(lambda: "configuration reloaded" in journal())
+    eventually(lambda: "configuration reloaded" in journal(of_the_daemon()))
 
 
 def test_the_journal_has_priorities_and_one_time(service):
-    lines = run("journalctl", "--unit", "mtlshmd", "--output", "json", f"_PID={pid()}").splitlines()
+    lines = run("journalctl", "--unit", "mtlshmd", "--output", "json", of_the_daemon()).splitlines()
     messages = {entry["MESSAGE"]: entry["PRIORITY"] for entry in map(json.loads, lines)}
     assert [priority for text, priority in messages.items() if text.startswith("ready: ")] == ["6"]
 
