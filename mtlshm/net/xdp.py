@@ -126,6 +126,11 @@ class Loader:
                 now = await look(attached.ifindex)
                 if now.programs or now.dispatcher:
                     break
+                if result.status == 0:
+                    # The driver can, so another mode would only be slower, and new programs would lose ports and
+                    # sockets. We once fell to generic mode here, for good, as somebody detached a second time.
+                    text = "its XDP programs were attached again, but are gone: somebody detaches them"
+                    raise OSError(errno.ENETDOWN, f"{attached.name}: {text}")
         except FileNotFoundError as error:  # no ip
             log.warning("%s: %s", attached.name, error.strerror)
             return None

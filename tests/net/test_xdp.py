@@ -8,6 +8,7 @@ tested here. The chain itself, and a program of somebody else beside ours, are t
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -213,6 +214,31 @@ def test_detached_programs_are_loaded_anew_without_ip(
         patch.setattr("mtlshm.net.tool._SBIN", ())
         load(loader, link).close()
     assert_whole(loader, link)
+
+
+def test_who_detaches_while_programs_are_put_back_does_not_slow_them(
+    loader: Loader, link: Veth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It worked natively, so it is tried so again; and nothing is loaded anew, which would lose ports and sockets."""
+    ip = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    assert ip
+    with load(loader, link) as gate:
+        before = attached(link)
+        gate.set_port(20000, True)
+        detach(link)
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/ip").write_text(f'#!/bin/sh\n{ip} "$@" && exec {ip} link set dev {link.name} xdp off\n')
+        (tmp_path / "bin/ip").chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+            with pytest.raises(OSError, match="near: its XDP programs were attached again, but are gone") as raised:
+                load(loader, link)
+        assert raised.value.errno == errno.ENETDOWN
+        assert attached(link).programs == ()
+        with load(loader, link) as again:
+            assert again.ports() == {20000}
+            assert again.xsks_map.info == gate.xsks_map.info
+        assert attached(link) == before
 
 
 def test_unload_removes_the_pins_of_a_removed_interface(loader: Loader, link: Veth) -> None:
