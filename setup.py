@@ -42,6 +42,7 @@ setup(
         "test": [
             "textual>=1.0",
             "pytest>=8",
+            "pytest-timeout>=2.2",
             "pytest-xdist>=3",
             "psutil>=5.9",
             "ruff>=0.4",
