@@ -9,31 +9,31 @@ from mtlshm._core import ffi, lib
 
 
 class MtlshmError(OSError):
-    """Something the C core refused; `errno` says what, the text says what to do about it."""
+    """The C library refused a call. `errno` has the reason; the text says what to do about it."""
 
 
 class NoSegment(MtlshmError, FileNotFoundError):
-    """There is no segment at that path."""
+    """There is no segment at the path."""
 
 
 class NotPermitted(MtlshmError, PermissionError):
-    """The segment's file may not be opened."""
+    """The caller has no permission to open the segment's file."""
 
 
 class OtherLayout(MtlshmError):
-    """The segment has another layout, and somebody uses it or it may not be replaced."""
+    """The segment has another layout version, and it is in use or cannot be replaced."""
 
 
 class Busy(MtlshmError):
-    """Held by an instance that lives, or not enough is free."""
+    """A living instance holds the lcore, or not enough lcores are free."""
 
 
 class InstanceGone(MtlshmError):
-    """The instance was unregistered, or belongs to the parent process."""
+    """The instance was unregistered, or this process is a forked child that inherited it."""
 
 
 class TimedOut(MtlshmError, TimeoutError):
-    """The semaphore's holder did not give it back in time."""
+    """The holder of the semaphore did not release it in time."""
 
 
 _CLASSES: dict[int, type[MtlshmError]] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An open segment: where instances register and everybody can look."""
+"""An open segment: processes register in it, and read it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,19 @@ class SegmentFile(NamedTuple):
 
 
 class Host:
-    """The segment at `path` (default_path() if None), made if missing unless create=False.
+    """The segment at `path` (default_path() if None), created if missing unless create=False.
 
     A context manager; closing it closes its instances. `read_only` needs read permission only. `sysfs` names another
     directory in sysfs format than /sys, that is, another machine: for planning and tests.
+
+    Opening raises NoSegment, NotPermitted, OtherLayout (in use, or not removable), or MtlshmError: errno EBADMSG if the
+    file is no segment or is damaged, ESTALE if it is retired or of an earlier boot, EOPNOTSUPP if the file system lacks
+    O_TMPFILE or OFD locks, ENOSPC. Killed inside: there is no file, or a complete segment.
+
+    All methods may be called from any thread. Each raises ValueError once the Host is closed, and MtlshmError with
+    errno EBADMSG if somebody has truncated the segment. Methods that ask whether an owner lives open the file anew:
+    ESTALE if another file is at the path now, EACCES, EMFILE. Methods that change the table raise EROFS if it was
+    opened `read_only`. mtlshm.h has the errors of each function.
     """
 
     def __init__(
@@ -76,12 +85,12 @@ class Host:
 
     @property
     def handle(self) -> Any:
-        """The core's own, a `struct mtlshm_host *`, for code that calls it by itself. It is valid until close(), and as
-        long as an instance made here is."""
+        """The C library's `struct mtlshm_host *`, for code that calls the library directly. It is valid until
+        close(), and longer if an instance of this Host is still referenced."""
         return self._opened().c
 
     def file(self) -> SegmentFile:
-        """The file that is mapped, as it was when it was opened; `path` may lead to another by now."""
+        """The mapped file, as it was when it was opened. There may be another file at `path` now."""
         c = ffi.new("struct mtlshm_file *")
         lib.mtlshm_file(self._opened().c, c)
         return SegmentFile(c.device, c.inode, c.uid, c.gid, c.mode)
@@ -94,12 +103,17 @@ class Host:
         cpus: Iterable[int] | None = None,
         parent: TableOwner | None = None,
     ) -> Instance:
-        """Become an instance, shown in the table as `label` (the command's name if None).
+        """Register this process as an instance. The table shows it as `label` (the command's name if None, at most 63
+        bytes).
 
-        `cpus` are those it may claim; None: what the calling thread's affinity mask allows, looked up anew by every
-        claim_many(). `parent` is the owner to draw lcores from; None: the one that $MTLSHM_LEASE names, if it is set;
-        0: none. errno EUSERS if all 256 records are held by living instances, ESRCH if the parent is dead or unknown,
-        ELOOP if the chain of parents would be too long.
+        `cpus` are the CPUs it may claim; None: those in the calling thread's affinity mask, which every claim_many()
+        reads anew. `parent` is the owner whose lcores it claims; None: the owner that $MTLSHM_LEASE names, if it is
+        set; 0: none.
+
+        errno EUSERS: all 256 records belong to living instances. ESRCH: the parent is dead or unknown. ELOOP: the
+        chain of parents is too long. EINVAL: $MTLSHM_LEASE is no lease. EEXIST: kind is DAEMON and one lives. ESTALE:
+        the segment is retired or replaced. Killed inside: the record is free, or is collected as that of a dead
+        instance.
         """
         c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode(errors="surrogateescape"))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
@@ -112,10 +126,11 @@ class Host:
         return self._instance(result[0])
 
     def register_proxy(self, kind: Kind, process: Process, parent: TableOwner = NOBODY) -> Instance:
-        """For the daemon: an instance that stands for a process which does not map the table, a tenant of `parent` if
-        that is not 0.
+        """For the daemon: register an instance for a process that does not map the table. It is a tenant of `parent`,
+        if that is not 0.
 
-        Closing it leaves it in the table, where the next daemon finds it; Instance.unregister() ends it.
+        Closing it leaves it in the table, where the next daemon finds it; Instance.unregister() ends it. Errors are
+        those of register(). Killed inside: there is no such instance, or one that the next daemon finds.
         """
         c = ffi.new("struct mtlshm_process *")
         for name, value in process._asdict().items():
@@ -129,7 +144,8 @@ class Host:
         return self._instance(result[0], proxied=True)
 
     def adopt(self, owner: TableOwner) -> Instance:
-        """For the daemon: find again what an earlier daemon made by register_proxy()."""
+        """For the daemon: take over an instance that an earlier daemon made by register_proxy(). errno ESRCH: `owner`
+        is no proxied instance, or is a reservation."""
         result = ffi.new("struct mtlshm_instance **")
         check(lib.mtlshm_adopt(result, self._opened().c, owner), f"owner {owner:#x}")
         return self._instance(result[0], proxied=True)
@@ -143,23 +159,26 @@ class Host:
         return instance
 
     def holder(self, lcore: int) -> tuple[TableOwner, int]:
-        """Who holds an lcore, 0 for nobody, and the daemon's note on it. No system call."""
+        """The owner of an lcore (0: it is free), and the daemon's note on it. No system call. errno ERANGE: there is no
+        such lcore."""
         owner, tag = ffi.new("uint64_t *"), ffi.new("uint32_t *")
         check(self._call(lib.mtlshm_holder, lcore, owner, tag), f"lcore {lcore}")
         return owner[0], tag[0]
 
     def tag(self, lcore: int, owner: TableOwner, tag: int) -> None:
-        """For the daemon: note something with an lcore of `owner`; its next claim clears it."""
+        """For the daemon: attach 32 bits to an lcore of `owner`; the next claim of it clears them. errno ESRCH:
+        `owner` does not hold it. Killed inside: attached, or not."""
         check(self._call(lib.mtlshm_tag, lcore, owner, tag), f"lcore {lcore}")
 
     def lease(self, owner: TableOwner) -> str:
-        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from `owner`."""
+        """The value of $MTLSHM_LEASE for processes that claim lcores of `owner`. Does not ask whether it lives."""
         text = ffi.new("char[]", lib.MTLSHM_LEASE_SIZE)
         check(self._call(lib.mtlshm_lease_format, owner, text), f"owner {owner:#x}")
         return os.fsdecode(ffi.string(text))
 
     def parse_lease(self, text: str) -> TableOwner:
-        """The owner that a $MTLSHM_LEASE names. errno EINVAL: it is none; ESRCH: it is one of another segment."""
+        """The owner that a value of $MTLSHM_LEASE names. errno EINVAL: it is no lease; ESRCH: it is one of another
+        segment. Does not ask whether the owner lives."""
         owner = ffi.new("uint64_t *")
         check(self._call(lib.mtlshm_lease_parse, ffi.new("char[]", os.fsencode(text)), owner), f"lease {text}")
         return TableOwner(owner[0])
@@ -167,10 +186,13 @@ class Host:
     def reserve(
         self, key: str, count: int, *, label: str | None = None, cpus: Iterable[int] | None = None, **policy: Any
     ) -> Reservation:
-        """Reserve lcores under a key, for tenants, or find what is reserved under it already.
+        """Reserve lcores for tenants under a key of 1 to 63 bytes, or find the reservation that has this key.
 
-        The policy is that of Instance.claim_many(). A reservation outlasts its maker and every daemon; end() ends it.
-        Killed inside: the whole reservation is there, or nothing of it.
+        `policy` takes the arguments of Instance.claim_many(). A reservation outlasts its maker and every daemon, until
+        end() or the next boot.
+
+        errno EINVAL: the key is empty or too long; and the errors of Instance.claim_many() and register(). Killed
+        inside: the whole reservation is there, or nothing of it.
         """
         result = ffi.new("struct mtlshm_reserved *")
         c_label = ffi.NULL if label is None else ffi.new("char[]", label.encode(errors="surrogateescape"))
@@ -180,7 +202,7 @@ class Host:
         return Reservation.from_c(result, bool(check(code, f"reservation {key}: {counted(count)}")))
 
     def reservation(self, key: str) -> Reservation | None:
-        """What is reserved under a key; None: nothing."""
+        """The reservation that has this key, or None. errno EINVAL: the key is empty or too long."""
         result = ffi.new("struct mtlshm_reserved *")
         code = self._call(lib.mtlshm_reservation, _key(key), result)
         if code == -errno.ESRCH:
@@ -189,32 +211,35 @@ class Host:
         return Reservation.from_c(result, True)
 
     def end(self, owner: TableOwner) -> None:
-        """End a reservation. What its tenants use stays theirs until they give it back. errno ESRCH: it is none."""
+        """End a reservation. Lcores that its tenants use are free when the tenants give them back. errno ESRCH:
+        `owner` is no reservation, or it has ended. Killed inside: it is there, or it has ended."""
         check(self._call(lib.mtlshm_end, owner), f"reservation {owner:#x}")
 
     def choose(
         self, count: int, *, parent: TableOwner = NOBODY, cpus: Iterable[int] | None = None, **policy: Any
     ) -> CpuSet:
-        """What Instance.claim_many() would choose now. Nothing is claimed."""
+        """The lcores that Instance.claim_many() would choose now, with its errors. Claims and collects nothing."""
         lcores = ffi.new("uint16_t[]", max(count, 1))
         c_cpus = ffi.NULL if cpus is None else CpuSet(cpus).to_c()
         check(self._call(lib.mtlshm_choose, want(count, **policy), c_cpus, parent, lcores), counted(count))
         return CpuSet(ffi.unpack(lcores, count))
 
     def interface_node(self, interface: str) -> int | None:
-        """The NUMA node of a network interface, by its name in sysfs; None if the kernel knows none. errno ENODEV."""
+        """The NUMA node of a network interface, by its name in sysfs; None if the kernel knows none. errno ENODEV: this
+        network namespace has no such interface."""
         node = ffi.new("int32_t *")
         check(self._call(lib.mtlshm_interface_node, os.fsencode(interface), node), f"interface {interface}")
         return None if node[0] == lib.MTLSHM_ANY_NODE else int(node[0])
 
     def snapshot(self) -> Snapshot:
-        """Everything at a moment, without stopping anyone."""
+        """Copy the whole table without stopping anyone: each lcore with its owner is consistent, moments of different
+        lcores may differ."""
         c = ffi.new("struct mtlshm_snapshot *")
         check(self._call(lib.mtlshm_snapshot, c), f"snapshot of {self.path}")
         return Snapshot.from_c(c)
 
     def inspect(self, owner: TableOwner) -> InstanceInfo | None:
-        """One instance; None if it is gone. Its lcores are in a snapshot only."""
+        """One instance, or None if it was collected. Only a snapshot has its lcores."""
         c = ffi.new("struct mtlshm_instance_info *")
         code = self._call(lib.mtlshm_inspect, owner, c)
         if code == -errno.ESRCH:
@@ -223,7 +248,7 @@ class Host:
         return InstanceInfo.from_c(c, time.monotonic_ns())
 
     def owners(self) -> list[TableOwner]:
-        """The owners of all instances that registered themselves, dead ones not yet collected included."""
+        """The owners of all instances that registered themselves, including dead ones that nobody has collected yet."""
         return self._list(lib.mtlshm_owners)
 
     def proxies(self) -> list[TableOwner]:
@@ -235,19 +260,21 @@ class Host:
         return list(ffi.unpack(owners, check(self._call(function, owners), "owners")))
 
     def alive(self, owner: TableOwner) -> bool:
-        """Does the instance live?"""
+        """Whether the instance lives. A proxied one always does. False if it was collected."""
         return bool(check(self._call(lib.mtlshm_alive, owner), f"owner {owner:#x}"))
 
     def collect(self, owner: TableOwner) -> int:
-        """Collect one dead instance; returns how many lcores that freed. Busy if it lives."""
+        """Collect one dead instance; return how many lcores that freed. Busy: it lives, or is proxied. errno ESRCH:
+        it was collected already. Killed inside: the next collector starts again; nothing is lost."""
         return check(self._call(lib.mtlshm_collect, owner), f"owner {owner:#x}")
 
     def sweep(self) -> int:
-        """Collect all dead instances; returns how many."""
+        """Collect all dead instances; return how many. Killed inside: as collect()."""
         return check(self._call(lib.mtlshm_sweep), f"sweep of {self.path}")
 
     def evict(self, lcore: int, owner: TableOwner) -> None:
-        """Take an lcore away from `owner`, dead or alive. The owner is not told: this is for operators."""
+        """Take an lcore away from `owner`, dead or alive. The owner is not told: this is for operators. errno ESRCH:
+        `owner` does not hold it. Killed inside: taken, or not."""
         check(self._call(lib.mtlshm_evict, lcore, owner), f"lcore {lcore}")
 
     def topology(self) -> Topology:
@@ -255,7 +282,8 @@ class Host:
         return Topology.read(self._sysfs)
 
     def unlink(self) -> None:
-        """Remove the segment, if no instance lives (Busy otherwise), and close this handle."""
+        """Remove the segment and close this handle. Busy: an instance lives. Killed inside: the segment is in use as
+        before, or is retired, and the next Host replaces it."""
         check(self._call(lib.mtlshm_retire), f"segment {self.path}")
         try:
             segment.unlink(self.path)
@@ -278,10 +306,10 @@ class Host:
 
 
 class Reservation(NamedTuple):
-    """Lcores that are held for tenants by nobody who could die."""
+    """Lcores that are held for tenants without a process."""
 
     owner: TableOwner
-    lcores: CpuSet  # those that tenants use included
+    lcores: CpuSet  # including those that tenants use
     found: bool  # it was there already
 
     @classmethod

@@ -22,20 +22,24 @@ _release = lib.mtlshm_release
 
 
 class Registry(Protocol):
-    """Where an instance is registered: a Host. It is kept open for as long as the instance is used."""
+    """Where an instance is registered: a Host. It stays open as long as the instance is referenced."""
 
     def snapshot(self) -> Snapshot:
-        """Everything at a moment, without stopping anyone."""
+        """Copy the whole table."""
 
     def lease(self, owner: TableOwner) -> str:
-        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from that owner."""
+        """The value of $MTLSHM_LEASE for processes that claim lcores of that owner."""
 
 
 class Instance:
     """Made by Host.register(); a context manager that unregisters, which releases all its lcores.
 
-    It lives until then, or as long as the process's address space: death and exec() end it, fork() does not pass it on
-    (InstanceGone in the child, which registers for itself). All methods may be called from any thread.
+    It lives until then, or as long as the process's address space: death and exec() end it. A forked child does not
+    inherit it and registers for itself. All methods may be called from any thread.
+
+    Each method raises InstanceGone after close() and in a forked child, and MtlshmError with errno EBADMSG if
+    somebody has truncated the segment. If the process is killed inside a method, what it held is collected as a dead
+    instance's.
     """
 
     __slots__ = ("__weakref__", "_c", "_host", "_proxied")
@@ -47,11 +51,16 @@ class Instance:
 
     @property
     def handle(self) -> Any:
-        """The core's own, a `struct mtlshm_instance *`, valid as long as this object is; NULL once it is closed."""
+        """The C library's `struct mtlshm_instance *`, valid as long as this object is; NULL once it is closed."""
         return self._c
 
     def claim(self, lcore: int, type: int = _APP) -> None:
-        """Claim one lcore, from a dead owner too. Busy if a living instance holds it, this one included."""
+        """Claim one lcore, also from a dead owner.
+
+        Busy: a living instance holds it, with errno EALREADY if it is this one. errno ERANGE: there is no such lcore;
+        ENODEV: that CPU is absent or offline; EDOM: it is outside the CPUs that the instance may claim, or its parent
+        does not hold it.
+        """
         try:
             if code := _claim(self._c, lcore, type):
                 raise error(code, f"lcore {lcore}")
@@ -59,7 +68,8 @@ class Instance:
             raise error(-errno.ERANGE, f"lcore {lcore}") from None
 
     def release(self, lcore: int) -> None:
-        """Release one lcore."""
+        """Release one lcore; it is free, or its parent's. errno EPERM: this instance does not hold it; ERANGE: there
+        is no such lcore."""
         try:
             if code := _release(self._c, lcore):
                 raise error(code, f"lcore {lcore}")
@@ -67,7 +77,8 @@ class Instance:
             raise error(-errno.ERANGE, f"lcore {lcore}") from None
 
     def take(self, lcore: int, owner: TableOwner, type: int = _APP) -> None:
-        """For the daemon: take over an lcore of `owner`, a proxied instance; it is not free for a moment."""
+        """For the daemon: take over an lcore of `owner` (the pool, a legacy process or the parent), so that it is never
+        free in between. errno ESRCH: `owner` does not hold it, or is none of these."""
         check(lib.mtlshm_take(self._c, lcore, owner, type), f"lcore {lcore}")
 
     def claim_many(
@@ -82,10 +93,12 @@ class Instance:
     ) -> CpuSet:
         """Claim `count` lcores or none: on one NUMA node if asked, isolated and sharing a cache if possible.
 
-        With `near` the node is a wish: lcores of other nodes are taken if it has not enough. CPU 0, and lcores whose
-        SMT sibling somebody else uses, are taken only if there are no others. Busy if not enough are free; errno ERANGE
-        if there could never be so many. `timeout` in seconds is for waiting for other claims of this kind, which take a
-        microsecond.
+        With `near` the node is a wish: lcores of other nodes are taken if the node has not enough. CPU 0, and lcores
+        whose SMT sibling somebody else uses, are taken only if there are no others. `timeout` in seconds bounds the
+        wait for other claims of this kind, which take microseconds.
+
+        Busy: not enough are free. errno ERANGE: the instance could never have so many; ENXIO: no such NUMA node.
+        TimedOut: a stopped process holds the semaphore.
         """
         c_want = want(count, node=node, near=near, smt=smt, type=type, timeout=timeout)
         lcores = ffi.new("uint16_t[]", count)
@@ -94,22 +107,22 @@ class Instance:
         return CpuSet(ffi.unpack(lcores, count))
 
     def release_all(self) -> int:
-        """Release every lcore held; returns how many."""
+        """Release all lcores of this instance; return how many."""
         return check(lib.mtlshm_release_all(self._c), "all lcores")
 
     @property
     def owner(self) -> TableOwner:
-        """What snapshots name this instance by; 0 once it is closed."""
+        """The owner that snapshots show for this instance; 0 once it is closed."""
         return TableOwner(lib.mtlshm_owner(self._c))
 
     @property
     def lease(self) -> str:
-        """What $MTLSHM_LEASE has to be in a process that shall draw its lcores from this instance."""
+        """The value of $MTLSHM_LEASE for processes that claim lcores of this instance."""
         return self._host.lease(self.owner)
 
     @property
     def lcores(self) -> CpuSet:
-        """What it holds now."""
+        """The lcores that this instance holds now, read from the table."""
         owner = self.owner
         if not owner:
             return CpuSet()
@@ -117,7 +130,8 @@ class Instance:
 
     @contextmanager
     def semaphore(self, timeout: float = 1.0) -> Iterator[bool]:
-        """Hold the host's robust semaphore; yields True if the holder before died in it and left things half done."""
+        """Hold the host's robust semaphore. Yields True if the previous holder died in it and may have left a change
+        half done. TimedOut after `timeout` seconds, which a stopped holder may cause. Not recursive."""
         taken_over = check(lib.mtlshm_lock(self._c, _milliseconds(timeout)), "the semaphore")
         try:
             yield bool(taken_over)
@@ -125,14 +139,14 @@ class Instance:
             lib.mtlshm_unlock(self._c)
 
     def unregister(self) -> None:
-        """End the instance, a proxied one too, and close it."""
+        """End the instance, also a proxied one, and close it."""
         check(lib.mtlshm_unregister(self._c), "unregister")
         self.close()
 
     def close(self) -> None:
-        """Unregister, unless it is a proxied one, which stays in the table. Idempotent.
+        """Unregister; a proxied instance stays in the table. Idempotent.
 
-        A call that another thread has under way keeps the handle until it returns.
+        The handle stays valid until calls of other threads have returned.
         """
         c, self._c = self._c, ffi.NULL
         if not self._proxied:
