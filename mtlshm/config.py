@@ -79,7 +79,7 @@ def read(path: str | Path, known: Collection[str] | None = None) -> dict[str, st
 
 
 def _text(key: str, value: Any, file: str) -> str:
-    """As on the command line. ValueError if it has not the right type."""
+    """The value as text, as it would be on the command line. ValueError if its type is wrong."""
     match value:
         case str():
             if "\0" in value or not (value or key in _MAY_BE_EMPTY):
@@ -108,7 +108,7 @@ def _segment_as_the_library_reads_it(path: str | Path) -> str | None:
 
 
 def _misread(path: str | Path) -> ConfigError:
-    """What C programs read differently, or not at all."""
+    """The error for a value that C programs read differently, or not at all."""
     return ConfigError(
         f'{path}: segment must be on a line of its own, without escapes, before any table: segment = "/run/imtl/mtlshm"'
     )

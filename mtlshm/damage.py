@@ -55,7 +55,7 @@ class Damage:
 
     @property
     def passing(self) -> bool:
-        """Does it mean only that a process was killed? The next who needs what that one had puts it right."""
+        """Whether it only means that a process was killed. The next process that needs its lcores repairs it."""
         return self.what == What.DEAD or (self.what == What.SEMAPHORE and self.index == 1)
 
     def __str__(self) -> str:

@@ -67,7 +67,7 @@ def error(code: int, subject: str, detail: str = "") -> MtlshmError:
 
 
 def reason(error: OSError) -> str:
-    """What went wrong. The system's errors have a text, those that a library raises may have none."""
+    """The text of an error. Errors of the system always have one, errors of libraries may not."""
     return error.strerror or str(error) or type(error).__name__
 
 

@@ -22,7 +22,7 @@ from mtlshm.topology import Topology
 
 
 class SegmentFile(NamedTuple):
-    """What stat(2) said of a segment's file when it was opened."""
+    """The stat(2) of a segment's file when it was opened."""
 
     device: int
     inode: int

@@ -186,5 +186,5 @@ def want(
 
 
 def _milliseconds(seconds: float) -> int:
-    """As C takes them: from 0 to the 49 days that fit."""
+    """Milliseconds for the C library: 0 to 2^32 - 1, about 49 days."""
     return int(min(max(seconds * 1000, 0), 2**32 - 1))

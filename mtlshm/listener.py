@@ -15,7 +15,7 @@ _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class Listener(NamedTuple):
-    """Who listens at a socket, as the kernel says."""
+    """The process that listens at a socket, as the kernel says."""
 
     pid: int  # as we see it; 0 if it is in a PID namespace that we do not see into, or too busy to tell
     connection: socket.socket | None  # to it; None: it lets nobody in at the moment
@@ -36,13 +36,13 @@ class Listener(NamedTuple):
 
 
 def peer(connection: socket.socket) -> Listener:
-    """Who listens where that one is connected; without the connection."""
+    """The process that listens at the other end of a connection. Does not keep the connection."""
     pid, _, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Listener(pid, None)
 
 
 def who_listens(path: str | os.PathLike[str]) -> Listener | None:
-    """Who listens at a socket, with a connection that says nothing; None if nobody does, or not for us.
+    """The process that listens at a socket; None if none does, or if it refuses us. Connects, but sends nothing.
 
     Does not wait.
     """

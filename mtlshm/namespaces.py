@@ -19,7 +19,7 @@ def own(name: str) -> int:
 
 
 def is_gone(name: str, inode: int, made_in: int) -> bool:
-    """Has nobody that namespace any more? False if it cannot be told from here.
+    """Whether no process is left in that namespace. False if that cannot be told from here.
 
     All processes have to be seen: from the host's own PID namespace they are, and nearly certainly all those that
     matter from the one where it was made, `made_in`. An inode that was given out again only makes it seem to be there.
@@ -34,7 +34,7 @@ def is_gone(name: str, inode: int, made_in: int) -> bool:
 
 
 def _present(name: str) -> set[int] | None:
-    """Of all processes; None if somebody's may not be seen."""
+    """The namespaces of all processes; None if those of some process cannot be read."""
     found: set[int] = set()
     try:
         for pid in filter(str.isdecimal, os.listdir("/proc")):

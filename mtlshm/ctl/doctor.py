@@ -224,7 +224,7 @@ def _permissions(path: str, status: os.stat_result, here: list[User]) -> Iterato
 
 
 def _need_group(path: str, status: os.stat_result, here: list[User]) -> bool:
-    """Does anybody live who may use it by its present group only?"""
+    """Whether a living process may use the file only through its present group."""
     uids = set()
     for user in here:
         with suppress(OSError):

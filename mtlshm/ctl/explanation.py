@@ -77,7 +77,7 @@ class Explanation:
         return f"{text} free"
 
     def _holder(self, number: int) -> InstanceInfo | None:
-        """Who has it; what the parent holds for its tenants is free for them."""
+        """The owner that stands in the way. For a tenant, what its parent holds is free."""
         for lcore in self.snapshot.lcores:
             if lcore.number == number:
                 ours = lcore.owner.owner == self.parent and lcore.type == LcoreType.LEASE

@@ -11,7 +11,7 @@ _DEPTH = 8  # MTLSHM_DEPTH: a longer chain, or a circle, is damage
 
 
 class Families:
-    """Of one snapshot."""
+    """Parents and tenants in one snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -19,7 +19,7 @@ class Families:
         self._parents = {info.parent for info in snapshot.instances}
 
     def __bool__(self) -> bool:
-        """Is there a tenant, or are there lcores for tenants?"""
+        """Whether there is any tenant, or any lcore held for tenants."""
         return (
             self._parents > {0}
             or any(info.kind == Kind.RESERVATION for info in self._snapshot.instances)
@@ -31,13 +31,13 @@ class Families:
         return self._known.get(info.parent)
 
     def tenants(self, owner: TableOwner) -> list[InstanceInfo]:
-        """Those that draw lcores from it, and their tenants."""
+        """The instances that claim lcores of this owner, and their tenants in turn."""
         if owner not in self._parents:  # as most
             return []
         return [info for info in self._snapshot.instances if self._descends(info, owner)]
 
     def lent(self, owner: TableOwner) -> CpuSet:
-        """What its tenants hold, and theirs."""
+        """The lcores that its tenants hold, including their tenants."""
         return CpuSet(number for info in self.tenants(owner) for number in info.lcores)
 
     def _descends(self, info: InstanceInfo, owner: TableOwner) -> bool:
@@ -51,15 +51,15 @@ class Families:
         return False
 
     def kept(self, info: InstanceInfo) -> bool:
-        """Is it dead, and its record kept so that what its tenants give back goes to its own parent?"""
+        """Whether it is dead and its record is kept, so that lcores of its tenants can go back to its own parent."""
         return info.alive is False and bool(info.parent) and info.owner in self._parents
 
     def state(self, info: InstanceInfo) -> str:
-        """As wording.state(), or kept."""
+        """The state as wording.state() says it, or "kept"."""
         return "kept" if self.kept(info) else wording.state(info)
 
     def pool(self, owner: TableOwner) -> tuple[CpuSet, CpuSet]:
-        """What tenants of this one can have at all, and what of that is free now."""
+        """The lcores that tenants of this owner can have at all, and those of them that are free now."""
         held = self._snapshot.lcores
         free = CpuSet(one.number for one in held if one.owner.owner == owner and one.type == LcoreType.LEASE)
         return free | CpuSet(one.number for one in held if one.owner.parent == owner), free

@@ -94,7 +94,7 @@ def _is_stopped(daemon: InstanceInfo) -> bool:
 
 
 def _socket(path: str | None, daemon: InstanceInfo | None, *, known: bool) -> Verdict:
-    """Does the daemon answer there, and not somebody else? Whether it is `known` who the daemon is says the segment."""
+    """Whether the daemon, not another program, answers at the socket. `known`: the segment says who the daemon is."""
     try:
         path = path or default_socket()
     except FileNotFoundError as error:
@@ -112,7 +112,7 @@ def _socket(path: str | None, daemon: InstanceInfo | None, *, known: bool) -> Ve
 
 
 def _is(connection: socket.socket, pid: int, daemon: InstanceInfo) -> bool:
-    """Is the daemon at the other end? True also if the kernel does not tell: it may be in a container."""
+    """Whether the daemon is at the other end. True also if the kernel does not tell: it may be in a container."""
     with suppress(OSError):
         if daemon.pid_namespace == namespaces.own("pid"):
             return pid == daemon.pid
@@ -142,7 +142,7 @@ def _advice(error: OSError, path: str) -> str:
 
 
 def _interfaces(state: Path, pins: Path) -> Verdict:
-    """Those in the ledger; what leads their packets to clients is in the kernel, which tells root only."""
+    """The interfaces in the ledger. Only root can ask the kernel whether their packets reach clients."""
     try:
         uses = [use.ifindex for use in read_ledger(state).uses] if (state / "ledger").exists() else []
     except NoLedger:

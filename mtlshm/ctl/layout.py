@@ -14,7 +14,7 @@ _WORDS = {"package": "socket", "node": "NUMA node", "llc": "cache", "core": "cor
 
 
 class Part(NamedTuple):
-    """Of a host: what it is, and what it consists of; a hardware thread has only its CPU."""
+    """A part of a host: its kind and its own parts. A hardware thread has only its CPU."""
 
     level: str  # host, socket, NUMA node, cache, core or thread
     number: int
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 def layout(topology: Topology) -> Part:
-    """Of the online CPUs."""
+    """The layout of the online CPUs."""
     cpus = sorted(topology.cpus, key=lambda cpu: (*(getattr(cpu, level) for level in _LEVELS), cpu.cpu))
     return Part("host", 0, tuple(_parts(cpus, _LEVELS)))
 

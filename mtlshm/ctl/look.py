@@ -38,7 +38,7 @@ class Choice(NamedTuple):
     owner: str = ""  # part of a name, or a PID; '': all
 
     def pick(self, found: Snapshot, where: Mapping[TableOwner, Where]) -> list[InstanceInfo]:
-        """Of a snapshot."""
+        """The instances of a snapshot to show."""
         shown = [info for info in found.instances if self._wants(info, where.get(info.owner))]
         shown.sort(key=ORDERS["lcores"])
         return sorted(shown, key=ORDERS[self.order])
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What was seen."""
+    """The result of one look at the table."""
 
     path: str
     snapshot: Snapshot
@@ -83,12 +83,12 @@ class Look(NamedTuple):
 
     @property
     def free(self) -> CpuSet:
-        """Of the online ones."""
+        """The free lcores among the online ones."""
         return self.online - self.held - self.lent
 
     @property
     def lcores(self) -> list[Lcore]:
-        """Those of the owners that are shown, in their order."""
+        """The lcores of the owners that are shown, in their order."""
         place = {info.owner: n for n, info in enumerate(self.shown)}
         mine = [lcore for lcore in self.snapshot.lcores if lcore.owner.owner in place]
         return sorted(mine, key=lambda lcore: place[lcore.owner.owner])
@@ -109,7 +109,7 @@ class Look(NamedTuple):
 
 
 def purpose(lcore: Lcore) -> str:
-    """What it is for. What a process holds for tenants it uses itself, as long as none has claimed it."""
+    """What the lcore is for. A process uses lcores for tenants itself, as long as no tenant has claimed them."""
     if lcore.type == LcoreType.LEASE and lcore.owner.kind == Kind.SHM:
         return name(LcoreType.APP)
     return name(lcore.type)
@@ -122,5 +122,5 @@ def purpose_and_lease(lcore: Lcore) -> str:
 
 
 def name(value: Any) -> str:
-    """Of a member of an enumeration; the bare number if a damaged table has one that means nothing."""
+    """The name of a member of an enumeration; the bare number if a damaged table has an unknown one."""
     return value.name.lower() if hasattr(value, "name") else str(value)

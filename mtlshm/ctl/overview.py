@@ -80,7 +80,7 @@ def _lcores(look: Look, lcores: list[Lcore]) -> list[Column]:
 
 
 def _who(shown: Sequence[InstanceInfo]) -> list[Column]:
-    """What the process says of itself."""
+    """The columns with what a process says of itself."""
     comms = ["-" if info.kind == Kind.RESERVATION else info.comm for info in shown]
     return [Column("comm", comms, rank=9), Column("host", [info.hostname for info in shown], rank=10)]
 

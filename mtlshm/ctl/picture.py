@@ -32,7 +32,7 @@ class _Box(NamedTuple):
 
 
 class Picture:
-    """Of a host; `look` is who has what there, if there is a segment."""
+    """A picture of a host. `look` has the owners, if there is a segment."""
 
     def __init__(self, topology: Topology, look: Look | None, title: str) -> None:
         self._held = {lcore.number: lcore for lcore in look.snapshot.lcores} if look else {}
@@ -87,7 +87,7 @@ class Picture:
 
 
 def _plan(part: Part) -> _Box:
-    """As many boxes beside each other as make it about as wide as a wall is."""
+    """Puts boxes side by side until the picture is about as wide as a wall."""
     if part.cpu:
         return _Box(part, *_CELL, [])
     boxes = [_plan(inner) for inner in part.parts]

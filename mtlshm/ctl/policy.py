@@ -66,12 +66,12 @@ class Demand:
         return me.claim_many(self.count, type=type, **self.terms())
 
     def terms(self) -> dict[str, Any]:
-        """As Instance.claim_many(), Host.reserve() and Host.choose() take them."""
+        """The arguments for Instance.claim_many(), Host.reserve() and Host.choose()."""
         return {"node": self.node, "near": self.device is not None, "smt": self.smt}
 
 
 def demand(host: Host, lcores: int | None, workers: int | None, policy: Policy, *, listed: bool = False) -> Demand:
-    """What --lcores or --workers, one of the two, and the policy ask for. `listed`: the command gets a core list."""
+    """The demand of --lcores or --workers (one of the two) and the policy. `listed`: the command gets a core list."""
     node, device = policy.numa, None
     if policy.near is not None:
         node = _node_of(host, policy.near)
@@ -118,7 +118,7 @@ def _node_of(host: Host, device: str) -> int | None:
 
 
 def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a claim by policy; the function gets them as `policy`."""
+    """Adds the options of a claim by policy; the function gets them as `policy`."""
 
     @wraps(function)
     def bundled(*args: Any, numa: int | None, near: str | None, smt: str, **others: Any) -> Any:

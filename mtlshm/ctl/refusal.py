@@ -22,7 +22,7 @@ _EXPLAINED = (errno.EBUSY, errno.ERANGE)
 
 @contextmanager
 def explained(host: Host, demand: Demand, parent: TableOwner) -> Iterator[None]:
-    """Of a claim by policy within; `parent` is the owner that the lcores are to come from, or 0."""
+    """Explains a refused claim by policy within. `parent` is the owner whose lcores are claimed, or 0."""
     try:
         yield
     except MtlshmError as error:
@@ -83,7 +83,7 @@ def inherited(host: Host) -> TableOwner:
 
 @contextmanager
 def lease_explained() -> Iterator[None]:
-    """Of a registration within: what $MTLSHM_LEASE has to do with a refusal."""
+    """Explains a refused registration within, if $MTLSHM_LEASE is the cause."""
     try:
         yield
     except MtlshmError as error:
@@ -101,7 +101,7 @@ def lease_explained() -> Iterator[None]:
 
 @contextmanager
 def holder_named(host: Host, lcore: int) -> Iterator[None]:
-    """Of a claim of one lcore within."""
+    """Names the holder if a claim of one lcore within is refused."""
     try:
         yield
     except MtlshmError as error:

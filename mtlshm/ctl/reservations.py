@@ -95,7 +95,7 @@ def end(context: click.Context, name: str) -> None:
 
 
 def found(host: Host, name: str) -> Reservation:
-    """What is reserved under that name. NoReservation if nothing is."""
+    """The reservation of that name. NoReservation if there is none."""
     if there := host.reservation(name):
         return there
     raise _none(host, name)

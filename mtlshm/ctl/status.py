@@ -113,7 +113,7 @@ def _redraw(lines: Callable[[], list[str]], interval: float) -> None:
     screen = console()
 
     def frame() -> Text:
-        """As much as there is room for."""
+        """As many lines as fit."""
         found, room = lines(), screen.height
         if len(found) > room:
             found[room - 1 :] = [f"... {len(found) - room + 1} more lines: make the terminal higher, or use --owner"]

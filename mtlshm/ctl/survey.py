@@ -42,7 +42,7 @@ class Survey:
 
 
 def read_ledger(state: Path) -> State:
-    """What is in the ledger. NoLedger if there is none."""
+    """Reads the ledger. NoLedger if there is none."""
     from mtlshm.net.ledger import Ledger
 
     try:
@@ -66,7 +66,7 @@ def survey(book: State, state: Path, pins: Path) -> Survey:
 
 
 def survey_if_any(state: Path, pins: Path) -> Survey:
-    """As survey(); none where there is no ledger, and if it cannot be read, that is what is missing."""
+    """Like survey(), but empty without a ledger. If the ledger cannot be read, the survey says so."""
     try:
         if not (state / "ledger").exists():
             return Survey([], [])

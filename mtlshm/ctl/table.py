@@ -25,22 +25,22 @@ class Column(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Does it say nothing?"""
+        """Whether all its cells are empty."""
         return all(cell in ("", "-") for cell in self.cells)
 
 
 class Paper(NamedTuple):
-    """What it is written on."""
+    """Where a table is written: its width and colours."""
 
     width: int | None = None  # None: as wide as it needs
     colour: bool = False
 
     def bold(self, text: str) -> str:
-        """As of titles."""
+        """The text as a title."""
         return f"\033[1m{text}\033[0m" if self.colour else text
 
     def red(self, text: str) -> str:
-        """As of what is wrong."""
+        """The text as an error."""
         return f"\033[1;31m{text}\033[0m" if self.colour else text
 
     def lines(self, text: str) -> Iterator[str]:
@@ -48,7 +48,7 @@ class Paper(NamedTuple):
         return fold(text, self.width) if self.width else iter([text])
 
     def table(self, columns: list[Column]) -> Iterator[str]:
-        """What it is, and a line for each row."""
+        """The titles, and a line for each row."""
         title, *rows = draw(columns, self.width)
         yield self.bold(title)
         for row in rows:
@@ -132,7 +132,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _cells(char: str) -> int:
-    """Of one character: none of one that is put onto the one before, two of a wide one."""
+    """The width of one character: 0 if it combines with the previous one, 2 if it is wide."""
     import unicodedata  # most texts have no such letters
 
     if unicodedata.combining(char):

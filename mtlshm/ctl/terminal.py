@@ -45,7 +45,7 @@ def _width() -> int | None:
 
 
 def can_redraw() -> bool:
-    """Is standard output a terminal whose cursor can be moved?"""
+    """Whether standard output is a terminal with a movable cursor."""
     return _is_terminal() and os.environ.get("TERM", "") not in _DUMB
 
 
@@ -65,7 +65,7 @@ def paper() -> Paper:
 
 
 def _columns() -> int | None:
-    """Of the terminal; None if it does not tell."""
+    """The width of the terminal; None if unknown."""
     return os.get_terminal_size(sys.stdout.fileno()).columns or None
 
 
@@ -82,7 +82,7 @@ def new_table(*columns: str) -> Table:
 
 
 def add_row(table: Table, *cells: object) -> None:
-    """Of texts, numbers, yes and no, and what is not known."""
+    """Adds a row of texts, numbers, booleans and unknown values."""
     from rich.text import Text
 
     # Not markup, whatever somebody calls himself.
@@ -90,7 +90,7 @@ def add_row(table: Table, *cells: object) -> None:
 
 
 def text(cell: object) -> str:
-    """Of a text, a number, yes and no, or what is not known."""
+    """A cell as text: from a text, a number, a boolean or None for unknown."""
     return {None: "-", True: "yes", False: "no"}[cell] if cell is None or isinstance(cell, bool) else str(cell)
 
 

@@ -19,7 +19,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one check."""
+    """The verdict of one check."""
 
     check: str
     state: State

@@ -47,7 +47,7 @@ def show(path: str | None) -> None:
 
 
 class View(NamedTuple):
-    """What is shown, as it is at each call."""
+    """What `status` shows, read anew at each call."""
 
     host: Host | PreviousHost
     state: str  # where the daemon has its ledger
@@ -56,7 +56,7 @@ class View(NamedTuple):
     wide: bool = False
 
     def lines(self, paper: Paper, use: CpuUse | None = None) -> Iterator[str]:
-        """What people are shown; with CPU use if that was measured."""
+        """The lines to print; with CPU use if it was measured."""
         found = self.interfaces()
         look = Look.take(self.host, self.choice, use.take() if use else None)
         yield from overview(look, paper, wide=self.wide)

@@ -16,14 +16,14 @@ NO_PROCESS = (Kind.RESERVATION, Kind.POOL)
 
 
 class Where(NamedTuple):
-    """Of one process."""
+    """The place of one process: its PID on this host, its container."""
 
     pid: int  # in our own PID namespace
     container: str  # '': in none, or not known
 
 
 def whereabouts(instances: Iterable[InstanceInfo]) -> dict[TableOwner, Where]:
-    """Of those that live and can be seen from here."""
+    """The places of living instances that this process can see."""
     try:
         here = namespaces.own("pid")
     except OSError:

@@ -36,12 +36,12 @@ def process(info: InstanceInfo | Process) -> str:
 
 
 def describe(info: InstanceInfo) -> str:
-    """Whose it is, in one line."""
+    """The owner in one line."""
     return f"{name(info)}, {state(info)}, registered {duration(info.age)} ago"
 
 
 def name(info: InstanceInfo | Process) -> str:
-    """Who it says that it is."""
+    """The name that the process gave itself."""
     if isinstance(info, InstanceInfo) and info.kind == Kind.RESERVATION:
         return f"reservation {info.key}"
     return f"{info.label} (pid {process(info)}, {info.comm}) of {user(info.uid)} on {info.hostname}"

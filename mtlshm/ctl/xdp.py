@@ -155,7 +155,7 @@ async def _load(ifindex: int, way: str, dry_run: bool, state: Path, pins: Path) 
 
 
 def _set_ports(ledger: Ledger, gate: Gate) -> None:
-    """Those that clients asked for, of a daemon that is gone. One that serves does it itself."""
+    """Sets the ports that clients of a dead daemon asked for. A living daemon does so itself."""
     try:
         ledger.serve(patience=0)
     except OSError as error:

@@ -64,7 +64,7 @@ def lcores_name(owner: TableOwner) -> str:
 
 
 class Server(Protocol):
-    """Who lets clients in; see manager_socket.py."""
+    """The part of the manager socket that a connection needs; see manager_socket.py."""
 
     host: Host
     interfaces: Lazy[Interfaces]
@@ -122,7 +122,7 @@ class Connection:
 
     @property
     def owners(self) -> set[TableOwner]:
-        """All that it is in the table."""
+        """The client's owners in the table."""
         return self._session.owners
 
     def resume(self, owner: TableOwner, dialect: Dialect, lcores: Lcores | None) -> None:

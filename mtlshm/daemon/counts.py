@@ -33,7 +33,7 @@ class Durations:
 
 @dataclass(slots=True)
 class Counts:
-    """Of one daemon."""
+    """The counters of one daemon."""
 
     requests: Counter[tuple[int, int]] = field(default_factory=Counter)  # by type, and 0 or a negative errno
     freed: Durations = field(default_factory=Durations)  # from when we heard of a death until what it held was free

@@ -51,7 +51,7 @@ class Deaths:
         self._loop.add_reader(pidfd, self._died, key, who, died)
 
     def __contains__(self, key: int) -> bool:
-        """Is there a pidfd for it?"""
+        """Whether the death of this key is watched by a pidfd."""
         return key in self._pidfds
 
     def concern(self, key: int) -> bool:

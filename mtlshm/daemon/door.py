@@ -51,11 +51,11 @@ class Store(Protocol):
 
     @property
     def active(self) -> bool:
-        """Does it keep anything? False without a service manager."""
+        """Whether a service manager may keep descriptors."""
 
     @property
     def stored(self) -> list[tuple[str, int]]:
-        """What an earlier daemon kept and nobody has forgotten: names and descriptors."""
+        """Names and descriptors that an earlier daemon stored."""
 
     def keep(self, name: str, fd: int) -> None:
         """Keep a descriptor under a name, instead of the one that has it. It stays open here, too."""
@@ -126,12 +126,12 @@ class Door:
             self._loop.remove_reader(self._listener.fileno())
 
     def accept(self) -> socket.socket:
-        """Who waits."""
+        """Accepts the next waiting client."""
         assert self._listener
         return self._listener.accept()[0]
 
     def leave(self) -> None:
-        """Whoever comes now waits for our successor, if there is one."""
+        """Stops accepting. New clients wait for the next daemon, if the service manager keeps the socket."""
         self.ignore()
         if self._watch:
             self._watch.close()

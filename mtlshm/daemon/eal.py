@@ -86,7 +86,7 @@ class Lcores:
 
 
 def kept(fd: int) -> Lcores:
-    """What an earlier daemon found. OSError, ValueError or TypeError if that cannot be read."""
+    """The lcore ids that an earlier daemon stored. OSError, ValueError or TypeError if they cannot be read."""
     found = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     return _lcores([(str(name), [int(cpu) for cpu in cpus]) for name, cpus in found])
 

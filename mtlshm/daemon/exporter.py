@@ -50,7 +50,7 @@ class Outlet(NamedTuple):
 
 
 class Source(Protocol):
-    """What to hand out; see metrics.py. Both raise OSError if that cannot be told now."""
+    """The source of the metrics; see metrics.py. Both methods raise OSError if they have none now."""
 
     def answer(self, accepted: str) -> tuple[bytes, str]:
         """For an Accept header: the text, and the name of its format."""
@@ -222,7 +222,7 @@ class File:
         self._written = False
 
     def start(self) -> None:
-        """What cannot be written now is tried again."""
+        """Starts writing the file, and tries again after a failure."""
         self._go_on()
 
     def close(self) -> None:

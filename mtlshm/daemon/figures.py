@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What metrics tell of interfaces, from the ledger and the maps that the daemon has open: nothing else is asked."""
+"""Figures of interfaces for the metrics. They come from the ledger and from maps that are open anyway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlshm.net.ledger import Ledger
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one interface in use."""
+    """The figures of one interface in use."""
 
     interface: str
     loaded: bool
@@ -27,7 +27,7 @@ class Figures:
 
 
 def figures(ledger: Ledger, gates: Mapping[int, Gate], failed: Collection[int]) -> list[Figures]:
-    """As they are now. What has no gate, or has failed, is not loaded."""
+    """The present figures. An interface without a gate, or with a failed one, counts as not loaded."""
     queues = Counter(queue.ifindex for queue in ledger.queues())
     flows = Counter(flow.ifindex for flow in ledger.flows())
     counted = {ifindex: gate.counters() for ifindex, gate in gates.items()}

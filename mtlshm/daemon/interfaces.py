@@ -123,7 +123,7 @@ class Interfaces:
         return all_are
 
     def in_use(self, ifindex: int) -> bool:
-        """Has any client named it?"""
+        """Whether any client has named the interface."""
         return self._ledger.in_use(ifindex)
 
     async def add_port(self, client: Client, asked: wire.Filter) -> int:
@@ -257,7 +257,7 @@ class Interfaces:
         log.info("%s: %s, %s mode, %d ports", gate.attached.name, gate.way, gate.mode, len(gate.ports()))
 
     def _fail(self, ifindex: int, error: OSError, before: OSError | None = None) -> None:
-        """Whoever asks is told; the log is once. A gate that is there stays, for when its programs are put back."""
+        """Records a failure for clients that ask, and logs it once. The gate stays, until its programs are put back."""
         before = self._failures.get(ifindex, before)
         if before is None or before.errno != error.errno:
             log.error("interface %d: %s", ifindex, error.strerror or error)
@@ -288,7 +288,7 @@ class Interfaces:
         raise OSError(errno.ENODEV, f"interface {ifindex} is not loaded any more")
 
     def _clear(self, ifindex: int, ports: Iterable[int], queues: Iterable[int]) -> None:
-        """What led packets to somebody leads them to the kernel again."""
+        """Lets the packets of these ports and queues go to the kernel again."""
         if gate := self._gates.get(ifindex):
             for port in ports:
                 gate.set_port(port, False)
@@ -296,7 +296,7 @@ class Interfaces:
                 gate.remove_socket(queue)
 
     def figures(self) -> list[Figures]:
-        """Of all interfaces in use, as they are now."""
+        """The present figures of all interfaces in use."""
         return figures(self._ledger, self._gates, self._failures)
 
     # -- what comes and goes outside
@@ -382,7 +382,7 @@ class Interfaces:
         await self._check(ifindex)
 
     async def _try_again(self, ifindex: int) -> None:
-        """What we could not load, mtlshm-ctl may have loaded; or what was in the way is gone."""
+        """Tries again: mtlshm-ctl may have loaded the programs, or the obstacle may be gone."""
         async with self._turns[ifindex]:
             with suppress(OSError):  # whoever asks is told
                 if ifindex not in self._failures:

@@ -11,7 +11,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 
 
 def goes_to_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Is the descriptor the stream that systemd has connected to the journal? Others inherit the variable, too."""
+    """Whether systemd connected the descriptor to the journal. The variable alone is no proof: children inherit it."""
     status = os.fstat(fd)
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Duty(Protocol):
-    """Whatever can be closed."""
+    """A duty of the daemon, which can be closed."""
 
     def close(self) -> None:
         """Stop."""

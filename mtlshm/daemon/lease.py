@@ -30,7 +30,7 @@ _VOID = (errno.ESRCH, errno.ELOOP)
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Of one client."""
+    """The lease of one client."""
 
     parent: TableOwner = NOBODY
     error: int = 0  # what its requests for lcores are answered with
@@ -76,7 +76,7 @@ def gone() -> Lease:
 
 
 def late(found: Lease) -> Lease:
-    """Of a client that was registered without one. A good one cannot be what it had then."""
+    """A lease found after registration without one. It is never good: the client had none when it registered."""
     return _unread("as it was when it registered", _ANEW) if found.parent else found
 
 
@@ -101,7 +101,7 @@ def _unread(why: str, remedy: str) -> Lease:
 
 
 def _is_anything_leased(table: Snapshot) -> bool:
-    """Is there anybody with a lease, or anything for such a one?"""
+    """Whether there is any tenant, or any lcore held for tenants."""
     inodes = {info.owner: info.pidfd_inode for info in table.instances}
     # What its own process claimed is no lease; see own_claims.py.
     tenants = (info for info in table.instances if info.parent and info.pidfd_inode != (inodes.get(info.parent) or -1))

@@ -196,7 +196,7 @@ class Legacy:
             self._look_later(step)
 
     def _is_left(self) -> bool:
-        """Has all come home, and so we are done?"""
+        """Whether all loans have come home, so that the duty is over."""
         if not self._leave or self._shut_out or self._troubles or self._pool is None or self._owners:
             return False
         if any(self._lent(self._holder(lcore)) for lcore in range(self._size)):
@@ -320,7 +320,7 @@ class Legacy:
         return self._host.holder(lcore)[0] if lcore < self._size else NOBODY
 
     def _lent(self, holder: TableOwner) -> bool:
-        """Does the legacy table decide about the lcore?"""
+        """Whether the legacy table decides about an lcore of this holder."""
         if self._pool and holder == self._pool.owner:
             return True
         return self._owners.is_here(holder)
@@ -391,7 +391,7 @@ class Legacy:
         self._wanting &= not isinstance(self._wish, int) or wanted(-1)
 
     def _surplus(self, available: set[int], reclaimed: int) -> list[int]:
-        """Of what an earlier daemon lent of itself, what is not to be lent any more."""
+        """Lcores that an earlier daemon chose to lend and that this one takes back."""
         ours = sorted(lcore for lcore in available if not self._host.holder(lcore)[1] & LENT_BY_HAND)
         if isinstance(self._wish, CpuSet):
             return [lcore for lcore in ours if lcore not in self._wish]
@@ -417,7 +417,7 @@ class Legacy:
         return bool(self._asked) or self._owners.some_unplaced
 
     async def _ask(self, step: int) -> None:
-        """What only the memory maps of others tell; then look again with the answer. Then rest twice as long."""
+        """Asks the observer, which reads other processes' memory maps; looks again; then rests twice as long."""
         try:
             await asyncio.sleep(self._ask_not_before - self._loop.time())
             began = self._loop.time()

@@ -66,16 +66,16 @@ class Owners:
 
     @property
     def some_unseen(self) -> bool:
-        """Is there one whose death nothing tells of?"""
+        """Whether there is an owner whose death nothing announces."""
         return any(not owner.dead and number not in self._deaths for number, owner in self._owners.items())
 
     @property
     def some_unplaced(self) -> bool:
-        """Is there one of whom the observer has to tell on which table it is?"""
+        """Whether there is an owner whose table only the observer can find out."""
         return any(owner.elsewhere is None for owner in self._owners.values())
 
     def is_here(self, holder: TableOwner) -> bool:
-        """Is that one of them, and does the table decide about its lcores?"""
+        """Whether the holder is one of these owners, and the table decides about its lcores."""
         owner = self._owners.get(holder)
         return owner is not None and (owner.dead or owner.elsewhere is False)
 
@@ -86,7 +86,7 @@ class Owners:
         self._known.clear()
 
     async def ask(self, table: LegacyTable, entries: Collection[Entry]) -> None:
-        """What only the memory maps of others tell; for the next look. OSError if there is no observer."""
+        """Asks the observer, which reads other processes' memory maps, for the next look. OSError if there is none."""
         unplaced = [owner.pid for owner in self._owners.values() if owner.elsewhere is None]
         self._seen = await look(self._observer, table, entries, unplaced)
 

@@ -22,7 +22,7 @@ from mtlshm.strangers import Attached
 
 @dataclass(frozen=True)
 class Sight:
-    """What was found out about a table."""
+    """The result of a look at a table."""
 
     table: LegacyTable
     stamp: tuple[int, int, int]  # before

@@ -98,7 +98,7 @@ class LogHandler(logging.Handler):
 
 
 def _writer(fd: int) -> tuple[int, Callable[[bytes | bytearray], int]]:
-    """What to poll, and what writes without waiting: it raises BlockingIOError."""
+    """The descriptor to poll, and a function that writes or raises BlockingIOError, and never waits."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         connection = socket.socket(fileno=os.dup(fd))

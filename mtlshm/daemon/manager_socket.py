@@ -159,7 +159,7 @@ class ManagerSocket:
         self._connections.add(connection)
 
     def _kept(self, name: str, lcores: dict[str, int]) -> Lcores | None:
-        """What our predecessor found of a client's lcore ids; None if it is not there or cannot be read."""
+        """The client's lcore ids that the previous daemon stored; None if there are none or they cannot be read."""
         try:
             return kept(lcores[name]) if name in lcores else None
         except (OSError, ValueError, TypeError) as error:

@@ -24,7 +24,7 @@ _SCH = int(LcoreType.SCH)
 
 
 class OwnClaims:
-    """Of one client. `is_its` tells whether the client's process registered an instance itself."""
+    """The direct claims of one client. `is_its` tells whether an instance is the client's process."""
 
     def __init__(self, host: Host, is_its: Callable[[InstanceInfo], bool]) -> None:
         self._host = host
@@ -34,7 +34,7 @@ class OwnClaims:
 
     @property
     def owners(self) -> set[TableOwner]:
-        """Of the second records."""
+        """The owners of the client's second records."""
         return {record.owner for record in self._records.values()}
 
     def take(self, client: Process, cpu: int) -> bool:
@@ -58,7 +58,7 @@ class OwnClaims:
         return True
 
     def owner(self, cpu: int) -> TableOwner:
-        """Of the record that holds it; 0: none does."""
+        """The owner of the second record that holds the CPU; 0: none does."""
         return self._held[cpu].owner if cpu in self._held else NOBODY
 
     def give_back(self, cpu: int) -> bool:
@@ -72,7 +72,7 @@ class OwnClaims:
         return True
 
     def resume(self, first: InstanceInfo) -> dict[int, int]:
-        """Those of a client that an earlier daemon met; returns the CPUs by lcore ids.
+        """Takes over the claims of a client of an earlier daemon; returns the CPUs by lcore id.
 
         With several connections of one process it cannot be told which has what: then they are left to the process's
         end, like those of a client that has none.

@@ -24,7 +24,7 @@ class Unseen(OSError):
 
 
 class Peer(NamedTuple):
-    """Who connected, which need not be who speaks now: a child may have the socket."""
+    """The process that connected. A child that inherited the socket may be the one that speaks now."""
 
     pid: int  # as we see it; 0: it is in no PID namespace that we see into
     uid: int

@@ -40,7 +40,7 @@ class Client(NamedTuple):
 
 
 def identify(pidfd: int, pid: int, uid: int, hostname: str, start_ticks: int) -> Process:
-    """What there is to know of the process behind a pidfd. `pid` is 0 if it is in no namespace that we see into.
+    """Describes the process behind a pidfd. `pid` is 0 if our PID namespace does not contain it.
 
     `start_ticks` is for the caller to find out, 0 if he cannot: a process can keep us waiting for it (lease.py).
     """
@@ -82,7 +82,7 @@ def find(info: InstanceInfo | Process) -> int | None:
 
 
 def is_that(pidfd: int, pid: int, pidfd_inode: int, start_ticks: int) -> bool:
-    """Is the process with a pidfd and a PID here the one of which that is known? A start time of 0 is not."""
+    """Whether the process has this pidfd inode and start time. A start time of 0 is unknown."""
     if (inode := pidfds.inode(pidfd)) and pidfd_inode:
         return inode == pidfd_inode
     return not start_ticks or start_ticks == _start_ticks(pid)

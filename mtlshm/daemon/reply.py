@@ -11,7 +11,7 @@ from mtlshm import wire
 
 
 class Reply(NamedTuple):
-    """What one send() takes."""
+    """The arguments of one send()."""
 
     record: bytes
     given: tuple[int, ...] = ()  # descriptors, the client's once it is sent

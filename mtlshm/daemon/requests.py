@@ -25,7 +25,7 @@ _Value = int | Reply  # 0, an id, or a negative errno
 
 
 class Request(NamedTuple):
-    """What answers a type of request, and the type of its reply. What takes its time is a coroutine."""
+    """A type of request: the function that answers it, and the type of the reply. Slow answers are coroutines."""
 
     answer: Callable[[Session, Any], _Value | Coroutine[Any, Any, _Value]]
     reply: int = int(Type.RESPONSE)
@@ -42,7 +42,7 @@ def answer(session: Session, record: bytes) -> Reply | Coroutine[Any, Any, Reply
 
 
 async def _reply_later(session: Session, kind: int, request: Request, work: Awaitable[_Value]) -> Reply:
-    """Whatever goes wrong is an answer, too."""
+    """Awaits the work and makes a reply of the result, or of the error."""
     try:
         value = await work
     except OSError as error:

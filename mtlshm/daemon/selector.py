@@ -37,7 +37,7 @@ class Death:
 
     @property
     def met(self) -> bool:
-        """Has C seen it?"""
+        """Whether the C half has seen the death."""
         return bool(self.c.met)
 
     @property

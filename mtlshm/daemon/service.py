@@ -43,7 +43,7 @@ class _Message(NamedTuple):
 
 
 class Service:
-    """What the environment says of the service manager."""
+    """The service manager, as the environment describes it."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -60,7 +60,7 @@ class Service:
 
     @property
     def active(self) -> bool:
-        """Is there one? Whether it stores anything cannot be known."""
+        """Whether there is a service manager. It never tells whether it stores descriptors."""
         return bool(self._address)
 
     def notify(self, state: str) -> None:

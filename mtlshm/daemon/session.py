@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Loans(Protocol):
-    """Whoever lends lcores to legacy processes; see legacy.py."""
+    """The duty that lends lcores to legacy processes; see legacy.py."""
 
     async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool:
         """Give an lcore that is lent and unused to an instance. False if that cannot be done soon."""
@@ -142,7 +142,7 @@ class Session:
 
     @property
     def owners(self) -> set[TableOwner]:
-        """All that it is in the table."""
+        """The client's owners in the table."""
         return {self.owner} | self._own.owners
 
     @property
@@ -157,7 +157,7 @@ class Session:
             log.warning("pid %d, %s: %s", self._peer.pid, request, reason(error))
 
     def warn_broken(self, request: str) -> None:
-        """What answers its request raised something that it should not."""
+        """Logs an exception that the answering function should not have raised."""
         log.exception("pid %d, %s", self._peer.pid, request)
 
     # -- registration
@@ -170,7 +170,7 @@ class Session:
         return refusal if refusal or (self._instance and not body.interfaces) else self._register(body)
 
     def _refusal(self) -> int:
-        """Of REGISTER, or 0."""
+        """The errno that REGISTER is refused with, or 0."""
         pid, uid = self._peer.pid, self._peer.uid
         if not self._peer.admitted:
             log.warning("uid %d (pid %d) is not in the group that may use this socket: refused", uid, pid)
@@ -315,7 +315,7 @@ class Session:
         return 0
 
     def _share(self) -> None:
-        """What C may grant is what _get() would."""
+        """Tells C what it may grant: exactly what _get() would."""
         may = self._lcores is not None and self._lease is not None and not self._lease.error
         self.grants.allow(self._instance, self._lcores.known() if self._lcores and may else None)
 
@@ -392,7 +392,7 @@ class Session:
         return False
 
     async def _get_lent(self, lcore_id: int) -> int:
-        """What is lent and unused is the client's, if nothing else is left to it."""
+        """Gives the client a lent, unused lcore, if nothing else is left for it."""
         cpu = self._cpu(lcore_id)
         assert cpu is not None
         if self._instance and self._loans and not self._has_choice():
@@ -412,7 +412,7 @@ class Session:
         return -errno.EBUSY
 
     def _has_choice(self) -> bool:
-        """Is anything free among the CPUs of its workers, or, if these are not known, where it may run?"""
+        """Whether any CPU of the client's workers is free, or, if these are unknown, any CPU of its affinity mask."""
         cpus = {cpu for _, where in self._lcores.workers for cpu in where} if self._lcores else set()
         with suppress(OSError):
             cpus = cpus or os.sched_getaffinity(self._peer.pid)

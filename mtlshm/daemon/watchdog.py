@@ -41,7 +41,7 @@ class Watchdog:
             self._timer.cancel()
 
     def status(self) -> str:
-        """What is served, in words."""
+        """The STATUS= text: what is served."""
         try:
             snapshot = self._host.snapshot()
         except MtlshmError:

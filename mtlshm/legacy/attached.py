@@ -19,7 +19,7 @@ from mtlshm.strangers import Attached
 
 
 def census(table: LegacyTable) -> tuple[tuple[Attached, ...], bool]:
-    """Who is attached, and whether that is all of them. For who holds the lock. It may take seconds."""
+    """The attached processes, and whether these are all. The caller holds the lock. It may take seconds."""
     before = table.stamp()
     found = strangers.census(table.where, before[0])
     return found.attached, found.mappings == before[0] and table.stamp() == before

@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def reserved(self) -> bool:
-        """Is it ours: not to be had by legacy processes?"""
+        """Whether the entry is ours, so that no legacy process can take it."""
         return self.hostname == RESERVATION.hostname
 
     @property

@@ -78,7 +78,7 @@ def open_pool(host: Host, key: int) -> Instance:
 
 
 def is_pool_of(info: InstanceInfo, key: int) -> bool:
-    """Is that what is lent to the table with this key, in our IPC namespace?"""
+    """Whether the instance is the pool for the table with this key in our IPC namespace."""
     unsaid = 0, 0  # by an earlier version, which had one pool only
     return info.kind == Kind.POOL and (info.pidfd_inode, info.start_ticks) in (
         (namespaces.own("ipc"), key & _KEY),
@@ -108,7 +108,7 @@ def _pools(host: Host) -> list[InstanceInfo]:
 
 
 def _is_gone(host: Host, pool: InstanceInfo) -> bool:
-    """Is its table? False if that cannot be told from here."""
+    """Whether the pool's table is gone. False if that cannot be told from here."""
     if pool.pidfd_inode != namespaces.own("ipc"):
         return namespaces.is_gone("ipc", pool.pidfd_inode, pool.pid_namespace)
     daemon = host.snapshot().daemon
@@ -123,7 +123,7 @@ def _is_gone(host: Host, pool: InstanceInfo) -> bool:
 
 
 def is_anything_lent(host: Host) -> bool:
-    """Has a daemon lent lcores, or taken note of a legacy process that has some?"""
+    """Whether a daemon has lent lcores, or has recorded a legacy process that holds some."""
     held = host.snapshot().lcores
     return any(lcore.owner.kind in (Kind.POOL, Kind.LEGACY) for lcore in held)
 

@@ -86,7 +86,7 @@ class LegacyLock:
         raise self._replaced()
 
     def be_the_only_daemon(self) -> None:
-        """Of all those that lend lcores to the table; until the file is closed."""
+        """Makes sure that no other daemon lends lcores to the table, until the file is closed."""
         lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)

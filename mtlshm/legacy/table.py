@@ -26,7 +26,7 @@ _DESTROYED = 0o1000  # SHM_DEST, linux/shm.h: removed, but somebody is attached
 
 
 def default_key() -> int:
-    """As every libmtl computes it."""
+    """The key that every libmtl computes."""
     return int(sysv_ipc.ftok(os.devnull, 21, silence_warning=True))
 
 
@@ -62,7 +62,7 @@ class LegacyTable:
 
     @property
     def removed(self) -> bool:
-        """Has somebody removed it, so that newcomers make another?"""
+        """Whether the table was removed, so that new processes make another."""
         with _told(self.key):  # who made it may have changed its mode
             return bool(self._memory.mode & _DESTROYED)
 
@@ -113,7 +113,7 @@ class LegacyTable:
 
     @cached_property
     def where(self) -> Segment:
-        """As it is found in memory maps. LookupError if ours cannot be seen."""
+        """The segment as memory maps name it. LookupError if our own map cannot be read."""
         return Segment.ours(self.key, self.id)
 
     def stamp(self) -> tuple[int, int, int]:
@@ -139,7 +139,7 @@ class LegacyTable:
 
 @contextmanager
 def _told(key: int) -> Iterator[None]:
-    """What goes wrong with the segment as LegacyErrors."""
+    """Turns errors of the System V segment into LegacyErrors."""
     try:
         yield
     except sysv_ipc.ExistentialError:

@@ -39,7 +39,7 @@ _MODES = {"xdp": Mode.NATIVE, "xdpgeneric": Mode.SKB, "xdpoffload": Mode.OFFLOAD
 
 @dataclass(frozen=True)
 class Attached:
-    """What the kernel says of an interface."""
+    """An interface and its XDP programs, as the kernel describes them."""
 
     ifindex: int
     name: str
@@ -49,7 +49,7 @@ class Attached:
 
     @property
     def ours(self) -> tuple[bpf.ProgramInfo, ...]:
-        """Those with names of ours, whoever loaded them."""
+        """The programs with our names, whoever loaded them."""
         return tuple(program for program in self.programs if program.name in OURS)
 
     @property
@@ -82,7 +82,7 @@ async def look(ifindex: int) -> Attached:
 
 
 def _programs(ids: Iterable[int]) -> list[bpf.ProgramInfo]:
-    """What the kernel says of them; those that are gone by now are left out."""
+    """The programs with these ids. Leaves out those that are gone by now."""
     found = []
     for number in ids:
         with suppress(FileNotFoundError), bpf.Program.by_id(number) as program:

@@ -116,7 +116,7 @@ def _at(path: Path, directory: int | None) -> bytes:
 
 
 def may_extend() -> bool | None:
-    """Can this kernel chain XDP programs? It is asked to load programs; None if it would not load any for us."""
+    """Whether this kernel can chain XDP programs. Tries to load one; None if the kernel loads none for this process."""
     if _call("XDP programs", "libbpf_probe_bpf_prog_type", PROGRAM_XDP, None) != 1:
         return None
     return _call("extensions", "libbpf_probe_bpf_prog_type", PROGRAM_EXTENSION, None) == 1
@@ -162,7 +162,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class ProgramInfo:
-    """What the kernel says of a program: struct bpf_prog_info."""
+    """A program as the kernel describes it: struct bpf_prog_info."""
 
     id: int
     type: int
@@ -188,7 +188,7 @@ class Program(_Held):
 
 @dataclass(frozen=True)
 class MapInfo:
-    """What the kernel says of a map: struct bpf_map_info. Sizes are in bytes."""
+    """A map as the kernel describes it: struct bpf_map_info. Sizes are in bytes."""
 
     id: int
     type: int

@@ -53,7 +53,7 @@ class Chosen:
             os.close(descriptor)
 
     def read(self, ifindex: int, flow: int) -> str:
-        """What the flow's file says; nothing if there is none."""
+        """The content of the flow's file; '' if there is none."""
         with suppress(OSError):
             return self._path(ifindex, flow).read_text(errors="replace")
         return ""
@@ -63,7 +63,7 @@ class Chosen:
         self._path(ifindex, flow).unlink(missing_ok=True)
 
     def forget_all_but(self, flows: Iterable[tuple[int, int]]) -> None:
-        """What those left who were killed before forget()."""
+        """Removes the files of flows that no longer exist: their daemon was killed before forget()."""
         wanted = {self._path(*flow) for flow in flows}
         for path in self._directory.glob(f"{_PREFIX}*"):
             if path not in wanted:

@@ -213,7 +213,7 @@ class Ethtool:
 
 
 def channels(output: str) -> int | None:
-    """What `ethtool -l` says of the present; None if it says something else."""
+    """The current number of channels in the output of `ethtool -l`; None if it cannot be parsed."""
     _, _, current = output.partition("Current hardware settings:\n")
     numbers = dict(re.findall(rf"^(RX|Combined):\s+({_NUMBER}|n/a)$", current, re.MULTILINE))
     if not numbers.keys() >= {"RX", "Combined"}:
@@ -222,7 +222,7 @@ def channels(output: str) -> int | None:
 
 
 def rules(output: str) -> dict[int, Rule] | None:
-    """What `ethtool -n` says; None if it says something else."""
+    """The rules in the output of `ethtool -n`, by location; None if it cannot be parsed."""
     head, *parts = re.split(rf"^Filter: ({_NUMBER})\n", output, flags=re.MULTILINE)
     total = re.search(rf"^Total ({_NUMBER}) rules$", head, re.MULTILINE)
     found = {int(number): Rule.parse(text.splitlines()) for number, text in zip(parts[::2], parts[1::2], strict=True)}

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 
 class FlowType(IntEnum):
-    """Of packet; numbered as in linux/ethtool.h and on the manager socket, named as ethtool's command line does."""
+    """The type of a flow. Numbers are those of linux/ethtool.h and of the manager socket, names those of ethtool(8)."""
 
     TCP4 = 1
     UDP4 = 2
@@ -32,12 +32,12 @@ class FlowType(IntEnum):
 
     @property
     def version(self) -> int:
-        """Of IP."""
+        """The version of IP: 4 or 6."""
         return int(self.name[-1])
 
     @property
     def has_ports(self) -> bool:
-        """Can a rule for these packets name ports?"""
+        """Whether a rule for these packets can name ports."""
         return self.name[:-1] in ("TCP", "UDP", "SCTP")
 
 

@@ -90,7 +90,7 @@ class Gate:
 
 
 def maps_of(name: str, programs: Iterable[bpf.ProgramInfo]) -> dict[str, bpf.Map]:
-    """Those of our programs, by the names of their pins. EPROTO if they are not as ours; `name` is the interface's."""
+    """The maps of our programs, by pin name. EPROTO if they have another shape. `name` is the interface's."""
     maps: dict[str, bpf.Map] = {}
     with ExitStack() as stack:
         for number in [number for program in programs for number in program.map_ids]:

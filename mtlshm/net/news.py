@@ -19,10 +19,10 @@ _FOLLOW_AGAIN = 0.5  # seconds
 
 
 class Follower(Protocol):
-    """Who is told. An OSError from it is as good as news missed."""
+    """The receiver of news. If it raises OSError, the news counts as missed."""
 
     def concerns(self, ifindex: int) -> bool:
-        """Whether to be told of this one."""
+        """Whether the receiver wants news of this interface."""
 
     async def changed(self, ifindex: int) -> None:
         """Something of the interface has changed: its name, its state or its XDP programs."""

@@ -42,7 +42,7 @@ from mtlshm.net.tool import Change, Tools
 log = logging.getLogger(__name__)
 
 Clear = Callable[[int, Iterable[int], Iterable[int]], None]
-"""Of an interface, take these ports out of the filter, and what is at these queues out of xsks_map."""
+"""Removes ports of an interface from the filter, and the sockets at these queues from xsks_map."""
 
 _ELSEWHERE = {  # with what a driver may refuse a place, rather than a rule
     errno.EINVAL,

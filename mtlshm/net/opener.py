@@ -40,7 +40,7 @@ class Opener:
         self._idle: asyncio.TimerHandle | None = None
 
     async def open(self, ifindex: int, queue: int, layout: Layout) -> XskSocket:
-        """As xsk.open_socket(). ETIMEDOUT if it does not come to an end; EIO if the process is killed meanwhile."""
+        """Like xsk.open_socket(). ETIMEDOUT if it takes too long; EIO if the process is killed meanwhile."""
         if self._idle:
             self._idle.cancel()
         self._idle = self._loop.call_later(max(self._idle_for, self._within), self._stop)
@@ -86,7 +86,7 @@ class Opener:
         self._stop()
 
     def _ask(self, question: bytes, channel: socket.socket) -> None:
-        """Of the process that runs, or of a new one."""
+        """Asks the running process, or starts one."""
         if self._questions:
             with suppress(ConnectionError):  # it has been killed, which we have not yet been told
                 socket.send_fds(self._questions, [question], [channel.fileno()])
@@ -132,7 +132,7 @@ class Opener:
         self._process = self._questions = None
 
     async def _hear(self, channel: socket.socket) -> tuple[bytes, list[int]]:
-        """What comes next; b'' at the end."""
+        """The next message; b'' at the end."""
         said = asyncio.Event()
         self._loop.add_reader(channel, said.set)
         try:

@@ -37,7 +37,7 @@ class Pinned:
         self._known = frozenset(known)
 
     def names(self) -> list[str]:
-        """All that is in the directory, ours or not, sorted."""
+        """All names in the directory, ours or not, sorted."""
         return sorted(os.listdir(self._fd))
 
     def program(self, name: str) -> bpf.Program:
@@ -64,7 +64,7 @@ class Pinned:
                 os.rmdir(name, dir_fd=self._fd)
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Of those that are ours; others are somebody's."""
+        """Removes our other pins. Leaves foreign names alone."""
         for name in self._known.difference(names):
             self.unpin(name)
 

@@ -48,7 +48,7 @@ _KILLED_WITHIN = 1.0  # seconds; a program that sleeps in the kernel may take lo
 
 @dataclass(frozen=True)
 class Result:
-    """What a program left behind."""
+    """The result of a program: its exit status and output."""
 
     status: int  # negative: the signal that ended it
     output: str
@@ -59,7 +59,7 @@ class Change(Protocol):
     """Runs a command that changes something. What it prints goes to the descriptor `output`, if there is one."""
 
     def __call__(self, program: Program, *arguments: str, output: int | None = None) -> Awaitable[Result]:
-        """What the command left behind, once it has ended."""
+        """Waits for the command and returns its result."""
 
 
 class Tools:

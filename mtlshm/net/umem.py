@@ -29,7 +29,7 @@ class _Handle(ctypes.Structure):
 
 
 class Memories:
-    """What each user has of it, by uid, from here to close()."""
+    """The UMEM that each user has, by uid."""
 
     def __init__(self) -> None:
         self._mount = os.memfd_create("mount", os.MFD_CLOEXEC)

@@ -178,7 +178,7 @@ class Loader:
                 await change("xdp-loader", *self._load_command(attached, attached.mode or Mode.NATIVE, name))
 
     async def find(self, ifindex: int) -> Gate | None:
-        """What we have loaded there, if it is complete. Changes nothing."""
+        """The complete set of our programs on the interface, or None. Changes nothing."""
         attached = await look(ifindex)
         if not attached.way or self.pins(ifindex) is None:
             return None
@@ -204,7 +204,7 @@ class Loader:
             self._pins.remove(ifindex)
 
     async def unknown(self, ifindex: int) -> str | None:
-        """What to tell of programs that have our names, and that nothing says we loaded; None if there are none."""
+        """The text about programs with our names that we have no record of loading; None if there are none."""
         if self.pins(ifindex) is not None:
             return None
         try:
@@ -216,7 +216,7 @@ class Loader:
         return _not_known(attached, self._pins.path) if attached.ours else None
 
     def pins(self, ifindex: int) -> list[Path] | None:
-        """What is pinned for an interface; None if we have not begun to load it."""
+        """The pins of an interface; None if loading has not begun."""
         pinned = self._pins.find(ifindex)
         if pinned is None:
             return None
@@ -270,7 +270,7 @@ class Loader:
         await self._check_tools()
 
     async def _check_tools(self) -> None:
-        """What can be known to be missing before anything is done."""
+        """Raises if a tool that loading needs is missing or too old."""
         if self._checked:
             return
         check_libxdps()
@@ -319,7 +319,7 @@ def find_object(name: str, first: Path | None = None) -> Path:
 
 
 def in_the_way(attached: Attached) -> str | None:
-    """What to tell of somebody else's program that none of ours can be put beside; None if there is none."""
+    """The text of the refusal, if a foreign program is attached that ours cannot join; None if there is none."""
     foreign = [program for program in attached.programs if program.name not in OURS]
     if not foreign or attached.dispatcher:  # only libxdp's dispatcher takes one more
         return None
@@ -374,7 +374,7 @@ def _adopt(attached: Attached, pinned: Pinned) -> Gate:
 
 
 def _root_of(name: str, pinned: Pinned) -> bpf.Program | None:
-    """What is to be attached so that the programs that are pinned are; None if not all that it takes is there."""
+    """The program to attach so that all pinned programs run; None if a pin is missing."""
     for names in PROGRAMS.values():
         with suppress(OSError), ExitStack() as held:
             programs = [held.enter_context(pinned.program(each)) for each in names]

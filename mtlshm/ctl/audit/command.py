@@ -114,7 +114,7 @@ def _measure(
 
 
 def _is_lost(owner: InstanceInfo, where: Mapping[TableOwner, Where]) -> bool:
-    """Does it live where it cannot be seen from here?"""
+    """Whether the owner lives, but this process cannot see it."""
     return bool(owner.alive) and owner.kind not in NO_PROCESS and owner.owner not in where
 
 
@@ -129,7 +129,7 @@ def _step_aside(best: CpuSet, good: CpuSet, missing: list[str]) -> None:
 
 
 def _missing(measured: Measured, results: list[Audited]) -> list[str]:
-    """What could not be seen, in words."""
+    """A sentence for each thing that could not be measured."""
     watch, after = measured.watch, measured.after
     found = list(after.missing)
     if watch.hidden or not os.path.exists(f"/proc/{_KTHREADD}/stat") or watch.comms.get(_KTHREADD) != "kthreadd":

@@ -21,7 +21,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of one CPU, in seconds."""
+    """The times of one CPU, in seconds."""
 
     threads: float  # of all threads
     interrupts: float  # hard and soft ones
@@ -30,7 +30,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Of interrupts: by number, or what the kernel calls those that have none."""
+    """A source of interrupts: a number, or the kernel's name for one without a number."""
 
     name: str
     about: str = ""  # the device, say

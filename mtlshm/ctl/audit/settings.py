@@ -43,7 +43,7 @@ class Settings:
     irqbalance: bool  # it runs here, and would undo what it is not told
 
     def thread(self, thread: Thread, bound: bool) -> str | None:
-        """What keeps this one away. `bound`: it may run on that lcore only."""
+        """The setting that keeps this thread away. `bound`: the thread may run on that lcore only."""
         if not self.rest:
             return None
         if thread.kernel:
@@ -95,7 +95,7 @@ class Settings:
         return f"cpupower -c {cpu} frequency-set -g performance"
 
     def _boot(self, name: str) -> str:
-        """Of the kernel's command line."""
+        """The value of a parameter of the kernel's command line."""
         values = {"irqaffinity": str(self.rest), "isolcpus": f"managed_irq,domain,{self.keep}"}
         return f"boot with {name}={values.get(name, str(self.keep))}"
 

@@ -57,7 +57,7 @@ class Thread:
 
 @dataclass(slots=True)
 class Share:
-    """What one thread had of one CPU."""
+    """The time that one thread spent on one CPU."""
 
     thread: Thread
     seconds: float = 0.0

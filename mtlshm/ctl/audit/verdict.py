@@ -37,7 +37,7 @@ class Intruder:
 
 @dataclass(frozen=True, slots=True)
 class Interrupts:
-    """Of one source."""
+    """The interrupts of one source."""
 
     name: str
     about: str
@@ -84,7 +84,7 @@ class Audited:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that is known of one interval."""
+    """Everything measured in one interval."""
 
     snapshot: Snapshot
     watch: Watch
@@ -124,7 +124,7 @@ class Measured:
         return frozenset({owner} | {info.owner for info in Families(self.snapshot).tenants(owner)})
 
     def _split(self, cpu: int, ours: frozenset[TableOwner]) -> tuple[list[Share], list[Share]]:
-        """What ran there: of others, and of the household; the most of it first. This process does not count."""
+        """Threads that ran on the CPU: those of others, and those of these owners; longest first; not this process's."""
         here = [share for (at, _, _), share in self.watch.shares.items() if at == cpu]
         here = [share for share in here if share.thread.pid != os.getpid()]
         here.sort(key=lambda share: -share.seconds)

@@ -72,7 +72,7 @@ def _name(check: Check) -> str:
 
 
 def _in_a_child(place: Place, checks: Sequence[Check], patience: float) -> list[Verdict]:
-    """Those that came in time, until the first that did not."""
+    """The verdicts that came in time, up to the first check that hung."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:

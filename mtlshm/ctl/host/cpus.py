@@ -70,7 +70,7 @@ def isolated_cpus(place: Place) -> Verdict:
 
 
 def _cpuset(place: Place) -> CpuSet | None:
-    """Of this process's control group, or of the nearest above that has one."""
+    """The cpuset of this process's control group, or of the nearest ancestor that has one."""
     found = None
     for line in (place.read("proc/self/cgroup") or "").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -89,7 +89,7 @@ def _nearest(place: Place, mount: str, group: str, name: str) -> CpuSet | None:
 
 
 def nohz_full(place: Place) -> Verdict:
-    """Does the timer tick stop on isolated CPUs?"""
+    """The timer tick stops on isolated CPUs."""
     isolated = place.cpus(f"{_CPUS}/isolated")
     if not isolated:
         return Verdict("nohz-full", State.OK, "no CPU is isolated that the timer tick could disturb")

@@ -20,7 +20,7 @@ _LIBRARY = "libmtlshm.so.0"
 
 
 def xdp_loader(place: Place) -> Verdict:
-    """Is one there, and new enough?"""
+    """xdp-loader is installed, and new enough."""
     from mtlshm.net.xdp import check_loader
 
     try:
@@ -35,7 +35,7 @@ def ethtool(place: Place) -> Verdict:
 
 
 def iproute2(place: Place) -> Verdict:
-    """Is one there? With it, detached programs are attached again."""
+    """ip is installed. The daemon needs it to attach detached programs again."""
     return _program(place, "ip", "-V", "apt-get install iproute2")
 
 
@@ -64,7 +64,7 @@ def bpf_objects(place: Place) -> Verdict:
 
 
 def library(place: Place) -> Verdict:
-    """Is the C library that other programs load of this version?"""
+    """The C library that other programs load has this version."""
     try:
         ctypes.CDLL(_LIBRARY)
     except OSError:

@@ -25,7 +25,7 @@ _LONGEST = 4096  # bytes of a command line that a stranger may make as long as h
 
 
 def bpffs(place: Place) -> Verdict:
-    """Is one mounted where pins go, and can nobody else be first there?"""
+    """A BPF file system is mounted where pins go, and only root can write there."""
     mounts = re.findall(r"^\S+ \S+ \S+ \S+ (\S+) .* - (\S+) ", place.read("proc/self/mountinfo") or "", re.MULTILINE)
     above = [(point, kind) for point, kind in mounts if place.pins.is_relative_to(point)]
     # Of those at one place the last one is seen.
@@ -52,7 +52,7 @@ def bpffs(place: Place) -> Verdict:
 
 
 def group(place: Place) -> Verdict:
-    """Is there a group, and is this user in it?"""
+    """The group exists, and this user is a member."""
     try:
         found = grp.getgrnam(GROUP)
     except KeyError:
@@ -71,12 +71,12 @@ def group(place: Place) -> Verdict:
 
 
 def segment_group(place: Place) -> Verdict:
-    """Of the segment's file."""
+    """The group of the segment's file."""
     return _group_of("segment-group", place.segment, GROUP, "mtlshm-ctl doctor --repair")
 
 
 def socket_group(place: Place) -> Verdict:
-    """Of the manager socket."""
+    """The group of the manager socket."""
     if place.socket is None:
         return Verdict("socket-group", State.OK, "no socket is served, by the settings")
     advice = f"chgrp {place.socket_group} {place.socket}; and restart mtlshmd once it has no client"
@@ -99,7 +99,7 @@ def _group_of(check: str, path: str, name: str, advice: str) -> Verdict:
 
 
 def mtlmanager(place: Place) -> Verdict:
-    """Does upstream's MtlManager run? Ours of that name is a script, and so an argument of an interpreter."""
+    """Upstream's MtlManager does not run. Ours of that name is a script, so its process has an interpreter's name."""
     for directory in (place.root / "proc").iterdir():
         if not directory.name.isdecimal():
             continue
@@ -133,7 +133,7 @@ def remove_ipc(place: Place) -> Verdict:
 
 
 def unit(place: Place) -> Verdict:
-    """Is the service installed, whole and enabled?"""
+    """The service is installed completely, and enabled."""
     if not (place.root / _SYSTEMD).exists():
         return Verdict("unit", State.OK, "systemd is not the first process: no unit is needed")
     file = _unit(place, "mtlshmd")

@@ -166,7 +166,7 @@ class Ledger(Store):
             return not self._in_use(ifindex)
 
     def in_use(self, ifindex: int) -> bool:
-        """Does any owner want the interface served, or an administrator?"""
+        """Whether an owner uses the interface, or an administrator keeps it."""
         with self._told():
             return self._in_use(ifindex)
 

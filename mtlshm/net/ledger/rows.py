@@ -12,9 +12,9 @@ from mtlshm.net.flow import FlowSpec, FlowType
 from mtlshm.snapshot import Process
 
 LedgerOwner = NewType("LedgerOwner", int)
-"""Of an owner in the ledger, which gives each number once. It says nothing about the table."""
+"""The number of an owner in the ledger, which gives each number once. It is no owner of the table."""
 QueueNumber = NewType("QueueNumber", int)
-"""Of a queue of an interface. 0 is nobody's: what no rule steers arrives there."""
+"""The number of a queue of an interface. Nobody owns queue 0: packets that no rule steers arrive there."""
 
 CHOSEN_BY_DRIVER = 1 << 31
 """From here on, numbers of flows whose place is not known; the kernel has no places beyond."""

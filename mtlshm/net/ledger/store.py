@@ -182,7 +182,7 @@ class Store:
                 time.sleep(0.01)
 
     def close(self) -> None:
-        """What is entered stays."""
+        """Closes the file. All entries stay."""
         # Without WAL files, whoever may only read can read without us. Refused while others have it open.
         with suppress(sqlite3.Error):
             self._db.execute("PRAGMA busy_timeout = 0")
@@ -292,7 +292,7 @@ class Store:
                 raise
 
     def _make_room(self) -> None:
-        """What is in the WAL goes to where it belongs. If that is not possible now, it is tried before each change."""
+        """Moves the WAL into the database. If that fails now, it is tried again before each change."""
         with suppress(sqlite3.Error):
             self._full = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
@@ -308,7 +308,7 @@ class Store:
 
     @contextmanager
     def _still(self) -> Iterator[None]:
-        """What is read within is of one moment."""
+        """Reads within see the ledger at one moment."""
         self._db.execute("BEGIN")
         try:
             yield
