@@ -124,7 +124,7 @@ class Measured:
         return frozenset({owner} | {info.owner for info in Families(self.snapshot).tenants(owner)})
 
     def _split(self, cpu: int, ours: frozenset[TableOwner]) -> tuple[list[Share], list[Share]]:
-        """Threads that ran on the CPU: those of others, and those of these owners; longest first; not this process's."""
+        """The threads that ran on the CPU, longest first: those of others, those of these owners."""
         here = [share for (at, _, _), share in self.watch.shares.items() if at == cpu]
         here = [share for share in here if share.thread.pid != os.getpid()]
         here.sort(key=lambda share: -share.seconds)
