@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Facts about foreign processes, read within limits of bytes and of CPU time.
 
-How long the files are that /proc has of a process, and how long it takes to read them, is decided by that process: each
-mapping prints its path, of up to 4,096 characters, and there may be 65,530. So everything here has a limit, and what is
-not finished within it counts as not seen. A kernel that does not return from one read() cannot be stopped by that; so
-who must not wait has a process of its own ask (daemon/observer.py), which runs this file as a program: one question a
-line on its standard input, one answer a line on its standard output, both JSON. It needs nothing but the standard
-library, and starts quickly.
+A process decides how long its files in /proc are, and how long it takes to read them: each mapping prints its path, of
+up to 4,096 characters, and there may be 65,530 mappings. So everything here has a limit. A file that is not finished
+within its limit counts as not seen. One thing escapes the limits: a kernel that does not return from one read(). So a
+process that must not wait lets a child ask (daemon/observer.py). The child runs this file as a program: it reads one
+question a line on standard input, and writes one answer a line on standard output, both JSON. It needs only the
+standard library, and starts quickly.
 
-FAIR. Whoever has much to read must not use up the time of all others: first everyone is looked at with little time
-each, and only then those who need more.
+FAIR. A process with long files must not use up the time of all others. So first each process is looked at for a short
+time, and only then those that need more.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The examiner: says in the log when the segment is damaged.
+"""The examiner: logs that the segment is damaged.
 
-Whoever may write the segment may have gone wrong. Nothing that he writes makes us fall, but somebody should know. A
-write to the file is an event, one through a mapping is not; but each newcomer rings, and then the examiner looks. It
-looks a while after, at most twice a second, and twice before it says anything: what is only passing is no damage.
+A process that may write the segment may go wrong. Nothing that it writes makes us fall, but an operator should know. A
+write(2) to the file is an event. A write through a mapping is none, but each newcomer rings the doorbell, and then the
+examiner looks. It looks a while after the event, at most twice a second. It looks twice before it logs anything: a
+transient state is no damage.
 
-It puts nothing right but what the reaper does anyway; for the rest there is mtlshm-ctl doctor.
+It repairs nothing except what the reaper repairs anyway. For the rest there is `mtlshm-ctl doctor`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Interfaces for the clients of the manager socket: XDP programs, ports, queues, flow rules and sockets.
 
-Who has what is in the ledger, and what is so in the kernel and in the NIC (net/ledger.py, net/nic.py, net/xdp.py say
-how these are kept true to each other, whatever is killed when). Here is when something is done.
+The ledger has the owners; the kernel and the NIC have the state. net/ledger, net/nic.py and net/xdp.py keep them
+consistent, whatever is killed at any time. This module decides when to do something.
 
-LOADED is an interface from when the first client names it until the last one has ended, and as long as mtlshm-ctl has
-it kept. If it cannot be loaded, whoever asks for something there is told why. If somebody detaches the programs
-meanwhile, as DPDK's AF_XDP driver does whenever it closes, they are put back, with ports and sockets as they were.
+AN INTERFACE IS LOADED from when the first client names it until the last client has ended, and as long as mtlshm-ctl
+keeps it. If it cannot be loaded, each client that asks for something there is told why. If somebody detaches the
+programs, as DPDK's AF_XDP driver does when it closes, they are put back, with ports and sockets as they were.
 
-AN OWNER is a registration. It ends when its connection does. A restart of ours ends no owner: those in the ledger whose
-process still lives are watched through a pidfd, since libmtl does not come back to say goodbye. So are those whose
-connection was kept for us; whichever end comes first counts.
+AN OWNER is a registration. It ends when its connection does. A restart of the daemon ends no owner: if an owner in the
+ledger has a living process, a pidfd watches it, because libmtl does not come back to say goodbye. The same holds for
+owners whose connection was kept for us. The first of the two ends counts.
 
-ORDER. A client asks for one thing at a time, and its end is dealt with after what it asked for last, unless it is one
-that an earlier daemon entered: that is then told that it has left. What one
-interface is loaded and unloaded for is decided in turn. Nothing else waits: neither other interfaces nor lcores.
+ORDER. A client asks for one thing at a time, and its end is handled after its last request. Owners of an earlier daemon
+are the exception: their request is then refused. Loading and unloading of one interface happen in turn. Nothing else
+waits: neither other interfaces nor lcores.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 mtlshm/legacy/lending.py says how an lcore gets from one table into the other, and why nothing is lost whenever we are
 killed; mtlshm/legacy what that table is, and how its owners' lives are known. Here is what makes both agree.
 
-ONE LOOK does everything: it goes through both tables under the legacy lock, and puts right whatever it finds, be it
-from a moment ago or from before our start. It needs no memory but the tables. What it finds of an lcore, and does:
+ONE LOOK does everything: it goes through both tables under the legacy lock, and repairs what it finds, whether that is
+a moment old or from before our start. It needs no memory but the tables. For each lcore it finds, and does:
 
     legacy table     our table                 then
     reserved         anybody's, or free        nothing
-    reserved         the pool's, a process's   somebody was killed while he moved it: brought home
+    reserved         the pool's, a process's   a process was killed while it moved it: brought home
     not active       the pool's                it is lent
     not active       a process's               given back: the pool's again, or brought home
     not active       anybody's, or free        the table is new, or was zeroed: reserve
@@ -20,16 +20,16 @@ from a moment ago or from before our start. It needs no memory but the tables. W
     a dead one's     the pool's, a process's   given back
     a dead one's     anybody's, or free        reserve
 
-WHEN TO LOOK. Each libmtl opens, locks and closes the lock file for whatever it does, and so does mtlshm-ctl: inotify
-tells of the close. As with all files that comes up to half a millisecond before the lock is dropped, so we look again
-2, 20, 200 ms and more later if it is held; not for ever: who holds it longer has yet to close it. A pidfd tells of
-each death. If we want an lcore that is not to be had, for a loan or because of a clash, the ends of instances are
-events too. We keep the lock file open, or each look would wake us for the next. With no event there is no timer; but if
-something keeps us from looking, such as having no descriptor left, its end is no event: we try again until it is over.
-Anyone may cause such events without end, so after each look we rest, ten times as long as it took.
+WHEN TO LOOK. libmtl and mtlshm-ctl open, lock and close the lock file for each change, and inotify tells of the close.
+It does so up to half a millisecond before the kernel drops the lock. So if the lock is held we look again after 2, 20
+and 200 ms and more, but not for ever: a process that holds it longer will still close it. A pidfd tells of each death.
+If we want an lcore that is taken, for a loan or because of a clash, the ends of instances are events too. We keep the
+lock file open, or each look would cause the next. Without an event there is no timer. But a shortage that keeps us from
+looking, such as of descriptors, ends without an event: then we try again until it is over. Anyone can cause such events
+without end, so after each look we rest ten times as long as it took.
 
-A CLASH comes about only where a legacy process started on a fresh table with no daemon there. It ends when either
-side lets go; if it is ours, the lcore is claimed for the process at the next look.
+A CLASH happens only if a legacy process started on a fresh table while no daemon ran. It ends when either side releases
+the lcore; if ours does, the lcore is claimed for the process at the next look.
 """
 
 from __future__ import annotations

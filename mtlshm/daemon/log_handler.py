@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The log: written to standard error without waiting for its reader.
 
-A reader that stops reading (a log driver that hangs, a terminal on which somebody pressed Ctrl-S) would stop us in
-write(2), and all clients with us. So what cannot be written now waits here, up to a limit; what comes after that is
-dropped and counted, and the count is written once there is room again.
+A reader that stops (a log driver that hangs, a terminal on which somebody pressed Ctrl-S) would stop us in write(2),
+and with us all clients. So lines that cannot be written now wait in memory, up to a limit. Further lines are dropped
+and counted. The count is written once there is room again.
 
-O_NONBLOCK IS OF THE OPEN FILE DESCRIPTION, which others have as well: the shell that started us, whoever else logs to
-the same pipe. To set it there would make their writes fail. So a pipe or a terminal is opened anew by way of /proc,
-and that description is our own. A socket, such as journald's, needs none: send() takes a flag. Files and disks know no
-such thing. Where a pipe or terminal cannot be opened again, as it belongs to another user, poll() is asked first, and
-no more is written than a pipe takes at once: then only somebody else who fills the same pipe between these two calls,
-or a terminal with room for less than a line, can still stop us.
+O_NONBLOCK BELONGS TO THE OPEN FILE DESCRIPTION, which we share: with the shell that started us, or with others that log
+to the same pipe. Setting it there would make their writes fail. So we open a pipe or terminal anew by way of /proc, and
+get a description of our own. A socket, such as journald's, does not need this: send() takes a flag. Files and disks
+never block like this. A pipe or terminal of another user cannot be opened again. There we call poll() first, and write
+no more than a pipe takes at once. Two cases remain that can stop us: somebody else fills the same pipe between the two
+calls, or a terminal has room for less than a line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The observer: a process that looks at strangers for us, so that nobody here waits for what they make of /proc.
+"""The observer: a process that reads other processes' files in /proc, so that no stranger can stretch our event loop.
 
-It runs strangers.py, which says what can be asked and has limits of its own. What those cannot stop, a read() that does
-not return, is stopped here: then the observer is killed, and the next question starts another. It is started when there
-is something to ask and ended when there has been nothing for a while.
+It runs strangers.py, which says what can be asked and has its own limits. Only one thing escapes those limits: a read()
+that does not return. Then we kill the observer, and the next question starts another. The observer starts with the
+first question, and ends when it has been idle for a while.
 
-WHO TOOK TOO LONG is not looked at again for a second, then two, four and so on: he keeps nobody waiting twice in a row.
+A SLOW PROCESS is not looked at again for one second, then two, four and so on. So it never delays us twice in a row.
 """
 
 from __future__ import annotations

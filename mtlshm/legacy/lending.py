@@ -1,36 +1,35 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Lcores moved between the two tables, ours and libmtl's legacy one, so that nobody finds the same lcore free in both.
 
-Claims in our table ask nobody, and legacy processes know only theirs. So an lcore that one side may give away has to
+Claims in our table ask nobody, and legacy processes know only their table. So an lcore that one side may give away must
 look taken in the other:
 
     domain    in the legacy table         in our table
-    ours      reserved                    free, or whoever's
+    ours      reserved                    free, or anybody's
     lent      not active                  of the pool
     legacy    a legacy process's          of that process's instance, or for a moment still of the pool's
     between   reserved                    of the pool or of a legacy process's instance
 
-BETWEEN, nobody can have it, whatever happens. Each move between ours and the rest goes through there and changes one
-table at a time, under the legacy table's lock:
+BETWEEN, nobody can have the lcore, whatever happens. Each move from or to "ours" goes through "between", and changes
+one table at a time, under the legacy table's lock:
 
     lend          ours -> between (pool: claim), between -> lent (legacy table: clear)
     bring home    lent -> between (legacy table: reserve), between -> ours (our table: evict)
     hand over     lent -> between (legacy table: reserve), between -> ours (our table: take)
 
-All else changes one table only: a legacy process's claim or release in its own, or, in ours, Instance.take(), by
-which an lcore goes from the pool to an instance and back without being free. What a process does with its lcores
-never has to wait for us: if it dies or gives one back, the lcore is in our table still its instance's.
+Everything else changes one table only: a legacy process claims or releases in its own table, and in ours
+Instance.take() moves an lcore between the pool and an instance without a moment in which it is free. A process never
+waits for us: if it dies or gives an lcore back, that lcore still belongs to its instance in our table.
 
-SO WHOEVER MOVES LCORES MAY BE KILLED BEFORE OR AFTER ANY STEP: what is left is one of the four rows, and the kernel
-drops the lock. Nothing else is remembered: the next daemon reads both tables and brings home what is between. Nor is
-the order at a daemon's start a matter: as long as an lcore is not reserved and not lent, reserving it harms nobody.
+A PROCESS THAT MOVES LCORES MAY BE KILLED BEFORE OR AFTER ANY STEP. What is left is one of the four rows, and the kernel
+drops the lock. Nothing else is remembered: the next daemon reads both tables and brings home what is between. The order
+of work at a daemon's start does not matter either: to reserve an lcore that is neither reserved nor lent harms nobody.
 
-A killed daemon leaves reservations and loans as they are, and so does one that is told to stop: both sides keep what
-they have, each goes on by itself with what is its own, and only the loans are not renewed. That is the best there is:
-to clear the reservations of free lcores would make them free on both sides. They last as long as some legacy process
-is attached, which is what keeps that table. One that starts with nobody attached, with neither daemon nor older
-brothers, zeroes it, and takes what it likes; no kernel lets anybody keep it attached without a process. The next
-daemon finds such a clash, reports it, and leaves both in peace.
+A daemon that is killed or stopped leaves reservations and loans as they are. Both sides keep what they have and go on
+by themselves; only the loans are not renewed. Clearing the reservations of free lcores would be worse: these would be
+free on both sides. Reservations last as long as a legacy process is attached, since that keeps the table. A legacy
+process that starts with nobody attached and no daemon zeroes the table and takes any lcore. We cannot prevent that: no
+kernel keeps a table attached without a process. The next daemon finds such a clash, reports it, and leaves both alone.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a driver has put a rule of ours, if it chose the place itself: known even if we are killed before we note it.
+"""Which location a driver chose for a rule of ours. This survives our death right after the insertion.
 
-Such a rule cannot be entered in the ledger with its place before it is inserted, and an administrator may have one
-that reads the same. But ethtool prints the place. So what it prints goes to a file, which it writes whether we live or
-not; and below a line with the places that were taken before. Whoever comes next finds there which rule is ours. What
-ethtool did not say (it was killed as well, in the moment between insertion and word) is nobody's for us: a rule is
-deleted only if it is known to be ours.
+Some drivers choose the location of a rule themselves. Then the ledger cannot have the location before the rule is
+inserted, and an administrator's rule may look the same. But ethtool prints the location. Its output goes to a file,
+which it writes whether we live or not. The file begins with the locations that were in use before. So the next daemon
+can read which rule is ours. If ethtool was killed too, between the insertion and its output, the rule counts as
+somebody else's: we only delete rules that are known to be ours.
 
-The files are in the state directory, one for each flow of the ledger whose place is not known.
+The files are in the state directory, one for each flow of the ledger without a known location.
 """
 
 from __future__ import annotations

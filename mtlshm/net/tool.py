@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs xdp-loader, ethtool and ip, the only external programs.
+"""Runs xdp-loader, ethtool and ip. No other external program is run.
 
-Commands that only read may run at any time. Those that change something run one at a time on the whole host, since
-what is to be changed is often decided by what was just read: a lock is held from the first look to the last.
-The lock is a flock(2) on a file, and every command that changes inherits the descriptor. So if we are killed while
-one runs, the lock lasts as long as the command does, and whoever comes next finds its work done, not half done.
+Commands that only read may run at any time. Commands that change something run one at a time on the whole host, because
+each change depends on what was read just before. A lock is held from the first look to the last. It is a flock(2) on a
+file, and each command that changes something inherits the descriptor. If we are killed while a command runs, the lock
+lasts until that command ends. So the next process finds the command's work done, not half done.
 
     tools = Tools(Path("/run/mtlshm"))
     rules = await tools.read("ethtool", "-n", "eth0")
     async with tools.changing() as change:
         result = await change("ethtool", "-N", "eth0", "delete", "15")
 
-What a program's exit status is worth differs from one to the other, so no status raises here.
-No thread is used, which is why asyncio's own subprocesses are not: up to Python 3.11 they wait in one.
+Each program gives its exit status another meaning, so no status raises here. asyncio's own subprocesses are not used,
+because up to Python 3.11 they wait in a thread.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The memory of sockets that were handed out, for as long as it exists.
 
-A UMEM is a memfd, and lasts as long as anyone has it open or mapped, whatever becomes of the socket it was made for and
-of the process that it was made for: it can be passed on. Whoever made it cannot see that, and must not keep it to find
-out. So only its file handle is kept (name_to_handle_at(2)), which opens the file while there is one, and is stale
-afterwards. memfds are files of a mount of the kernel's own, to which another memfd leads (seen with Linux 6.18).
+A UMEM is a memfd. It lasts as long as any process has it open or mapped, whatever happens to its socket and to the
+process that got it: descriptors can be passed on. We cannot see that, and must not keep the memfd open to find out. So
+we keep only its file handle (name_to_handle_at(2)). The handle opens the file as long as it exists, and is stale
+afterwards. memfds are files of a kernel-internal mount, which any other memfd leads to (seen with Linux 6.18).
 
-Opening by handle takes CAP_DAC_READ_SEARCH in the first user namespace. A daemon that has it not, as in a container,
-finds no memory and bounds none. Nor does one know what an earlier one handed out.
+Opening by handle needs CAP_DAC_READ_SEARCH in the initial user namespace. A daemon without it, as in a container, finds
+no memory and bounds none. A daemon does not know what an earlier daemon handed out.
 """
 
 from __future__ import annotations

@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """XDP programs on interfaces: loaded, found again after a crash, and unloaded; nobody else's is touched.
 
-What xdp-loader says is not enough to know what happened: where the kernel lacks what libxdp's dispatcher needs, it
-exits 0 and has attached the program directly. So before and after every step the kernel is asked what is attached, and
-all decisions follow from its answer:
+The exit status of xdp-loader does not tell what happened: on a kernel that lacks what libxdp's dispatcher needs, it
+exits 0 and attaches the program directly. So we ask the kernel before and after each step what is attached, and decide
+by its answer:
 
 - *The intent* is a directory in bpffs (pins.py), made before anything is attached to the interface and removed after
   everything is detached. It lives exactly as long as programs do: both are gone after a reboot.
-- *Ours* is a program with one of our names, on an interface that has our directory. Without it, the same program is
-  somebody else's, who ran xdp-loader by hand or another manager; then we refuse, and say what is in the way.
-- *Pins* in the directory are for people and to keep programs and maps; they are made from what is attached, and made
-  anew where one is missing, stale or of another type. They are used only if nothing at all is attached.
+- *Ours* is a program with one of our names, on an interface that has our directory. Without the directory, the same
+  program is somebody else's: of another manager, or of a person who ran xdp-loader. Then we refuse, and name it.
+- *Pins* in the directory are for people, and keep programs and maps alive. They are made from what is attached, and
+  made anew if one is missing, stale or of another type. They are used only if nothing at all is attached.
 
-So whenever we are killed, the next load() finishes or replaces what it finds, and the next unload() removes it. No port
-is set until everything is in place, and as long as none is, each program, even alone, lets every packet through.
+If we are killed at any time, the next load() finishes or replaces what it finds, and the next unload() removes it. No
+port is set until everything is in place. Without ports each program, even alone, lets every packet through.
 
-*Put back.* DPDK's AF_XDP driver detaches whatever is attached when it closes, whoever attached it, and so does `ip link
-set … xdp off`. The programs are then still there, pinned by us and, in a chain, held by libxdp's links to the
-dispatcher; and in xsks_map, which nobody can read, are the sockets of all other clients. So what was the root, our own
-program or the dispatcher with all that is in it, is attached again as it is, in one step. Only if that cannot be are
-programs loaded anew, with an empty xsks_map.
+*Put back.* DPDK's AF_XDP driver detaches any program when it closes, also programs of others. So does `ip link set …
+xdp off`. The programs still exist then: pinned by us and, in a chain, held by libxdp's links to the dispatcher. Their
+xsks_map, which nobody can read, still has the sockets of all other clients. So the root (our own program, or the
+dispatcher with all programs in it) is attached again as it is, in one step. Only if that fails are programs loaded
+anew, with an empty xsks_map.
 
     loader = Loader(Tools(state))
     gate = await loader.load(ifindex)
     gate.set_port(20000, True)
 
-The two ways. *Chain*: mtl_dp_filter and libxdp's xsk_def_prog under libxdp's dispatcher, which takes others' programs
-as well. *Fused*: both in one program. The chain is loaded from its front and unloaded from its end: xsk_def_prog
-without the filter before it would take every packet of a queue with a socket.
+There are two ways. *Chain*: mtl_dp_filter and libxdp's xsk_def_prog under libxdp's dispatcher, which also takes others'
+programs. *Fused*: both in one program. The chain is loaded from its front and unloaded from its end: without the filter
+before it, xsk_def_prog would take every packet of a queue that has a socket.
 """
 
 from __future__ import annotations

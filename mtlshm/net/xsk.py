@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""AF_XDP sockets made for somebody else: bound to a queue, with all their memory, to be handed over.
+"""AF_XDP sockets that are opened for another process, bound to a queue and complete with their memory.
 
-What needs privilege of an AF_XDP socket (CAP_NET_RAW to make it, memory locked for its UMEM, a write to xsks_map) is
-done by who makes it. Whoever is given the two descriptors, that of the socket and that of a memfd which is its UMEM,
-maps both and receives and sends with no capability, in whatever network namespace: the socket stays in ours.
+Three steps need privilege: opening an AF_XDP socket (CAP_NET_RAW), locking the memory of its UMEM, and writing to
+xsks_map. The opener does all three. The user of the socket gets two descriptors: the socket, and a memfd that is the
+UMEM. It maps both, and receives and sends without any capability, in any network namespace. The socket stays in ours.
 
-THE OWNER of the descriptors cannot be made to give them up. A socket that somebody keeps open keeps its queue, so to
-bind another there is EBUSY; so it is for a moment after the death of an owner, as the kernel drops a UMEM late. Whoever
-chooses a queue takes another then. A UMEM that somebody keeps open or mapped keeps its memory, and no queue: umem.py
-tells how much there is of that.
+THE OWNER of the descriptors cannot be forced to close them. An open socket keeps its queue: binding another socket
+there fails with EBUSY. For a moment this is so even after the owner's death, because the kernel frees a UMEM late. The
+caller that chooses queues then takes another one. An open or mapped UMEM keeps its memory, but no queue; umem.py says
+how much memory that is.
 
-The UMEM is pinned by the kernel when it is registered, so our own mapping of it need not last; and it is sealed, so
-that its size stays what it was made with. Linux 5.4, for XDP_USE_NEED_WAKEUP.
+The kernel pins the UMEM when it is registered, so our own mapping of it can go. The memfd is sealed, so its size cannot
+change. Linux 5.4, for XDP_USE_NEED_WAKEUP.
 
-IT TAKES LONG: the pages of a UMEM are cleared and pinned (256 MiB: 0.3 s of a CPU), a driver may reset its queue to
-bind a socket, and who closes the last descriptor of a UMEM gives the pages back (0.04 s). So whoever has something else
-to do has it done by a process of its own: opener.py, which runs this file as a program. Who opened a socket has its
-descriptors too until it is told that they are needed no more, by the end of the channel, so that the last are closed
-there.
+OPENING IS SLOW. The kernel clears and pins the pages of a UMEM (256 MiB: 0.3 s of a CPU). A driver may reset its queue
+to bind a socket. Closing the last descriptor of a UMEM frees the pages (0.04 s). So a process with other work to do
+lets a child open the socket: opener.py, which runs this file as a program. The child keeps the descriptors until its
+parent closes the channel. So the last close happens in the child.
 """
 
 from __future__ import annotations

@@ -5,15 +5,14 @@ WHY IT IS NOT IN THE SEGMENT. What is written here decides what a privileged dae
 be written by its whole group; here only the daemon's user writes. So the ledger is a file of its own, in the daemon's
 state directory.
 
-THE INTENT IS FIRST. A flow rule is entered before it is inserted, marked as not complete, and crossed out after it is
-gone from the NIC. So at any moment there is no rule of ours that is not here. What a queue's or a port's owner has in
-BPF maps is set after it is entered, and cleared before it is crossed out, or is written anew from here by whoever
-starts.
+THE INTENT COMES FIRST. A flow rule is entered before it is inserted, marked as incomplete, and removed from the ledger
+after it is gone from the NIC. So the ledger has every rule of ours at any moment. Entries in BPF maps, for queues and
+ports, are set after they are in the ledger, and cleared before they leave it. A daemon that starts writes them anew.
 
-OWNERS are processes, or rather registrations: a process that registers twice owns as two. They are numbered here, and
-no number is used again. An owner that is leaving gets nothing more, and keeps what could not be taken away yet.
+OWNERS are registrations: a process that registers twice is two owners. Owners are numbered here, and no number is used
+again. An owner that is leaving gets nothing more, and keeps what could not be taken away yet.
 
-See store.py for the file: who may write it, who waits for whom, and what errors there are.
+store.py is about the file: who may write it, who waits for whom, and the errors.
 """
 
 from __future__ import annotations
