@@ -9,6 +9,7 @@
 
 #include "assertion.h"
 #include "cpuset.h"
+#include "event.h"
 #include "failure.h"
 #include "handle.h"
 #include "host.h"
@@ -127,6 +128,8 @@ int claim_choice(struct mtlshm_instance *me, const struct mtlshm_topology *topol
 	for (uint32_t i = 0, n = rc ? 0 : want->count; i < n; i++)
 		if (keep(me, lcores[i], owner | want->type))
 			rc = -EBADF;
+	if (!rc)
+		handle_count(&me->record->claims, want->count);
 	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
@@ -149,14 +152,25 @@ int mtlshm_choose(struct mtlshm_host *host, const struct mtlshm_want *want, cons
 	return segment_lost(host) ? -EBADMSG : rc;
 }
 
+/* After the semaphore: who waits for it shall not wait for this. */
+static void tell(struct mtlshm_host *host, uint64_t owner, const uint16_t *lcores, uint32_t count)
+{
+	struct mtlshm_event event = event_about(host, MTLSHM_EVENT_CLAIMED, owner);
+
+	for (uint32_t i = 0; i < count; i++)
+		cpuset_add(&event.lcores, lcores[i]);
+	event_write(host, &event);
+}
+
 int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want, uint16_t *lcores)
 {
 	const struct mtlshm_topology *topology;
 	struct mtlshm_cpuset allowed;
 	int rc = 0;
+	uint64_t owner = handle_owner(me, &rc);
 
 	failure_forget();
-	if (!handle_owner(me, &rc))
+	if (!owner)
 		return rc;
 	if (want->type >= MTLSHM_LCORE_TYPES)
 		return -EINVAL;
@@ -169,5 +183,8 @@ int mtlshm_claim_many(struct mtlshm_instance *me, const struct mtlshm_want *want
 	/* A holder that died left at most lcores of its own, which are collected like any dead instance's. */
 	rc = claim_choice(me, topology, &allowed, want, lcores);
 	semaphore_leave(me);
-	return rc;
+	if (rc)
+		return rc;
+	tell(me->host, owner, lcores, want->count);
+	return segment_lost(me->host) ? -EBADMSG : 0;
 }

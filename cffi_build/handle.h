@@ -18,8 +18,10 @@ struct mtlshm_instance {
 	uint64_t lease; /* what a claim expects in a word, and a release leaves there: see lease_of() */
 	bool proxied;
 	bool cpus_given;
-	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
-	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */
+	bool quiet;                   /* no event says that it ends */
+	struct mtlshm_cpuset cpus;    /* may be claimed; words are atomic */
+	uint64_t usual_type;          /* of the lcore released last, as a guess; atomic */
+	struct mtlshm_record *record; /* in the table */
 	void *pin;
 };
 
@@ -46,6 +48,13 @@ static inline bool handle_may(const struct mtlshm_instance *instance, uint32_t l
 {
 	return lcore < MTLSHM_LCORES &&
 	       (__atomic_load_n(&instance->cpus.bits[lcore / 64], __ATOMIC_RELAXED) >> (lcore % 64) & 1);
+}
+
+/* Count what it has claimed or given back: relaxed, and no locked instruction, which would cost a third of a claim. The
+ * line is the owner's own, so this is a store to its first cache. */
+static inline void handle_count(uint64_t *count, uint64_t by)
+{
+	__atomic_store_n(count, __atomic_load_n(count, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);
 }
 
 /* What the caller may claim by policy: the CPUs given, or the calling thread's affinity mask. */

@@ -72,7 +72,7 @@ static inline bool segment_proxied(const struct mtlshm_host *host, uint64_t owne
  * elsewhere raises no signal where it still has a page. */
 static inline bool segment_lost(const struct mtlshm_host *host)
 {
-	(void)*(volatile const uint64_t *)&host->segment->lcores[MTLSHM_LCORES - 1].note;
+	(void)__atomic_load_n((const volatile uint64_t *)(host->segment + 1) - 1, __ATOMIC_RELAXED);
 	return __builtin_expect(fault_seen(host->watched), 0);
 }
 

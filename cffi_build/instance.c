@@ -26,6 +26,7 @@
 
 #include "assertion.h"
 #include "clock.h"
+#include "event.h"
 #include "failure.h"
 #include "handle.h"
 #include "host.h"
@@ -46,6 +47,8 @@ static void fill_record(struct mtlshm_record *record, const struct entry *entry)
 	memset(record->key, 0, sizeof(record->key));
 	if (entry->key)
 		strncpy(record->key, entry->key, sizeof(record->key) - 1);
+	__atomic_store_n(&record->claims, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&record->releases, 0, __ATOMIC_RELAXED);
 }
 
 /* What occupy() says of a record that cannot be had; no errno, so that no system call's failure looks like it. */
@@ -67,7 +70,8 @@ static int occupy(struct mtlshm_host *host, struct life *life, uint32_t index)
 		return rc;
 	owner = owner_make(index, control_generation(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE)));
 	parent = tenancy_parent(host, owner);
-	if (lease_collect(host, life, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */
+	if (lease_collect(host, life, owner, MTLSHM_EVENT_DIED,
+			  &cleared)) /* LIVE, and nobody holds the write lock: dead */
 		lease_collect_up(host, life, parent);
 	if (!control_free(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE))) { /* proxied, or kept */
 		life_drop(life, byte);
@@ -119,6 +123,7 @@ int instance_become(struct mtlshm_instance *me, struct life *life, const struct 
 {
 	struct mtlshm_header *header = &me->host->segment->header;
 	struct mtlshm_record *record;
+	struct mtlshm_event event;
 	uint64_t generation, control;
 	uint32_t index;
 	int rc = find_record(me->host, life, &index);
@@ -159,7 +164,13 @@ int instance_become(struct mtlshm_instance *me, struct life *life, const struct 
 	me->lease = lease_of(entry->parent);
 	me->process = life_adopt();
 	me->owner = owner_make(index, generation);
+	me->record = record;
 	segment_count(&header->registered, 1);
+	if (!entry->quiet) {
+		event = event_about(me->host, MTLSHM_EVENT_REGISTERED, me->owner);
+		event_write(me->host, &event);
+	}
+	me->quiet = entry->quiet;
 	return 0;
 }
 
@@ -171,7 +182,8 @@ static void ring(const struct life *life)
 		return;
 }
 
-int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host, const struct mtlshm_identity *identity)
+int instance_register(struct mtlshm_instance **result, struct mtlshm_host *host, const struct mtlshm_identity *identity,
+		      bool quiet)
 {
 	static const struct mtlshm_identity nobody;
 	struct mtlshm_instance *me;
@@ -186,7 +198,7 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host, c
 		return -EINVAL;
 	if (host->read_only)
 		return -EROFS;
-	entry = (struct entry){.kind = identity->kind};
+	entry = (struct entry){.kind = identity->kind, .quiet = quiet};
 	if (identity->kind == MTLSHM_KIND_SHM && identity->parent != MTLSHM_NO_PARENT) {
 		entry.parent = owner_of(identity->parent);
 		rc = entry.parent ? 0 : tenancy_inherit(host, &entry.parent);
@@ -215,18 +227,30 @@ int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host, c
 	return handle_finish(result, me, rc);
 }
 
+int mtlshm_register(struct mtlshm_instance **result, struct mtlshm_host *host, const struct mtlshm_identity *identity)
+{
+	return instance_register(result, host, identity, false);
+}
+
 /* The instance gives back what it has, and nobody can be its tenant: the record is free. */
 static void leave(struct mtlshm_instance *me, uint64_t owner)
 {
-	struct mtlshm_record *record = segment_record(me->host, owner);
+	struct mtlshm_event event = event_about(me->host, MTLSHM_EVENT_ENDED, owner);
+	uint64_t claims = __atomic_load_n(&me->record->claims, __ATOMIC_RELAXED);
+	uint64_t releases = __atomic_load_n(&me->record->releases, __ATOMIC_RELAXED);
 	uint64_t control;
+	bool gone;
 
-	lease_clear(me->host, owner, me->lease);
-	control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
-	if (control_of(control, owner))
-		__atomic_compare_exchange_n(&record->control, &control, control_after(control), false, __ATOMIC_RELEASE,
-					    __ATOMIC_RELAXED);
+	releases += lease_clear(me->host, owner, me->lease, &event.lcores);
+	control = __atomic_load_n(&me->record->control, __ATOMIC_RELAXED);
+	gone = control_of(control, owner) && /* else somebody has taken it for dead */
+	       __atomic_compare_exchange_n(&me->record->control, &control, control_after(control), false,
+					   __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 	life_unpin(me->pin);
+	if (gone && !me->proxied)
+		lease_account(me->host, claims, releases);
+	if (gone && !me->quiet)
+		event_write(me->host, &event);
 }
 
 /* If the life lock cannot be queried for lack of descriptors, a dead instance like any is left. */
@@ -237,7 +261,7 @@ static void leave_lease(struct mtlshm_instance *me, uint64_t owner)
 
 	if (!me->proxied) {
 		life_unpin(me->pin);
-		mtlshm_collect(me->host, owner);
+		lease_collect_one(me->host, owner, MTLSHM_EVENT_ENDED);
 		return;
 	}
 	leave(me, owner);

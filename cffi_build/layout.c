@@ -40,21 +40,29 @@ uint64_t layout_fingerprint(void)
 	/* clang-format off */
 	const uint64_t layout[] = {
 		MTLSHM_LAYOUT_VERSION, MTLSHM_DEPTH, MTLSHM_TYPE_BITS, MTLSHM_INDEX_BITS, MTLSHM_LIFE_BASE,
-		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, sizeof(struct mtlshm_segment),
+		MTLSHM_DAEMON_BYTE, MTLSHM_BURIAL_BYTE, MTLSHM_INSTANCES, MTLSHM_LCORES, MTLSHM_EVENTS,
+		sizeof(struct mtlshm_segment),
 		AT(mtlshm_segment, header), AT(mtlshm_segment, instances), AT(mtlshm_segment, lcores),
+		AT(mtlshm_segment, events),
 		sizeof(struct mtlshm_header), AT(mtlshm_header, magic), AT(mtlshm_header, version),
 		AT(mtlshm_header, lcores), AT(mtlshm_header, fingerprint), AT(mtlshm_header, size),
 		AT(mtlshm_header, created_ns), AT(mtlshm_header, boot_id), AT(mtlshm_header, state),
 		AT(mtlshm_header, doorbell), AT(mtlshm_header, records_at), AT(mtlshm_header, record_size),
 		AT(mtlshm_header, records), AT(mtlshm_header, kind_at), AT(mtlshm_header, semaphore), AT(mtlshm_header, registered),
 		AT(mtlshm_header, collected), AT(mtlshm_header, recovered), AT(mtlshm_header, takeovers),
+		AT(mtlshm_header, events), AT(mtlshm_header, claims), AT(mtlshm_header, releases),
 		sizeof(struct mtlshm_record), AT(mtlshm_record, control), AT(mtlshm_record, registered_ns),
 		AT(mtlshm_record, parent), AT(mtlshm_record, kind), AT(mtlshm_record, process), AT(mtlshm_record, key),
+		AT(mtlshm_record, claims), AT(mtlshm_record, releases),
 		sizeof(struct mtlshm_process), AT(mtlshm_process, start_ticks),
 		AT(mtlshm_process, pid_namespace), AT(mtlshm_process, pidfd_inode), AT(mtlshm_process, pid),
 		AT(mtlshm_process, uid), AT(mtlshm_process, comm), AT(mtlshm_process, hostname),
 		AT(mtlshm_process, label),
 		sizeof(struct mtlshm_lcore), AT(mtlshm_lcore, owner), AT(mtlshm_lcore, note),
+		sizeof(struct mtlshm_event), AT(mtlshm_event, number), AT(mtlshm_event, seal), AT(mtlshm_event, when_ns),
+		AT(mtlshm_event, owner), AT(mtlshm_event, parent), AT(mtlshm_event, pid_namespace), AT(mtlshm_event, pid),
+		AT(mtlshm_event, uid), AT(mtlshm_event, kind), AT(mtlshm_event, instance_kind), AT(mtlshm_event, lcores),
+		AT(mtlshm_event, comm), AT(mtlshm_event, hostname), AT(mtlshm_event, label), AT(mtlshm_event, text),
 	};
 	/* clang-format on */
 #undef AT
@@ -76,6 +84,7 @@ bool layout_is_ours(const struct mtlshm_header *header)
 #define BURIAL_NAP_NS 1000000
 
 /* More records than any layout will have, and larger ones: what says more is no header. */
+#define COMMON_HEADER 128
 #define MOST_RECORDS 4096
 #define LARGEST_RECORD 4096
 
@@ -93,7 +102,7 @@ static bool read_geometry(const struct mtlshm_header *header, struct geometry *g
 					      .size = header->record_size,
 					      .count = header->records,
 					      .kind_at = header->kind_at};
-	return geometry->at >= sizeof(*header) && geometry->at <= MOST_RECORDS * LARGEST_RECORD && geometry->count &&
+	return geometry->at >= COMMON_HEADER && geometry->at <= MOST_RECORDS * LARGEST_RECORD && geometry->count &&
 	       geometry->count <= MOST_RECORDS && geometry->size <= LARGEST_RECORD &&
 	       geometry->kind_at >= sizeof(uint64_t) && geometry->kind_at + sizeof(uint32_t) <= geometry->size;
 }

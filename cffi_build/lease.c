@@ -29,6 +29,7 @@
 
 #include "assertion.h"
 #include "cpuset.h"
+#include "event.h"
 #include "failure.h"
 #include "handle.h"
 #include "host.h"
@@ -41,26 +42,38 @@
 
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
 
-uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease)
+uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease, struct mtlshm_cpuset *cleared)
 {
-	uint32_t cleared = 0;
+	*cleared = (struct mtlshm_cpuset){0};
 
 	for (uint32_t i = 0; i < host->lcores; i++) {
 		uint64_t token = __atomic_load_n(&slot(host, i)->owner, __ATOMIC_RELAXED);
 
 		if (owner_of(token) == owner && give_back(slot(host, i), &token, lease))
-			cleared++;
+			cpuset_add(cleared, i);
 	}
-	return cleared;
+	return cpuset_count(cleared);
+}
+
+void lease_account(struct mtlshm_host *host, uint64_t claims, uint64_t releases)
+{
+	if (claims)
+		segment_count(&host->segment->header.claims, claims);
+	if (releases)
+		segment_count(&host->segment->header.releases, releases);
 }
 
 /* Of the record's owner LIVE and nothing else: a reservation that is just made goes from LIVE to PROXIED, and lets go of
- * its life lock after. Release: a process that sees FREE sees the words cleared. Only one of several collectors changes it. */
-bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared)
+ * its life lock after. Release: a process that sees FREE sees the words cleared. Only one of several collectors changes it,
+ * and tells of it; lcores that another has cleared at that moment are not in its event. One that is kept is told of once, by
+ * whoever clears its words. */
+bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, enum mtlshm_event_kind kind,
+		   uint32_t *cleared)
 {
 	struct mtlshm_record *record = segment_record(host, owner);
-	uint64_t live = control_make(owner_generation(owner), MTLSHM_LIVE), parent;
-	bool kept;
+	uint64_t live = control_make(owner_generation(owner), MTLSHM_LIVE), parent, claims, releases;
+	struct mtlshm_event event;
+	bool kept, gone;
 
 	assert(life_holds(life, life_byte(owner)));
 	*cleared = 0;
@@ -68,18 +81,26 @@ bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t o
 		return false;
 	parent = tenancy_parent(host, owner);
 	kept = parent && tenancy_has_tenants(host, owner);
-	*cleared = lease_clear(host, owner, lease_of(parent));
+	event = event_about(host, kept ? MTLSHM_EVENT_KEPT : kind, owner);
+	claims = __atomic_load_n(&record->claims, __ATOMIC_RELAXED);
+	releases = __atomic_load_n(&record->releases, __ATOMIC_RELAXED);
+	*cleared = lease_clear(host, owner, lease_of(parent), &event.lcores);
 	segment_count(&host->segment->header.recovered, *cleared);
-	if (kept || !__atomic_compare_exchange_n(&record->control, &live, control_after(live), false, __ATOMIC_RELEASE,
-						 __ATOMIC_RELAXED))
-		return false;
-	segment_count(&host->segment->header.collected, 1);
-	return true;
+	gone = !kept && __atomic_compare_exchange_n(&record->control, &live, control_after(live), false,
+						    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+	if (gone) {
+		segment_count(&host->segment->header.collected, 1);
+		lease_account(host, claims, releases);
+	}
+	if (gone || (kept && *cleared))
+		event_write(host, &event);
+	return gone;
 }
 
 /* Collect one owner if it is dead. Returns how many lcores, -EBUSY or -ESRCH; *gone tells whether its record is free by
  * our doing. */
-static int collect_one(struct mtlshm_host *host, struct life *life, uint64_t owner, bool *gone)
+static int collect_one(struct mtlshm_host *host, struct life *life, uint64_t owner, enum mtlshm_event_kind kind,
+		       bool *gone)
 {
 	off_t byte = life_byte(owner);
 	uint32_t cleared;
@@ -99,7 +120,7 @@ static int collect_one(struct mtlshm_host *host, struct life *life, uint64_t own
 	if (segment_proxied(host, owner)) {
 		rc = -EBUSY;
 	} else if (segment_knows(host, owner)) {
-		*gone = lease_collect(host, life, owner, &cleared);
+		*gone = lease_collect(host, life, owner, kind, &cleared);
 		rc = (int)cleared;
 	} else {
 		rc = -ESRCH;
@@ -116,7 +137,7 @@ int lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t paren
 	for (int depth = 0; parent && gone && depth < MTLSHM_DEPTH; depth++) {
 		uint64_t above = tenancy_parent(host, parent);
 
-		collect_one(host, life, parent, &gone);
+		collect_one(host, life, parent, MTLSHM_EVENT_DIED, &gone);
 		collected += gone;
 		parent = above;
 	}
@@ -125,17 +146,18 @@ int lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t paren
 
 /* Collect `owner` if it is dead, and then those that were kept for it: *collected is how many instances. Returns how many
  * lcores it gave up, -EBUSY or -ESRCH. */
-static int collect(struct mtlshm_host *host, struct life *life, uint64_t owner, int *collected)
+static int collect(struct mtlshm_host *host, struct life *life, uint64_t owner, enum mtlshm_event_kind kind,
+		   int *collected)
 {
 	uint64_t parent = tenancy_parent(host, owner);
 	bool gone;
-	int rc = collect_one(host, life, owner, &gone);
+	int rc = collect_one(host, life, owner, kind, &gone);
 
 	*collected = gone ? 1 + lease_collect_up(host, life, parent) : 0;
 	return rc;
 }
 
-int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
+int lease_collect_one(struct mtlshm_host *host, uint64_t owner, enum mtlshm_event_kind kind)
 {
 	struct life life;
 	int collected, rc;
@@ -148,54 +170,14 @@ int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 	rc = host_enter(&life, host, O_RDONLY);
 	if (rc)
 		return rc;
-	rc = collect(host, &life, owner, &collected);
+	rc = collect(host, &life, owner, kind, &collected);
 	life_leave(&life);
 	return rc;
 }
 
-static int list_owners(const struct mtlshm_host *host, enum mtlshm_record_state state, uint64_t *owners)
+int mtlshm_collect(struct mtlshm_host *host, uint64_t owner)
 {
-	int count = 0;
-
-	failure_forget();
-	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
-		uint64_t control = __atomic_load_n(&host->segment->instances[i].control, __ATOMIC_ACQUIRE);
-
-		if ((control & CONTROL_STATE_MASK) == state)
-			owners[count++] = owner_make(i, control_generation(control));
-	}
-	return segment_lost(host) ? -EBADMSG : count;
-}
-
-int mtlshm_owners(struct mtlshm_host *host, uint64_t *owners)
-{
-	return list_owners(host, MTLSHM_LIVE, owners);
-}
-
-int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners)
-{
-	return list_owners(host, MTLSHM_PROXIED, owners);
-}
-
-int mtlshm_alive(struct mtlshm_host *host, uint64_t owner)
-{
-	struct life life;
-	int rc;
-
-	failure_forget();
-	if (!segment_knows(host, owner))
-		return segment_lost(host) ? -EBADMSG : 0;
-	if (segment_proxied(host, owner))
-		return segment_lost(host) ? -EBADMSG : 1;
-	rc = host_enter(&life, host, O_RDONLY);
-	if (rc)
-		return rc;
-	rc = life_held(&life, life_byte(owner), 1);
-	life_leave(&life);
-	/* The lock seen may be that of the record's next owner. */
-	if (rc == 1)
-		rc = segment_knows(host, owner);
-	return segment_lost(host) ? -EBADMSG : rc;
+	return lease_collect_one(host, owner, MTLSHM_EVENT_DIED);
 }
 
 int mtlshm_sweep(struct mtlshm_host *host)
@@ -211,7 +193,7 @@ int mtlshm_sweep(struct mtlshm_host *host)
 	if (rc)
 		return rc;
 	for (int i = 0; i < count && (rc >= 0 || rc == -EBUSY || rc == -ESRCH); i++) {
-		rc = collect(host, &life, owners[i], &more);
+		rc = collect(host, &life, owners[i], MTLSHM_EVENT_DIED, &more);
 		collected += more;
 	}
 	life_leave(&life);
@@ -295,6 +277,7 @@ static __attribute__((noinline, cold)) int claim_slowly(struct mtlshm_instance *
 			       me->lease);
 	if (!rc) {
 		stamp(slot(me->host, lcore), now());
+		handle_count(&me->record->claims, 1);
 		rc = keep(me, lcore, owner | type);
 	}
 	return segment_lost(me->host) ? -EBADMSG : rc;
@@ -318,6 +301,7 @@ int mtlshm_claim(struct mtlshm_instance *me, uint32_t lcore, uint32_t type)
 	if (unlikely(!swap(wanted, &expected, owner | type)))
 		return claim_slowly(me, lcore, type);
 	stamp(wanted, when);
+	handle_count(&me->record->claims, 1);
 	return keep(me, lcore, owner | type);
 }
 
@@ -338,6 +322,7 @@ int mtlshm_release(struct mtlshm_instance *me, uint32_t lcore)
 			return refuse(segment_lost(me->host) ? -EBADMSG : -EPERM); /* an operator took it this moment */
 		__atomic_store_n(&me->usual_type, token & TOKEN_TYPE_MASK, __ATOMIC_RELAXED);
 	}
+	handle_count(&me->record->releases, 1);
 	return 0;
 }
 
@@ -345,16 +330,19 @@ int mtlshm_release_all(struct mtlshm_instance *me)
 {
 	int rc = 0;
 	uint64_t owner = handle_owner(me, &rc);
+	struct mtlshm_cpuset cleared;
 
 	failure_forget();
 	if (!owner)
 		return rc;
-	rc = (int)lease_clear(me->host, owner, me->lease);
+	rc = (int)lease_clear(me->host, owner, me->lease, &cleared);
+	handle_count(&me->record->releases, (uint64_t)rc);
 	return segment_lost(me->host) ? -EBADMSG : rc;
 }
 
 int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 {
+	struct mtlshm_event event;
 	uint64_t token;
 
 	failure_forget();
@@ -362,10 +350,13 @@ int mtlshm_evict(struct mtlshm_host *host, uint32_t lcore, uint64_t owner)
 		return -EROFS;
 	if (lcore >= host->lcores)
 		return -ERANGE;
+	event = event_about(host, MTLSHM_EVENT_EVICTED, owner);
 	token = __atomic_load_n(&slot(host, lcore)->owner, __ATOMIC_RELAXED);
 	if (!owner || owner_of(token) != owner ||
 	    !give_back(slot(host, lcore), &token, lease_of(tenancy_parent(host, owner))))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
+	cpuset_add(&event.lcores, lcore);
+	event_write(host, &event);
 	return segment_lost(host) ? -EBADMSG : 0;
 }
 

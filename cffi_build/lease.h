@@ -67,12 +67,21 @@ static inline int keep(struct mtlshm_instance *me, uint32_t lcore, uint64_t toke
 	return -EBADF;
 }
 
-/* Give back every lcore of `owner`, which is dead or is ourselves: its words become `lease`. Returns how many. */
-uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease);
+/* Give back every lcore of `owner`, which is dead or is ourselves: its words become `lease`. Returns how many; `cleared`:
+ * which. */
+uint32_t lease_clear(struct mtlshm_host *host, uint64_t owner, uint64_t lease, struct mtlshm_cpuset *cleared);
 
 /* Clear the words of an owner whose life byte the visit holds, and free its record. False: that is not LIVE, or is kept for
- * its tenants. *cleared: how many lcores. */
-bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, uint32_t *cleared);
+ * its tenants. *cleared: how many lcores. `kind`: what the event that tells of it says, DIED or ENDED. */
+bool lease_collect(struct mtlshm_host *host, const struct life *life, uint64_t owner, enum mtlshm_event_kind kind,
+		   uint32_t *cleared);
+
+/* mtlshm_collect() of an instance that may have ended in good order. */
+int lease_collect_one(struct mtlshm_host *host, uint64_t owner, enum mtlshm_event_kind kind);
+
+/* An instance that registered itself is no more: its counts go to those of all that have ended. Killed before: they are
+ * missing there. */
+void lease_account(struct mtlshm_host *host, uint64_t claims, uint64_t releases);
 
 /* A tenant of `parent` (or 0) has ended: collect the parent if it was kept for it, then the one above. Returns how many. */
 int lease_collect_up(struct mtlshm_host *host, struct life *life, uint64_t parent);

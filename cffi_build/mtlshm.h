@@ -68,8 +68,8 @@ extern "C" {
 /* ---------------------------------------------------------------------------------------------------
  * The segment
  *
- * One file, by default /dev/shm/mtlshm: a header, 256 instance records, 1,024 lcore slots. It is table
- * and lock file in one, so the two can never be different inodes.
+ * One file, by default /dev/shm/mtlshm: a header, 256 instance records, 1,024 lcore slots, and a ring of the last 256
+ * events. It is table and lock file in one, so the two can never be different inodes.
  *
  * Who owns an lcore is one 64-bit word, never half written: 0, or the TOKEN of the owner
  *
@@ -108,8 +108,11 @@ extern "C" {
  *   record.control    FREE -> LIVE by the newcomer that holds the write lock;
  *                     LIVE -> FREE, generation + 1, by the owner or by a collector that holds a read lock;
  *                     FREE -> PROXIED likewise and PROXIED -> FREE, generation + 1, by a daemon.
- *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE or PROXIED.
+ *   record, the rest  by the newcomer before it goes LIVE; so constant while LIVE or PROXIED. But for the two counts,
+ *                     which the owner writes at any time.
  *   header            once, before the file has a name; except state, semaphore, doorbell and counters.
+ *   events            by any process at any time, one entry over the oldest; event.c says why that is safe. They are for
+ *                     people and decide nothing.
  *
  * Forty-four bits of generation: one record can be registered every 10 microseconds for five years
  * before a token could come again.
@@ -119,10 +122,12 @@ extern "C" {
  * word at the beginning of a record.
  */
 enum {
-	MTLSHM_LAYOUT_VERSION = 2,
+	MTLSHM_LAYOUT_VERSION = 3,
 	MTLSHM_INSTANCES = 256,  /* records: how many instances can live at once */
 	MTLSHM_LCORES_MIN = 128, /* a segment has at least so many slots in use, */
 	MTLSHM_LCORES = 1024,    /* and at most so many */
+
+	MTLSHM_EVENTS = 256, /* entries of the ring */
 
 	MTLSHM_DEPTH = 8, /* members of a chain of parents, the instance itself included */
 
@@ -183,7 +188,10 @@ struct mtlshm_header { /* 256 bytes */
 	uint64_t collected;  /* dead instances collected */
 	uint64_t recovered;  /* lcores freed from dead instances */
 	uint64_t takeovers;  /* semaphore taken from a dead holder */
-	uint8_t reserved3[32];
+	uint64_t events;     /* written so far: the number of the next */
+	uint64_t claims;     /* the counts of instances that registered themselves and have ended, */
+	uint64_t releases;   /* likewise */
+	uint8_t reserved3[8];
 };
 
 /* Who a process is. Of those that registered themselves pid, pid_namespace and uid are as they see
@@ -208,7 +216,11 @@ struct mtlshm_record {          /* 320 bytes */
 	uint32_t reserved0;
 	struct mtlshm_process process;
 	char key[64]; /* of a reservation, NUL-terminated; else empty */
-	uint8_t reserved1[40];
+	/* Written by the owner alone, on a cache line that nobody else reads in haste. Threads of one instance that claim at
+	 * the same moment may lose one of each other's. */
+	uint64_t claims;   /* lcores claimed, */
+	uint64_t releases; /* and given back, since it registered */
+	uint8_t reserved1[24];
 };
 
 struct mtlshm_lcore {   /* 16 bytes */
@@ -216,15 +228,49 @@ struct mtlshm_lcore {   /* 16 bytes */
 	uint64_t note;  /* low half: when it was claimed, time(2) modulo 2^32; high half: see mtlshm_tag() */
 };
 
+/* A set of CPUs: CPU n is bit n % 64 of bits[n / 64]. */
+struct mtlshm_cpuset {
+	uint64_t bits[16];
+};
+
+enum mtlshm_event_kind {
+	MTLSHM_EVENT_LOST = 0,       /* never in the ring: its writer has not finished, was killed, or was overtaken */
+	MTLSHM_EVENT_REGISTERED = 1, /* an instance came */
+	MTLSHM_EVENT_ENDED = 2,    /* it unregistered. A proxied one: a daemon ended it; a reservation: somebody did */
+	MTLSHM_EVENT_DIED = 3,     /* it was dead, and was collected */
+	MTLSHM_EVENT_KEPT = 4,     /* it ended or died, and its record is kept for its tenants */
+	MTLSHM_EVENT_CLAIMED = 5,  /* it claimed lcores by policy */
+	MTLSHM_EVENT_RESERVED = 6, /* a reservation was made */
+	MTLSHM_EVENT_EVICTED = 7,  /* an lcore was taken away from it by mtlshm_evict() */
+	MTLSHM_EVENT_TAKEOVER = 8, /* it took the semaphore from a dead holder */
+	MTLSHM_EVENT_XDP = 9,      /* a daemon changed the XDP programs of an interface, */
+	MTLSHM_EVENT_NIC = 10,     /* or its queues or flow rules */
+	MTLSHM_EVENT_KINDS = 11,
+};
+
+struct mtlshm_event {           /* 400 bytes */
+	uint64_t number;        /* counted from 0; its place in the ring is number % MTLSHM_EVENTS */
+	uint64_t seal;          /* a hash of all the rest, see event.c; 0 in a copy */
+	uint64_t when_ns;       /* CLOCK_REALTIME */
+	uint64_t owner;         /* whom it is about; of XDP and NIC 0 */
+	uint64_t parent;        /* where its lcores come from and go to, or 0 */
+	uint64_t pid_namespace; /* of that process, likewise the next three; 0 if unknown */
+	int32_t pid;            /* 0: no process is known */
+	uint32_t uid;
+	uint32_t kind;               /* enum mtlshm_event_kind */
+	uint32_t instance_kind;      /* enum mtlshm_kind */
+	struct mtlshm_cpuset lcores; /* claimed, or given up */
+	char comm[16];               /* NUL-terminated, like the next three */
+	char hostname[64];
+	char label[64]; /* what the process calls itself; of XDP and NIC the interface */
+	char text[64];  /* of XDP and NIC what was done; of a reservation its key */
+};
+
 struct mtlshm_segment {
 	struct mtlshm_header header;
 	struct mtlshm_record instances[256];
 	struct mtlshm_lcore lcores[1024];
-};
-
-/* A set of CPUs: CPU n is bit n % 64 of bits[n / 64]. */
-struct mtlshm_cpuset {
-	uint64_t bits[16];
+	struct mtlshm_event events[256];
 };
 
 /* ---------------------------------------------------------------------------------------------------
@@ -602,6 +648,8 @@ struct mtlshm_snapshot {
 	uint64_t collected;
 	uint64_t recovered;
 	uint64_t takeovers;
+	uint64_t claims; /* by instances that registered themselves, those that have ended included: lcores claimed, */
+	uint64_t releases; /* and given back, but not those that others collected */
 	uint32_t instance_count;
 	uint32_t lcore_count;
 	struct mtlshm_instance_info instances[256];
@@ -619,6 +667,29 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *snapshot);
 /* The same for one instance. Errors: -ESRCH there is no such instance, or it has been collected; -EBADMSG, -ESTALE,
  * -EACCES, -EMFILE. */
 int mtlshm_inspect(struct mtlshm_host *host, uint64_t owner, struct mtlshm_instance_info *info);
+
+/* ---------------------------------------------------------------------------------------------------
+ * Events
+ *
+ * What happened last, whether or not a daemon ran. Single claims and releases are not told: they would pay for it.
+ */
+
+/* Copy the events from number `from` on into events[MTLSHM_EVENTS], oldest first; returns how many. events[0].number is
+ * above `from` if those between were overwritten. An entry that is not whole has kind LOST and nothing but its number: its
+ * writer is at work this moment, or was killed; so ask for it once more, a moment later, before you say so. If there is no
+ * event before `from`, as after damage, it starts with the oldest there is. Blocks nobody, waits for nobody, writes nothing.
+ *
+ * Errors: -EBADMSG. */
+int mtlshm_events(struct mtlshm_host *host, uint64_t from, struct mtlshm_event *events);
+
+/* For the daemon: add an event that is about an interface.
+ *
+ * kind       MTLSHM_EVENT_XDP or MTLSHM_EVENT_NIC
+ * interface  its name, cut at 63 bytes
+ * text       what was done, cut at 63 bytes
+ *
+ * Errors: -EINVAL kind; -EROFS; -EBADMSG. Killed inside: the event is there, or is told as lost. */
+int mtlshm_tell(struct mtlshm_host *host, uint32_t kind, const char *interface, const char *text);
 
 /* ---------------------------------------------------------------------------------------------------
  * Damage

@@ -75,5 +75,6 @@ int mtlshm_adopt(struct mtlshm_instance **result, struct mtlshm_host *host, uint
 		life_leave(&guard);
 	}
 	proxy->owner = owner_of(owner);
+	proxy->record = segment_record(host, owner);
 	return handle_finish(result, proxy, segment_lost(host) ? -EBADMSG : 0);
 }

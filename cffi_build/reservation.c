@@ -17,6 +17,8 @@
 
 #include "assertion.h"
 #include "claim_many.h"
+#include "cpuset.h"
+#include "event.h"
 #include "failure.h"
 #include "handle.h"
 #include "host.h"
@@ -75,7 +77,7 @@ static int begin(struct mtlshm_instance **result, struct mtlshm_host *host, cons
 		 const struct mtlshm_cpuset *cpus)
 {
 	struct mtlshm_instance *me = handle_new(host, cpus);
-	struct entry entry = {.kind = MTLSHM_KIND_RESERVATION, .key = key};
+	struct entry entry = {.kind = MTLSHM_KIND_RESERVATION, .key = key, .quiet = true};
 	struct life life;
 	int rc;
 
@@ -91,13 +93,17 @@ static int begin(struct mtlshm_instance **result, struct mtlshm_host *host, cons
 }
 
 /* It is a reservation from here on, whatever becomes of the process; its handle can only be freed. */
-static void settle(struct mtlshm_instance *me)
+static void settle(struct mtlshm_instance *me, const struct mtlshm_reserved *reserved)
 {
+	struct mtlshm_event event = event_about(me->host, MTLSHM_EVENT_RESERVED, me->owner);
 	uint64_t live = control_make(owner_generation(me->owner), MTLSHM_LIVE);
 
 	__atomic_compare_exchange_n(&segment_record(me->host, me->owner)->control, &live,
 				    control_make(owner_generation(me->owner), MTLSHM_PROXIED), false, __ATOMIC_SEQ_CST,
 				    __ATOMIC_RELAXED);
+	for (uint32_t i = 0; i < reserved->count; i++)
+		cpuset_add(&event.lcores, reserved->lcores[i]);
+	event_write(me->host, &event);
 	life_unpin(me->pin);
 	me->pin = NULL;
 	me->proxied = true;
@@ -124,7 +130,7 @@ static int reserve(struct mtlshm_host *host, const char *key, const char *label,
 	if (!rc) {
 		reserved->owner = mtlshm_owner(made);
 		reserved->count = want->count;
-		settle(made);
+		settle(made, reserved);
 	}
 	mtlshm_instance_free(made); /* unregisters what is not settled */
 	return rc;
@@ -141,7 +147,7 @@ int mtlshm_reserve(struct mtlshm_host *host, const char *key, const char *label,
 	failure_forget();
 	if (!is_key(key))
 		return -EINVAL;
-	rc = mtlshm_register(&maker, host, &identity);
+	rc = instance_register(&maker, host, &identity, true);
 	if (rc)
 		return rc;
 	rc = semaphore_enter(maker, want->timeout_ms);
@@ -172,15 +178,18 @@ int mtlshm_reservation(struct mtlshm_host *host, const char *key, struct mtlshm_
 int mtlshm_end(struct mtlshm_host *host, uint64_t owner)
 {
 	uint64_t control = control_make(owner_generation(owner), MTLSHM_PROXIED);
+	struct mtlshm_event event;
 
 	failure_forget();
 	if (host->read_only)
 		return -EROFS;
+	event = event_about(host, MTLSHM_EVENT_ENDED, owner);
 	if (!segment_proxied(host, owner) ||
 	    __atomic_load_n(&segment_record(host, owner)->kind, __ATOMIC_RELAXED) != MTLSHM_KIND_RESERVATION ||
 	    !__atomic_compare_exchange_n(&segment_record(host, owner)->control, &control, control_after(control), false,
 					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return segment_lost(host) ? -EBADMSG : -ESRCH;
-	lease_clear(host, owner_of(owner), 0);
+	lease_clear(host, owner_of(owner), 0, &event.lcores);
+	event_write(host, &event);
 	return 0;
 }

@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "assertion.h"
+#include "event.h"
 #include "failure.h"
 #include "handle.h"
 #include "host.h"
@@ -73,6 +74,7 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 	uint64_t *word = &host->segment->header.semaphore;
 	int64_t sleep_ns = FIRST_SLEEP_NS, left;
 	uint64_t held = __atomic_load_n(word, __ATOMIC_RELAXED);
+	struct mtlshm_event event;
 
 	spin(word, held);
 	for (;;) {
@@ -92,6 +94,8 @@ static int lock_slowly(struct mtlshm_host *host, uint64_t owner, int64_t deadlin
 			if (!swap(word, &held, owner | WAITERS))
 				continue;
 			segment_count(&host->segment->header.takeovers, 1);
+			event = event_about(host, MTLSHM_EVENT_TAKEOVER, owner);
+			event_write(host, &event);
 			return 1;
 		}
 		left = deadline - now_ns();

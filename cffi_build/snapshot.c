@@ -141,10 +141,20 @@ int mtlshm_snapshot(struct mtlshm_host *host, struct mtlshm_snapshot *out)
 	out->collected = __atomic_load_n(&header->collected, __ATOMIC_RELAXED);
 	out->recovered = __atomic_load_n(&header->recovered, __ATOMIC_RELAXED);
 	out->takeovers = __atomic_load_n(&header->takeovers, __ATOMIC_RELAXED);
+	out->claims = __atomic_load_n(&header->claims, __ATOMIC_RELAXED);
+	out->releases = __atomic_load_n(&header->releases, __ATOMIC_RELAXED);
 	out->instance_count = 0;
 	out->lcore_count = host->lcores;
-	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++)
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
+		const struct mtlshm_record *record = &host->segment->instances[i];
+		uint64_t control = __atomic_load_n(&record->control, __ATOMIC_RELAXED);
+
 		copy_record(host, &life, i, out, &positions);
+		if ((control & CONTROL_STATE_MASK) == MTLSHM_LIVE) {
+			out->claims += __atomic_load_n(&record->claims, __ATOMIC_RELAXED);
+			out->releases += __atomic_load_n(&record->releases, __ATOMIC_RELAXED);
+		}
+	}
 	for (uint32_t i = 0; i < host->lcores; i++)
 		copy_lcore(host, &life, i, out, &positions);
 	for (uint32_t i = 0; i < out->instance_count; i++)

@@ -13,6 +13,7 @@ forked child, which registers for itself.
 
 from mtlshm.cpuset import CpuSet
 from mtlshm.errors import Busy, InstanceGone, MtlshmError, NoSegment, NotPermitted, OtherLayout, TimedOut
+from mtlshm.events import Event, EventKind, Follower
 from mtlshm.host import Host
 from mtlshm.instance import Instance
 from mtlshm.kinds import Kind, LcoreType, Smt
@@ -23,6 +24,9 @@ __all__ = [
     "Busy",
     "Cpu",
     "CpuSet",
+    "Event",
+    "EventKind",
+    "Follower",
     "Host",
     "Instance",
     "InstanceGone",

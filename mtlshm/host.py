@@ -15,6 +15,7 @@ from mtlshm import config, segment
 from mtlshm._core import ffi, lib
 from mtlshm.cpuset import CpuSet, counted
 from mtlshm.errors import check
+from mtlshm.events import Event, EventKind
 from mtlshm.instance import Instance, want
 from mtlshm.kinds import NOBODY, Kind, TableOwner
 from mtlshm.snapshot import InstanceInfo, Process, Snapshot
@@ -246,6 +247,24 @@ class Host:
             return None
         check(code, f"owner {owner:#x}")
         return InstanceInfo.from_c(c, time.monotonic_ns())
+
+    def events(self, start: int = 0) -> list[Event]:
+        """Return the events from number `start` on that are still in the ring, oldest first, without stopping anyone.
+
+        An event that is not whole, since its writer is at work this moment or was killed, has the kind LOST; see
+        mtlshm.events.Follower.
+        """
+        c = ffi.new("struct mtlshm_event[]", lib.MTLSHM_EVENTS)
+        count = check(self._call(lib.mtlshm_events, start, c), f"events of {self.path}")
+        return [Event.from_c(each) for each in c[0:count]]
+
+    def tell(self, kind: EventKind, interface: str, text: str) -> None:
+        """Add an event of kind XDP or NIC, for the daemon. Both texts are cut at 63 bytes.
+
+        A caller that is killed inside leaves the event, or one that is reported as lost.
+        """
+        c_texts = (ffi.new("char[]", each.encode(errors="surrogateescape")) for each in (interface, text))
+        check(self._call(lib.mtlshm_tell, kind, *c_texts), f"event of {interface}")
 
     def owners(self) -> list[TableOwner]:
         """The owners of all instances that registered themselves, including dead ones that nobody has collected yet."""

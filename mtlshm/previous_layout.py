@@ -13,16 +13,16 @@ import time
 
 from mtlshm._core import lib
 from mtlshm.cpuset import CpuSet
-from mtlshm.kinds import NOBODY, Kind, LcoreType, TableOwner
+from mtlshm.kinds import Kind, LcoreType, TableOwner
 from mtlshm.segment import open_for_reading
 from mtlshm.snapshot import InstanceInfo, Lcore, Snapshot, printable
 from mtlshm.topology import Topology
 
-VERSION = 1
+VERSION = 2
 
 _MAGIC = b"MTLSHM\r\n"
 _HEADER = struct.Struct("=8sIIQQQ40s48xQ56xQQQQ32x")  # 256 bytes; the doorbell and the state are passed over
-_RECORD = struct.Struct("=QQI12xQQQiI8x16s64s64s40x")  # 256 bytes
+_RECORD = struct.Struct("=QQQI4xQQQiI8x16s64s64s64s40x")  # 320 bytes
 _LCORE = struct.Struct("=QQ")
 _RECORDS, _LCORES = 256, 1024
 _SIZE = _HEADER.size + _RECORDS * _RECORD.size + _LCORES * _LCORE.size
@@ -93,17 +93,19 @@ def _snapshot(fd: int, data: bytes, header: tuple[int, ...]) -> Snapshot:
         collected=header[9],
         recovered=header[10],
         takeovers=header[11],
+        claims=0,  # that layout did not count them
+        releases=0,
     )
 
 
 def _instance(fd: int, data: bytes, index: int, owner: TableOwner, lcores: CpuSet) -> InstanceInfo:
-    control, registered, kind, start, namespace, inode, pid, uid, *texts = _RECORD.unpack_from(
+    control, parent, registered, kind, start, namespace, inode, pid, uid, *texts = _RECORD.unpack_from(
         data, _HEADER.size + index * _RECORD.size
     )
-    comm, hostname, label = (printable(text.split(b"\0")[0].decode(errors="replace")) for text in texts)
+    comm, hostname, label, key = (printable(text.split(b"\0")[0].decode(errors="replace")) for text in texts)
     return InstanceInfo(
         owner=owner,
-        parent=NOBODY,
+        parent=TableOwner(parent),
         kind=Kind(kind) if kind in Kind.__members__.values() else kind,
         alive=control & 0xFF == _PROXIED or _locked(fd, lib.MTLSHM_LIFE_BASE + index),
         pid=pid,
@@ -114,7 +116,7 @@ def _instance(fd: int, data: bytes, index: int, owner: TableOwner, lcores: CpuSe
         comm=comm,
         hostname=hostname,
         label=label,
-        key="",
+        key=key,
         age=max(time.monotonic_ns() - registered, 0) / 1e9,
         lcores=lcores,
     )

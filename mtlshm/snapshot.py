@@ -49,17 +49,17 @@ class InstanceInfo(NamedTuple):
         return cls(
             owner=c.owner,
             parent=c.parent,
-            kind=_member(Kind, c.kind),
+            kind=member(Kind, c.kind),
             alive=None if c.alive < 0 else bool(c.alive),
             pid=c.process.pid,
             pid_namespace=c.process.pid_namespace,
             start_ticks=c.process.start_ticks,
             pidfd_inode=c.process.pidfd_inode,
             uid=c.process.uid,
-            comm=_text(c.process.comm),
-            hostname=_text(c.process.hostname),
-            label=_text(c.process.label),
-            key=_text(c.key),
+            comm=text_of(c.process.comm),
+            hostname=text_of(c.process.hostname),
+            label=text_of(c.process.label),
+            key=text_of(c.key),
             age=_age(now_ns, c.registered_ns),
             lcores=lcores,
         )
@@ -100,7 +100,9 @@ class Snapshot(NamedTuple):
     registered: int  # counters since the segment was made: instances registered,
     collected: int  # dead ones collected,
     recovered: int  # lcores freed from them,
-    takeovers: int  # and times the semaphore was taken from a dead holder
+    takeovers: int  # times the semaphore was taken from a dead holder,
+    claims: int  # lcores claimed by instances that registered themselves,
+    releases: int  # and those of them that they gave back, but not what was collected from the dead
 
     @property
     def daemon(self) -> InstanceInfo | None:
@@ -126,7 +128,7 @@ class Snapshot(NamedTuple):
             lcores=tuple(
                 Lcore(
                     number,
-                    _member(LcoreType, lcore.type),
+                    member(LcoreType, lcore.type),
                     min((c.taken - lcore.since) % 2**32, instances[lcore.instance].age),
                     lcore.tag,
                     instances[lcore.instance],
@@ -139,10 +141,12 @@ class Snapshot(NamedTuple):
             collected=c.collected,
             recovered=c.recovered,
             takeovers=c.takeovers,
+            claims=c.claims,
+            releases=c.releases,
         )
 
 
-def _member(enum: type[IntEnum], value: int) -> Any:
+def member(enum: type[IntEnum], value: int) -> Any:
     """The member; or the bare number, if a damaged table has one that means nothing."""
     return enum(value) if value in enum.__members__.values() else value
 
@@ -153,7 +157,8 @@ def _age(now_ns: int, then_ns: int) -> float:
     return elapsed / 1e9 if elapsed < 2**63 else 0.0
 
 
-def _text(chars: Any) -> str:
+def text_of(chars: Any) -> str:
+    """Of a C array that ends with NUL, fit for a terminal."""
     return printable(bytes(ffi.string(chars)).decode(errors="replace"))
 
 

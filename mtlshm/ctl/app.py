@@ -21,6 +21,7 @@ _VERBS = {
     "create": ("create:create", "Make the segment, if there is none, and say where it is."),
     "doctor": ("doctor:doctor", "Report what is wrong with the segment and the host."),
     "end": ("reservations:end", "End a reservation."),
+    "events": ("events:events", "Show what happened last, and what happens."),
     "flows": ("interfaces:flows", "Show the flow rules inserted for clients."),
     "gc": ("collection:gc", "Collect what dead processes left."),
     "health": ("health:health", "Say in one line whether clients are served."),

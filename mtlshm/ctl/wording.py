@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pwd
 
-from mtlshm import InstanceInfo, Kind, Process, namespaces
+from mtlshm import Event, InstanceInfo, Kind, Process, namespaces
 
 _SHORT = 24  # characters of a label beside others
 _NO_UID = 2**32 - 1  # of a process that the daemon does not see
@@ -26,7 +26,7 @@ def state(info: InstanceInfo) -> str:
     return {True: "alive", False: "dead", None: "unknown"}[info.alive]
 
 
-def process(info: InstanceInfo | Process) -> str:
+def process(info: InstanceInfo | Process | Event) -> str:
     """Its pid, marked if that is a number of another PID namespace."""
     try:
         here = namespaces.own("pid")

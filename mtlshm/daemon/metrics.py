@@ -4,7 +4,7 @@
 Everything is looked at when it is asked for, and nothing is started or woken for that: of interfaces only what is
 served already, of the table a snapshot. Who holds an lcore appears by kind, never by PID or name: there shall be no
 more series than a host has nodes, kinds and interfaces. Claims that processes make in the table themselves pass no
-daemon and write no counter, so only those asked for at the socket are counted, as requests.
+daemon; each counts its own in its record.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class _Collector(Collector):
         self._host, self._interfaces, self._version = host, interfaces, version
         self._topology: Topology | None = None
         self._read = 0.0
+        self._most = {"claims": 0, "releases": 0}
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is measured just to be registered."""
@@ -98,6 +99,11 @@ class _Collector(Collector):
             ),
         ):
             yield CounterMetricFamily(f"mtlshm_{name}", text, value)
+        for name, text in (
+            ("claims", "Lcores that instances claimed in the table themselves since the segment was made."),
+            ("releases", "Of these, lcores that they gave back."),
+        ):
+            yield CounterMetricFamily(f"mtlshm_direct_{name}", text, self._never_less(name, getattr(snapshot, name)))
         yield _freed()
         yield _requests()
         yield from self._of_interfaces()
@@ -115,6 +121,15 @@ class _Collector(Collector):
         for labels, count in sorted(counts.items()):
             family.add_metric(labels, count)
         return family
+
+    def _never_less(self, name: str, value: int) -> int:
+        """Return the value, or the one before if that was higher.
+
+        Counts move from a record to the header when an instance ends, and threads that claim at once may set them back.
+        Prometheus takes a counter that decreases for one that has begun again.
+        """
+        self._most[name] = max(self._most[name], value)
+        return self._most[name]
 
     def _current(self) -> Topology:
         now = time.monotonic()

@@ -139,6 +139,8 @@ NEED_THE_TABLE = {
     "mtlshm_choose": "C.mtlshm_choose(host, want, NULL, 0, lcores)",
     "mtlshm_reserve": "C.mtlshm_reserve(host, b'key', NULL, want, NULL, reserved)",
     "mtlshm_reservation": "C.mtlshm_reservation(host, b'key', reserved)",
+    "mtlshm_events": "C.mtlshm_events(host, 0, events)",
+    "mtlshm_tell": "C.mtlshm_tell(host, C.MTLSHM_EVENT_NIC, b'eth0', b'queue 1')",
     "mtlshm_end": "C.mtlshm_end(host, C.mtlshm_owner(proxy))",
 }
 # Those that need none, or say what they find in the file; and those that end something, which always works.
@@ -171,6 +173,7 @@ process = ffi.new("struct mtlshm_process *")
 want = ffi.new("struct mtlshm_want *", {"count": 1, "numa_node": -1, "timeout_ms": 10})
 owners, tag, lcores = ffi.new("uint64_t[256]"), ffi.new("uint32_t *"), ffi.new("uint16_t[1]")
 lease, reserved = ffi.new("char[40]"), ffi.new("struct mtlshm_reserved *")
+events = ffi.new("struct mtlshm_event[256]")
 topology = ffi.new("struct mtlshm_topology *")
 snapshot, info = ffi.new("struct mtlshm_snapshot *"), ffi.new("struct mtlshm_instance_info *")
 new_host, new = ffi.new("struct mtlshm_host **"), ffi.new("struct mtlshm_instance **")

@@ -35,7 +35,7 @@ def next_version(build_once: Callable[..., Path], tmp_path_factory: pytest.TempP
         shutil.copytree(ROOT / "cffi_build", sources / "core")
         header = sources / "core/mtlshm.h"
         text, changes = re.subn(rf"(MTLSHM_LAYOUT_VERSION =) {VERSION},", rf"\1 {VERSION + 1},", header.read_text())
-        text, more = re.subn(r"(uint8_t reserved1\[)40(\];\n\};)", r"\g<1>104\2", text)
+        text, more = re.subn(r"(uint8_t reserved1\[)24(\];\n\};)", r"\g<1>88\2", text)
         assert changes == more == 1
         header.write_text(text)
         segment = sources / "core/segment.c"
@@ -150,14 +150,31 @@ def of_version_1() -> bytes:
     for index, (state, kind, comm) in enumerate([(2, 2, b"sender"), (1, 0, b"gone")]):
         record = struct.pack("=QQI12xQQQiI8x16s64s64s40x", 9 << 8 | state, 1, kind, 5, 6, 0, 42, 0, comm, b"vm", comm)
         records[index * 256 : index * 256 + 256] = record
+    return header + bytes(records) + lcores_of_two()
+
+
+def of_version_2() -> bytes:
+    """The same as version 2 wrote it; the dead process is a tenant of a reservation."""
+    where = 256, 320, 256, 24  # the records: their place, size and number, and that of the kind in one
+    fixed = struct.pack("=8sIIQQQ40sI4xIIII24x", b"MTLSHM\r\n", 2, 128, 0, 98560, 10**18, b"", 1, *where)
+    header = fixed + struct.pack("=Q56xQQQQ32x", 0, 7, 5, 3, 1)
+    records = bytearray(256 * 320)
+    rows = [(2, 0, 2, b"sender", b""), (1, 9 << 20 | 2 << 8, 0, b"gone", b""), (2, 0, 5, b"", b"studio")]
+    for index, (state, parent, kind, comm, key) in enumerate(rows):
+        said = 9 << 8 | state, parent, 1, kind, 5, 6, 0, 42, 0, comm, b"vm", comm, key
+        records[index * 320 : index * 320 + 320] = struct.pack("=QQQI4xQQQiI8x16s64s64s64s40x", *said)
+    return header + bytes(records) + lcores_of_two()
+
+
+def lcores_of_two() -> bytes:
     lcores = bytearray(1024 * 16)
     for number, index in (3, 0), (4, 1):
         struct.pack_into("=QQ", lcores, number * 16, 9 << 20 | index << 8 | 3, 0)
-    return header + bytes(records) + bytes(lcores)
+    return bytes(lcores)
 
 
 def test_status_shows_the_layout_before_this_one(segment: str) -> None:
-    Path(segment).write_bytes(of_version_1())
+    Path(segment).write_bytes(of_version_2())
     done = subprocess.run(
         [BIN / "mtlshm-ctl", "--segment", segment, "status", "--json"], capture_output=True, text=True, check=True
     )
@@ -166,17 +183,22 @@ def test_status_shows_the_layout_before_this_one(segment: str) -> None:
         (3, "sender", "alive"),
         (4, "gone", "dead"),
     ]
-    assert "layout version 1" in done.stderr
-    assert version(segment) == 1
+    keys = {info["owner"]: info["key"] for info in shown["instances"]}
+    assert keys[shown["lcores"][1]["parent"]] == "studio"
+    assert "layout version 2" in done.stderr
+    assert version(segment) == 2
 
 
-def test_a_segment_of_version_1_that_nobody_uses_is_replaced(puppet: Start, segment: str) -> None:
-    content = of_version_1()
+@pytest.mark.parametrize("content", [of_version_1(), of_version_2()], ids=["1", "2"])
+def test_a_segment_of_an_earlier_version_that_nobody_uses_is_replaced(
+    puppet: Start, segment: str, content: bytes
+) -> None:
     Path(segment).write_bytes(content)
     client = puppet(ready=False)
     assert client.open(1) == -EPROTO  # a daemon has to tell whether the client of the socket lives
+    size = 256 if version(segment) == 1 else 320
     data = bytearray(content)
-    data[256] = 0
+    data[256] = data[256 + 2 * size] = 0
     Path(segment).write_bytes(data)
     assert client.open(1) == 0
     assert version(segment) == VERSION

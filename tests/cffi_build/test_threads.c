@@ -268,6 +268,46 @@ static void a_thread_that_is_cancelled_inside_locks_nobody_out(void)
 	}
 }
 
+/* Who writes says the same in two places; the last thread reads meanwhile. */
+static void *tell_or_read(void *number)
+{
+	static struct mtlshm_event events[MTLSHM_EVENTS];
+	uint64_t next = 0, whole = 0;
+	char text[8];
+
+	snprintf(text, sizeof(text), "%ld", (long)number);
+	for (int round = 0; round < ROUNDS * 10; round++) {
+		int count;
+
+		if ((long)number != THREADS - 1) {
+			CHECK(!mtlshm_tell(host, MTLSHM_EVENT_NIC, text, text));
+			continue;
+		}
+		count = mtlshm_events(host, next, events);
+		CHECK(count >= 0 && count <= MTLSHM_EVENTS);
+		for (int i = 0; i < count; i++) {
+			CHECK(events[i].number >= next);
+			next = events[i].number + 1;
+			if (events[i].kind != MTLSHM_EVENT_NIC)
+				continue;
+			CHECK(events[i].label[0] && !strcmp(events[i].label, events[i].text));
+			whole++;
+		}
+	}
+	CHECK((long)number != THREADS - 1 || whole > 0);
+	return NULL;
+}
+
+static void events_written_at_once_are_read_whole(void)
+{
+	static struct mtlshm_event events[MTLSHM_EVENTS];
+
+	run(tell_or_read);
+	CHECK(mtlshm_events(host, 0, events) == MTLSHM_EVENTS);
+	/* Of two in one place the later may have been overwritten by the earlier, seldom; else nothing is lost. */
+	CHECK(events[MTLSHM_EVENTS - 1].number >= (THREADS - 1) * ROUNDS * 10 - 1);
+}
+
 int main(void)
 {
 	char sysfs[] = "/tmp/mtlshm-test-XXXXXX", command[256];
@@ -291,6 +331,7 @@ int main(void)
 	nothing_is_held_when_an_instance_was_unregistered_amid_claims();
 	threads_register_and_unregister_at_once();
 	a_thread_that_is_cancelled_inside_locks_nobody_out();
+	events_written_at_once_are_read_whole();
 
 	CHECK(!mtlshm_close(host));
 	snprintf(command, sizeof(command), "rm -r %s", sysfs);

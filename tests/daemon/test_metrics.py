@@ -76,6 +76,18 @@ def test_lcores_are_counted_by_state_kind_and_node(served, when, segment, puppet
     when(lambda s: value(s, "mtlshm_lcores", state="reserved", kind="reservation", node=node))
 
 
+def test_claims_that_pass_no_daemon_are_counted(served, when, puppet):
+    direct, other = puppet(), puppet()
+    assert direct.claim(0) == direct.release(0) == direct.claim(1) == other.claim(0) == 0
+    found = when(lambda s: value(s, "mtlshm_direct_claims_total") == 3)
+    assert value(found, "mtlshm_direct_releases_total") == 1
+    assert direct.unregister() == 0
+    when(lambda s: value(s, "mtlshm_direct_releases_total") == 2)
+    other.kill()
+    found = when(lambda s: value(s, "mtlshm_recovered_lcores_total") == 1)
+    assert value(found, "mtlshm_direct_claims_total") == 3
+
+
 def test_a_death_is_counted_with_what_it_freed(served, when, puppet):
     victim = puppet()
     assert victim.claim(0) == 0
@@ -131,7 +143,7 @@ def test_no_label_names_a_process(served, place, puppet):
 @pytest.mark.parametrize("accept", [OPENMETRICS, TEXT])
 def test_both_formats_say_the_same_and_their_parsers_take_them(served, place, accept):
     found = samples(scrape(place, accept))
-    assert value(found, "mtlshm_build_info", version=(ROOT / "VERSION").read_text().strip(), layout="2") == 1
+    assert value(found, "mtlshm_build_info", version=(ROOT / "VERSION").read_text().strip(), layout="3") == 1
     assert found.keys() == samples(scrape(place)).keys()
 
 

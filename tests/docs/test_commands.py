@@ -254,8 +254,8 @@ def test_captures_have_the_columns_of_today(served: dict[str, str]) -> None:
 
 def test_the_layout_in_architecture_is_that_of_the_header() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    rows = re.findall(r"^\| (header|record|lcore)\.(\w+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)
-    assert len(rows) > 18
+    rows = re.findall(r"^\| (header|record|lcore|event)\.(\w+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)
+    assert len(rows) > 40
     for structure, field, offset, size in rows:
         fields = dict(ffi.typeof(f"struct mtlshm_{structure}").fields)
         assert (fields[field].offset, ffi.sizeof(fields[field].type)) == (int(offset), int(size)), field

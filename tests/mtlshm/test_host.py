@@ -14,6 +14,7 @@ import pytest
 
 from lab.processes import UNPRIVILEGED, Puppet, held, look, needs_root, run_python
 from mtlshm import Busy, CpuSet, Host, Kind, LcoreType, MtlshmError, NoSegment, NotPermitted
+from mtlshm._core import lib
 
 Start = Callable[..., Puppet]
 
@@ -213,7 +214,9 @@ except mtlshm.NotPermitted as error:
         pytest.param(b"hello\n", "not a mtlshm segment", id="text"),
         pytest.param(b"", "not a mtlshm segment", id="empty"),
         pytest.param(b"MTLSHM\r\n\x07" + bytes(100000), "layout version 7", id="another version"),
-        pytest.param(b"MTLSHM\r\n\x02" + bytes(100000), "another build", id="another layout"),
+        pytest.param(
+            b"MTLSHM\r\n" + bytes([lib.MTLSHM_LAYOUT_VERSION]) + bytes(100000), "another build", id="another layout"
+        ),
     ],
 )
 def test_foreign_file_is_described(segment: str, content: bytes, said: str) -> None:

@@ -45,7 +45,7 @@ class Outcome:
 def _seeds() -> Iterator[bytes]:
     """Inputs with one change each, for libFuzzer to put together: as fuzz_segment.c reads them."""
     for how in range(32):  # where, in the lowest 3 bits, and what
-        for where in range(32 if how % 8 == 1 else 2):  # of the header, each field
+        for where in range({1: 32, 7: 64}.get(how % 8, 2)):  # of the header and the first event, each field
             change = where.to_bytes(2, "little") + bytes([how]) + b"\xff\x01\x10" + bytes(5)
             yield bytes([1, how % 8, how, 0]) + change
 

@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,7 @@ enum { CHANGE = 11, WORDS = sizeof(struct mtlshm_segment) / 8 };
 static const char *path;
 static struct mtlshm_segment good;
 static struct mtlshm_snapshot snapshot;
+static struct mtlshm_event events[MTLSHM_EVENTS];
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -78,7 +80,10 @@ static void change(struct mtlshm_segment *table, const uint8_t *input)
 		break; /* and the two after it, as texts take some */
 	case 5:
 	case 6: word = &table->lcores[index % MTLSHM_LCORES].owner; break;
-	default: word = &table->header.semaphore;
+	default:
+		word = index % 4 == 1   ? &table->header.events
+		       : index % 4 == 2 ? (uint64_t *)&table->events[0] + (index >> 2) % (sizeof(*events) / 8)
+					: &table->header.semaphore;
 	}
 	switch (input[2] / 8 % 4) {
 	case 0: break;
@@ -103,7 +108,13 @@ static void write_file(const struct mtlshm_segment *table, size_t length)
 	close(fd);
 }
 
-static void look(struct mtlshm_host *host)
+/* Whatever lies in the ring, only what somebody wrote there is told, all of it. */
+static bool told_by_us(const struct mtlshm_event *event)
+{
+	return event->when_ns && event->kind != MTLSHM_EVENT_XDP && event->kind != MTLSHM_EVENT_NIC;
+}
+
+static void look(struct mtlshm_host *host, uint64_t input_number)
 {
 	uint64_t owners[MTLSHM_INSTANCES], owner;
 	uint32_t tag;
@@ -127,6 +138,16 @@ static void look(struct mtlshm_host *host)
 			MUST(lcore->instance < (int32_t)snapshot.instance_count);
 			MUST(lcore->instance < 0 || snapshot.instances[lcore->instance].owner == lcore->owner);
 		}
+	}
+	count = mtlshm_events(host, input_number, events);
+	MUST(count <= MTLSHM_EVENTS);
+	for (int i = 0; i < count; i++) {
+		MUST(events[i].kind < MTLSHM_EVENT_KINDS && (!i || events[i].number == events[i - 1].number + 1));
+		MUST(memchr(events[i].comm, 0, sizeof(events[i].comm)));
+		MUST(memchr(events[i].hostname, 0, sizeof(events[i].hostname)));
+		MUST(memchr(events[i].label, 0, sizeof(events[i].label)));
+		MUST(memchr(events[i].text, 0, sizeof(events[i].text)));
+		MUST(events[i].kind == MTLSHM_EVENT_LOST || told_by_us(&events[i]));
 	}
 	count = mtlshm_owners(host, owners);
 	MUST(count <= MTLSHM_INSTANCES);
@@ -207,7 +228,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	write_file(&table, length);
 	mtlshm_examine(path, (struct mtlshm_damage[MTLSHM_DAMAGES]){{0}});
 	if (!mtlshm_open(&host, path, data[1] & 2 ? MTLSHM_READ_ONLY : 0, NULL)) {
-		look(host);
+		look(host, data[3]);
 		fd = open(path, O_RDWR | O_CLOEXEC);
 		live = mmap(NULL, sizeof(*live), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		MUST(live != MAP_FAILED);
@@ -217,12 +238,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (data[2] % 16 == 2)
 			MUST(!ftruncate(fd, (data[2] << 8 | data[3]) % sizeof(table)));
 		close(fd);
-		look(host);
+		look(host, data[3]);
 		if (data[1] & 4)
 			doctor();
 		use(host, data);
 		mtlshm_sweep(host);
-		look(host);
+		look(host, data[3]);
 		mtlshm_close(host);
 	}
 	doctor();

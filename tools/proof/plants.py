@@ -41,6 +41,12 @@ def planted(source: Path, plant: Plant | None, copy: Path) -> Path:
 
 
 CORE = {
+    "believes-half-an-event": Plant(
+        "who reads an event looks at its number only",
+        "event.c",
+        "number || seal(&copy) != sealed ||",
+        "number || (seal(&copy) != sealed && 0) ||",
+    ),
     "claims-by-load-and-store": Plant(
         "a claim looks, then writes",
         "lease.c",
@@ -52,10 +58,11 @@ CORE = {
     "clears-by-store": Plant(
         "a collector clears what was the dead's when it looked",
         "lease.c",
-        "		if (owner_of(token) == owner && give_back(slot(host, i), &token, lease))\n			cleared++;",
+        "		if (owner_of(token) == owner && give_back(slot(host, i), &token, lease))\n"
+        "			cpuset_add(cleared, i);",
         "		if (owner_of(token) == owner) {\n"
         "			__atomic_store_n(&slot(host, i)->owner, lease, __ATOMIC_RELEASE);\n"
-        "			cleared++;\n"
+        "			cpuset_add(cleared, i);\n"
         "		}",
     ),
     "collects-the-living": Plant(
@@ -82,25 +89,25 @@ CORE = {
     "frees-the-record-only": Plant(
         "a collector forgets the lcores",
         "lease.c",
-        "	*cleared = lease_clear(host, owner, lease_of(parent));\n",
+        "	*cleared = lease_clear(host, owner, lease_of(parent), &event.lcores);\n",
         "",
     ),
     "frees-the-record-first": Plant(
         "a collector frees the record before it clears the lcores",
         "lease.c",
-        "	*cleared = lease_clear(host, owner, lease_of(parent));\n"
+        "	*cleared = lease_clear(host, owner, lease_of(parent), &event.lcores);\n"
         "	segment_count(&host->segment->header.recovered, *cleared);\n"
-        "	if (kept || ",
+        "	gone = !kept && ",
         "	bool first = !kept && __atomic_compare_exchange_n(&record->control, &live, control_after(live), false,\n"
         "							  __ATOMIC_RELEASE, __ATOMIC_RELAXED);\n"
-        "	*cleared = lease_clear(host, owner, lease_of(parent));\n"
-        "	if (first)\n		return true;\n	if (kept || ",
+        "	*cleared = lease_clear(host, owner, lease_of(parent), &event.lcores);\n"
+        "	if (first)\n		return true;\n	gone = !kept && ",
     ),
     "keeps-the-record": Plant(
         "a collector clears the lcores and forgets the record",
         "lease.c",
-        "	if (kept || !__atomic_compare_exchange_n(&record->control",
-        "	if (kept || true || !__atomic_compare_exchange_n(&record->control",
+        "	gone = !kept && __atomic_compare_exchange_n(&record->control",
+        "	gone = false && __atomic_compare_exchange_n(&record->control",
     ),
     "takes-half": Plant(
         "a claim of several keeps what it got when it is refused the rest",
@@ -118,7 +125,8 @@ CORE = {
     "leaves-what-the-dead-had": Plant(
         "a newcomer takes a dead one's record without collecting it",
         "instance.c",
-        "	if (lease_collect(host, life, owner, &cleared)) /* LIVE, and nobody holds the write lock: dead */\n",
+        "	if (lease_collect(host, life, owner, MTLSHM_EVENT_DIED,\n"
+        "			  &cleared)) /* LIVE, and nobody holds the write lock: dead */\n",
         "	cleared = 0;\n"
         "	__atomic_store_n(&record->control, control_make(owner_generation(owner), MTLSHM_FREE), __ATOMIC_RELEASE);\n"
         "	if (cleared)\n",
@@ -162,8 +170,8 @@ CORE = {
     "takeover-not-told": Plant(
         "who takes over from a dead holder is not told",
         "semaphore.c",
-        "			segment_count(&host->segment->header.takeovers, 1);\n			return 1;",
-        "			segment_count(&host->segment->header.takeovers, 1);\n			return 0;",
+        "			event_write(host, &event);\n			return 1;",
+        "			event_write(host, &event);\n			return 0;",
     ),
     "releases-to-anybody": Plant(
         "what a tenant gives back is free, and not its parent's",
@@ -186,14 +194,14 @@ CORE = {
     "clears-to-anybody": Plant(
         "what a dead tenant had is free, and not its parent's",
         "lease.c",
-        "	*cleared = lease_clear(host, owner, lease_of(parent));\n",
-        "	*cleared = lease_clear(host, owner, 0);\n",
+        "	*cleared = lease_clear(host, owner, lease_of(parent), &event.lcores);\n",
+        "	*cleared = lease_clear(host, owner, 0, &event.lcores);\n",
     ),
     "keeps-no-parent": Plant(
         "a collector frees the record of a tenant that has tenants",
         "lease.c",
-        "	if (kept || !__atomic_compare",
-        "	if (!__atomic_compare",
+        "	gone = !kept && __atomic_compare",
+        "	gone = __atomic_compare",
     ),
     "registers-under-the-dead": Plant(
         "a tenant does not look again whether its parent lives once it is LIVE itself",
@@ -258,6 +266,12 @@ FUZZ_SEGMENT = {
         "segment.c",
         "header.lcores < MTLSHM_LCORES_MIN || header.lcores > MTLSHM_LCORES)",
         "header.lcores < MTLSHM_LCORES_MIN)",
+    ),
+    "believes-any-event": Plant(
+        "what lies in the ring is believed if its number fits",
+        "event.c",
+        "number || seal(&copy) != sealed ||",
+        "number || (seal(&copy) != sealed && 0) ||",
     ),
     "text-not-ended": Plant(
         "a name in a record is taken for one that ends",

@@ -92,6 +92,35 @@ static void try_collect(void)
 	}
 }
 
+/* What was told before is told still; of what was told since, at most the one is lost that the victim was about to write, and
+ * none is half there. The next is told as well. */
+static void try_events(void)
+{
+	static struct mtlshm_event events[MTLSHM_EVENTS];
+	uint64_t before = world.before.header.events;
+	int count = mtlshm_events(world.host, 0, events), lost = 0;
+
+	EXPECT(count >= 0, "events: %d", count);
+	for (int i = 0; i < count; i++) {
+		const struct mtlshm_event *event = &events[i];
+
+		EXPECT(event->number >= before || event->kind != MTLSHM_EVENT_LOST, "event %lu was lost",
+		       (unsigned long)event->number);
+		lost += event->kind == MTLSHM_EVENT_LOST;
+		if (event->kind == MTLSHM_EVENT_LOST || event->instance_kind > MTLSHM_KIND_DAEMON)
+			continue;
+		EXPECT(event->when_ns && event->owner && event->pid && event->comm[0] && event->hostname[0] &&
+			       event->label[0],
+		       "event %lu is half there", (unsigned long)event->number);
+	}
+	EXPECT(lost <= 1, "%d events were lost", lost);
+	EXPECT(!mtlshm_tell(world.host, MTLSHM_EVENT_NIC, "eth0", "tried"), "no event can be told");
+	EXPECT(mtlshm_events(world.host, segment->header.events - 1, events) == 1 &&
+		       events[0].kind == MTLSHM_EVENT_NIC && !strcmp(events[0].text, "tried"),
+	       "an event was told, and is not there");
+	segment->header.events--; /* others have to be told of those that were there before */
+}
+
 void try_sweep(void)
 {
 	int rc = mtlshm_sweep(world.host);
@@ -170,7 +199,8 @@ static void inspect_remains(void)
 
 static void recover_table(unsigned int variation)
 {
-	static void (*const ways[])(void) = {try_claims, try_records, try_sweep, try_semaphore, try_collect};
+	static void (*const ways[])(void) = {try_claims,    try_records, try_sweep,
+					     try_semaphore, try_collect, try_events};
 	const unsigned int count = sizeof(ways) / sizeof(ways[0]);
 
 	serve_as_daemon();
