@@ -39,8 +39,12 @@ setup(
     ],
     extras_require={
         "top": ["textual>=1.0"],
+        "kubernetes": ["grpclib>=0.4.5", "h11>=0.13"],
         "test": [
             "textual>=1.0",
+            "grpclib>=0.4.5",
+            "h11>=0.13",
+            "kubernetes-pydra>=0.1",
             "pytest>=8",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3",
@@ -56,6 +60,7 @@ setup(
             "mtlshmd=mtlshm.daemon.app:main",
             "MtlManager=mtlshm.daemon.app:main",
             "mtlshm-ctl=mtlshm.ctl.start:main",
+            "mtlshm-dra=mtlshm.dra.start:main",
         ]
     },
     zip_safe=False,

@@ -48,9 +48,14 @@ def test_imports_are_absolute() -> None:
 
 
 def test_the_library_knows_neither_daemon_nor_command_line() -> None:
-    above = ("mtlshm.daemon", "mtlshm.ctl")
+    above = ("mtlshm.daemon", "mtlshm.ctl", "mtlshm.dra")
     users = {name: imported(path) for name, path in MODULES.items() if not name.startswith(above)}
     assert not {name for name, modules in users.items() if any(module.startswith(above) for module in modules)}
+
+
+def test_nobody_else_needs_the_driver_for_kubernetes() -> None:
+    users = {name for name, path in MODULES.items() if any(each.startswith("mtlshm.dra") for each in imported(path))}
+    assert all(name.startswith("mtlshm.dra") for name in users), users
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))

@@ -14,6 +14,7 @@ import pytest
 from mtlshm._core import lib
 from mtlshm.ctl.app import load
 from mtlshm.daemon.app import command as daemon
+from mtlshm.dra.app import command as driver
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in (ROOT / "docs/man").iterdir()}
@@ -66,6 +67,16 @@ def test_a_page_has_no_fault(page):
 
 def test_the_daemon_is_found_by_its_other_name():
     assert PAGES["MtlManager.8"] == ".so man8/mtlshmd.8\n"
+
+
+def test_the_driver_has_these_options_variables_and_exit_statuses():
+    found = {flag: head for head, _ in items(section("mtlshm-dra.8", "OPTIONS")) for flag in flags(head)}
+    assert found.keys() == options(driver) | HELP
+    for param in driver.params:
+        assert variables(found[param.opts[0]]) == ({param.envvar} - {None}), param.name
+    told = {head: rest.splitlines()[0] for head, rest in items(section("mtlshm-dra.8", "EXIT STATUS"))}
+    said = re.findall(r"(\d) ([^;.]*)", " ".join(driver.help.split("Exit status:")[1].split()))
+    assert told == dict(said)
 
 
 def test_the_daemon_has_these_options_and_variables():

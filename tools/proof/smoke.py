@@ -66,7 +66,8 @@ def requirements() -> list[str]:
     """What setup.py and pyproject.toml ask for, each as NAME>=VERSION."""
     code = (
         "import json, runpy, setuptools\n"
-        "both = lambda **given: given['install_requires'] + given['extras_require']['top']\n"
+        "extras = ('top', 'kubernetes')\n"
+        "both = lambda **given: sum((given['extras_require'][extra] for extra in extras), given['install_requires'])\n"
         "setuptools.setup = lambda **given: print(json.dumps(both(**given)))\n"
         "runpy.run_path('setup.py')"
     )
