@@ -30,6 +30,8 @@ struct mtlshm_host {
 	struct topology_cache *topologies; /* written under the guard of life.h, read atomically */
 
 	/* Under the guard of life.h: */
+	int entry;                  /* a description of the file that stays open, or -1: see host_reenter(), */
+	uint64_t entry_process;     /* and life_process() of the process that opened it */
 	void *burial;               /* pin of the burial lock, if this handle retired the segment, */
 	uint64_t burial_process;    /* and life_process() of the process that did */
 	struct mtlshm_process self; /* this process, read from /proc, */
@@ -41,6 +43,12 @@ struct mtlshm_host {
  *
  * Errors: -ESTALE the path is another file by now; -EBADMSG the file was cut short; those of open(2). Nothing is held then. */
 int host_enter(struct life *life, const struct mtlshm_host *host, int mode);
+
+/* The same as a writer, without its close: the description stays open for the next time, until host_forget(). It is for who
+ * does so often and is the daemon itself. host_releave() undoes it. */
+int host_reenter(struct life *life, struct mtlshm_host *host);
+void host_releave(struct life *life);
+void host_forget(struct mtlshm_host *host);
 
 /* The record of an owner found in the segment, or NULL if no record can have that index. */
 static inline struct mtlshm_record *segment_record(const struct mtlshm_host *host, uint64_t owner)

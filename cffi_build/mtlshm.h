@@ -449,6 +449,10 @@ int mtlshm_proxies(struct mtlshm_host *host, uint64_t *owners);
  * it has been collected (then *parent is 0 too); -EBADMSG. */
 int mtlshm_parent(struct mtlshm_host *host, uint64_t owner, uint64_t *parent);
 
+/* Is there anything that a lease could be of: an lcore held for tenants, or an instance that is a tenant? Returns 1 or 0.
+ * No system call. Errors: -EBADMSG. */
+int mtlshm_leased(struct mtlshm_host *host);
+
 enum { MTLSHM_LEASE_SIZE = 40 };
 
 /* The value of $MTLSHM_LEASE that makes an instance registered with it a tenant of `owner`, into

@@ -6,7 +6,6 @@
  * and stays until a daemon unregisters it.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 
 #include "failure.h"
@@ -44,10 +43,10 @@ int mtlshm_register_proxy(struct mtlshm_instance **result, struct mtlshm_host *h
 	proxy = new_proxy(host);
 	if (!proxy)
 		return -ENOMEM;
-	rc = host_enter(&life, host, O_RDWR); /* a write lock, while the record changes hands */
+	rc = host_reenter(&life, host); /* a write lock, while the record changes hands */
 	if (!rc) {
 		rc = instance_become(proxy, &life, &entry);
-		life_leave(&life);
+		host_releave(&life);
 	}
 	return handle_finish(result, proxy, rc);
 }

@@ -373,6 +373,7 @@ static void host_free(struct mtlshm_host *host)
 
 	life_guard(&guard);
 	retire_undo(host);
+	host_forget(host);
 	detach(host);
 	topology_forget(host);
 	life_leave(&guard);
@@ -400,6 +401,7 @@ int mtlshm_open(struct mtlshm_host **result, const char *path, uint32_t flags, c
 	if (!host)
 		return -ENOMEM;
 	host->read_only = flags & MTLSHM_READ_ONLY;
+	host->entry = -1;
 	host->path = absolute(path);
 	if (!host->path || (sysfs && !(host->sysfs = absolute(sysfs))))
 		rc = failure("find the current directory, in which is", path);

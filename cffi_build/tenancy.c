@@ -148,3 +148,28 @@ int mtlshm_parent(struct mtlshm_host *host, uint64_t owner, uint64_t *parent)
 	known = *parent || segment_knows(host, owner);
 	return segment_lost(host) ? -EBADMSG : known ? 0 : -ESRCH;
 }
+
+static bool is_leased(const struct mtlshm_host *host)
+{
+	for (uint32_t i = 0; i < host->lcores; i++)
+		if ((__atomic_load_n(&host->segment->lcores[i].owner, __ATOMIC_RELAXED) & TOKEN_TYPE_MASK) ==
+		    MTLSHM_LCORE_LEASE)
+			return true;
+	for (uint32_t i = 0; i < MTLSHM_INSTANCES; i++) {
+		const struct mtlshm_record *record = &host->segment->instances[i];
+
+		if (!control_free(__atomic_load_n(&record->control, __ATOMIC_ACQUIRE)) &&
+		    __atomic_load_n(&record->parent, __ATOMIC_RELAXED))
+			return true;
+	}
+	return false;
+}
+
+int mtlshm_leased(struct mtlshm_host *host)
+{
+	bool leased;
+
+	failure_forget();
+	leased = is_leased(host);
+	return segment_lost(host) ? -EBADMSG : leased;
+}

@@ -144,6 +144,10 @@ class Host:
         check(code, f"register {process.label} in {self.path}")
         return self._instance(result[0], proxied=True)
 
+    def proxied(self, c: Any) -> Instance:
+        """For the daemon: the same of a `struct mtlshm_instance *` that its own C has got from register_proxy()."""
+        return self._instance(c, proxied=True)
+
     def adopt(self, owner: TableOwner) -> Instance:
         """For the daemon: take over an instance that an earlier daemon made by register_proxy(). errno ESRCH: `owner`
         is no proxied instance, or is a reservation."""

@@ -20,14 +20,14 @@ def _eventfd_inode() -> int:
         os.close(event)
 
 
-_SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descriptor left for it
+SHARED_INODE = _eventfd_inode()  # looked up now: later there may be no descriptor left for it
 
 
 def inode(pidfd: int) -> int:
     """No other process has the same before the next boot. 0: it says nothing; before pidfs (Linux 6.9) pidfds shared
     one inode with eventfds and others."""
     found = os.fstat(pidfd).st_ino
-    return found if found != _SHARED_INODE else 0
+    return found if found != SHARED_INODE else 0
 
 
 def is_same(info: InstanceInfo, pidfd: int, pid: int) -> bool:

@@ -12,11 +12,18 @@ enum {
 	RECORD_MAGIC = 0x494d544c, /* "IMTL" */
 	RECORD_HEADER = 12,        /* magic, type, body length; each of 4 bytes, big-endian as all that follows */
 
+	RECORD_REGISTER = 101,
 	RECORD_HEARTBEAT = 102,
 	RECORD_GET_LCORE = 103,
 	RECORD_PUT_LCORE = 104,
 	RECORD_RESPONSE = 201,
 	RECORD_HEARTBEAT_ACK = 204,
+
+	/* REGISTER. Its length in big-endian tells dialect B; in dialect A that is in host byte order. */
+	REGISTER_LENGTH = 106,
+	REGISTER_HOSTNAME = RECORD_HEADER + 8,
+	REGISTER_HOSTNAME_SIZE = 64,
+	REGISTER_INTERFACES = REGISTER_HOSTNAME + REGISTER_HOSTNAME_SIZE, /* how many */
 };
 
 static inline uint32_t record_u16(const uint8_t *at)

@@ -8,8 +8,8 @@
  *   one request of each client at most; the kernel puts who was served behind who was not.
  *
  *   A descriptor is a number, and numbers are used again. The event loop takes a descriptor out of epoll before it
- *   closes it, and takes it back here at the same time, with news of it that were not told yet. Nothing here closes one. So
- *   within a round each number means what it meant when the round began.
+ *   closes it, and takes it back here at the same time, with news of it that were not told yet. What is C's own, a newcomer's, is closed after
+ *   the round. So within a round each number means what it meant when the round began, or nothing.
  *
  *   A hang-up is told whatever is asked for, and told again until someone acts. So is a request that C leaves to
  *   Python. Neither can make a loop here, since whatever is not done at once ends it: Python has the event next.
@@ -47,6 +47,7 @@ struct selector {
 	struct lent *lent; /* by descriptor */
 	int segment;       /* the inotify that has something to tell, or NOBODY */
 	int64_t since_ms;
+	struct newcomer *gone; /* in this round */
 };
 
 struct selector *selector_new(int epoll)
@@ -129,23 +130,82 @@ static void meet(struct death *death)
 	death->met = 1;
 }
 
-/* Is there nothing to tell, at least now? */
-static bool is_done(struct selector *selector, int fd)
+int selector_watch(struct selector *selector, int fd, enum selector_kind kind, void *what)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+	int rc = selector_lend(selector, fd, kind, what);
+
+	if (rc)
+		return rc;
+	if (!epoll_ctl(selector->epoll, EPOLL_CTL_ADD, fd, &event))
+		return 0;
+	rc = -errno;
+	selector_lend(selector, fd, SELECTOR_NOTHING, NULL);
+	return rc;
+}
+
+void selector_unwatch(struct selector *selector, int fd)
+{
+	epoll_ctl(selector->epoll, EPOLL_CTL_DEL, fd, NULL);
+	selector_lend(selector, fd, SELECTOR_NOTHING, NULL);
+}
+
+static struct lent lent_as(const struct selector *selector, int fd)
 {
 	static const struct lent nothing = {SELECTOR_NOTHING, NULL};
-	struct lent lent = fd >= 0 && fd < selector->room ? selector->lent[fd] : nothing;
+
+	return fd >= 0 && fd < selector->room ? selector->lent[fd] : nothing;
+}
+
+/* Of a newcomer: where Python is told, or NOBODY. */
+static int tell_of_newcomer(struct selector *selector, struct newcomer *newcomer, enum outcome outcome)
+{
+	if (outcome == ENDED) {
+		newcomer->next = selector->gone;
+		selector->gone = newcomer;
+	}
+	return outcome == LEFT ? newcomer_bell(newcomer) : NOBODY;
+}
+
+/* Do what C does when something happens at a descriptor. Returns at which one that is told, or NOBODY: there is nothing to tell,
+ * at least now. */
+static int happen(struct selector *selector, int fd)
+{
+	struct lent lent = lent_as(selector, fd);
+	struct door *door = lent.what;
 
 	switch (lent.kind) {
-	case SELECTOR_SOCKET: return session_serve(lent.what, fd);
-	case SELECTOR_PROCESS: session_end(lent.what); return false;
-	case SELECTOR_INSTANCE: meet(lent.what); return false;
+	case SELECTOR_SOCKET: return session_serve(lent.what, fd) == SERVED ? NOBODY : fd;
+	case SELECTOR_PROCESS: session_end(lent.what); return fd;
+	case SELECTOR_INSTANCE: meet(lent.what); return fd;
 	case SELECTOR_SEGMENT:
 		selector->segment = fd;
 		selector->since_ms = now_ms();
-		return true;
+		return NOBODY;
+	case SELECTOR_DOOR:
+		switch (door_knock(selector, door, fd)) {
+		case SERVED: return NOBODY;
+		case LEFT: return fd;
+		case ENDED: return door->bell;
+		}
+		return fd;
+	case SELECTOR_NEWCOMER: return tell_of_newcomer(selector, lent.what, newcomer_serve(selector, lent.what));
+	case SELECTOR_NEWCOMER_PROCESS:
+		return tell_of_newcomer(selector, lent.what, newcomer_died(selector, lent.what));
 	case SELECTOR_NOTHING: break;
 	}
-	return false;
+	return fd;
+}
+
+/* A round is over: those who went in it are no more. */
+static void bury(struct selector *selector)
+{
+	while (selector->gone) {
+		struct newcomer *newcomer = selector->gone;
+
+		selector->gone = newcomer->next;
+		newcomer_bury(newcomer);
+	}
 }
 
 /* What inotify says is told now, before the rest, and what it says later is told later. */
@@ -173,9 +233,13 @@ int selector_wait(struct selector *selector, int timeout_ms, struct selector_eve
 		count = epoll_wait(selector->epoll, happened, most - 1, waits && left ? MOMENT_MS : left);
 		if (count < 0)
 			return errno == EINTR ? 0 : -errno;
-		for (int i = 0; i < count; i++)
-			if (!is_done(selector, happened[i].data.fd))
-				events[told++] = (struct selector_event){happened[i].data.fd, happened[i].events};
+		for (int i = 0; i < count; i++) {
+			int fd = happened[i].data.fd, at = happen(selector, fd);
+
+			if (at != NOBODY)
+				events[told++] = (struct selector_event){at, at == fd ? happened[i].events : EPOLLIN};
+		}
+		bury(selector);
 		if (selector->segment != NOBODY &&
 		    (told || (waits && !count) || now_ms() - selector->since_ms > MOMENT_MS)) {
 			int rc = tell_of_segment(selector, events, told++);

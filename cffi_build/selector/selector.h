@@ -38,6 +38,7 @@ struct granted {
 
 /* A client of the manager socket, as far as C and Python both know it. All zero at first. */
 struct session {
+	struct newcomer *newcomer; /* NULL: Python knows it */
 	struct mtlshm_host *host;
 	struct mtlshm_instance *instance; /* NULL: not registered */
 	uint32_t may_claim;               /* it draws from a lease that is good, or from what is free */
@@ -52,6 +53,7 @@ struct session {
 
 /* Requests that C has answered in this process. What it refuses has one error each. */
 struct session_counts {
+	uint64_t registered;
 	uint64_t heartbeats;
 	uint64_t granted;
 	uint64_t busy; /* GET_LCORE: -EBUSY */
@@ -69,6 +71,7 @@ void session_hold(struct session *session, uint32_t id, uint32_t cpu);
 /* It holds nothing by that id any more. Returns what session_held() would have. */
 int session_drop(struct session *session, uint32_t id);
 
+struct selector;
 struct selector_event {
 	int32_t fd;
 	uint32_t events; /* EPOLLIN and so on */
@@ -87,6 +90,42 @@ struct death {
 	uint64_t took_ns;
 };
 
+/* A client that C has let in, and of which Python does not know yet. */
+struct newcomer {
+	struct session session;
+	int32_t socket; /* does not block, and has SO_OOBINLINE set */
+	int32_t pidfd;  /* of its process; or -1: Python has to look who it is, nothing was asked of it yet */
+	int32_t pid;    /* as we see it */
+	uint32_t uid;
+	uint64_t inode;     /* of the pidfd */
+	uint32_t dialect_b; /* of its REGISTER */
+	struct door *door;
+	struct newcomer *next, *previous;
+};
+
+struct newcomers {
+	struct newcomer *first, *last;
+};
+
+/* Who lets clients in, and how. */
+struct door {
+	struct mtlshm_host *host;
+	int32_t bell; /* a descriptor that the event loop watches, and at which nothing ever happens: it is told if
+				  there is somebody for Python in `leaving` */
+	uint32_t gid; /* whose members are admitted */
+	uint32_t may_register; /* else Python does that */
+	uint64_t pid_namespace;
+	uint64_t no_pidfs; /* the inode of a pidfd that says nothing */
+	struct newcomers known, leaving;
+};
+
+/* All that are known to C become Python's. */
+void door_empty(struct selector *selector, struct door *door);
+
+/* The first of those who are Python's now, or NULL. What is in it is the caller's, but for itself: free(3). */
+struct newcomer *door_next(struct door *door);
+void newcomer_free(struct newcomer *newcomer);
+
 /* What a descriptor is that the event loop watches for reading. */
 enum selector_kind {
 	SELECTOR_NOTHING,
@@ -94,6 +133,10 @@ enum selector_kind {
 	SELECTOR_PROCESS,  /* the pidfd of its client: its instance is ended, and that is told */
 	SELECTOR_INSTANCE, /* the pidfd of a struct death: it is collected, and that is told */
 	SELECTOR_SEGMENT,  /* inotify on the segment: it is told a moment later; see selector.c */
+	SELECTOR_DOOR,     /* listens for a struct door, and does not block: clients are let in */
+	/* C's own: */
+	SELECTOR_NEWCOMER,         /* the socket of a struct newcomer, */
+	SELECTOR_NEWCOMER_PROCESS, /* and its pidfd */
 };
 
 /* Lend a descriptor with what belongs to it. SELECTOR_NOTHING takes it back: a socket at any time, others once they
@@ -105,10 +148,34 @@ int selector_lend(struct selector *selector, int fd, uint32_t kind, void *what);
 int selector_wait(struct selector *selector, int timeout_ms, struct selector_event *events, int most);
 /* cffi: end */
 
-/* Answer the first request in the socket. False if that, or what became of it, is for Python. */
-bool session_serve(struct session *session, int fd);
+enum outcome {
+	SERVED,
+	LEFT,  /* to Python: the request, or what became of it */
+	ENDED, /* the client is gone, and what its instance held is free. Python does the rest. */
+};
 
-/* The client is gone: what its instance held is free. Python does the rest. */
+/* Answer the first request in the socket. */
+enum outcome session_serve(struct session *session, int fd);
+
+/* The client is gone: what its instance held is free. */
 void session_end(struct session *session);
+
+/* Watch a descriptor that is C's own, and watch it no more. */
+int selector_watch(struct selector *selector, int fd, enum selector_kind kind, void *what);
+void selector_unwatch(struct selector *selector, int fd);
+
+/* newcomer.c: somebody knocks. */
+enum outcome door_knock(struct selector *selector, struct door *door, int listener);
+
+/* Serve a newcomer, or its end. LEFT: it is in the door's `leaving`; ENDED: it is for newcomer_bury(). */
+enum outcome newcomer_serve(struct selector *selector, struct newcomer *newcomer);
+enum outcome newcomer_died(struct selector *selector, struct newcomer *newcomer);
+int newcomer_bell(const struct newcomer *newcomer);
+
+/* After the round, as its descriptors must stand for nothing else before. */
+void newcomer_bury(struct newcomer *newcomer);
+
+/* The answer to REGISTER into *value; false: it is Python's to answer. */
+bool newcomer_register(struct newcomer *newcomer, const uint8_t *request, int *value);
 
 #endif

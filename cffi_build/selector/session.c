@@ -114,6 +114,7 @@ static bool answer(struct session *session, const uint8_t *request, uint8_t *rep
 		record_reply(reply, SESSION_RECORD, RECORD_HEARTBEAT_ACK, record_u32(body));
 		session_counts.heartbeats++;
 		return true;
+	case RECORD_REGISTER: done = session->newcomer && newcomer_register(session->newcomer, request, &value); break;
 	case RECORD_GET_LCORE: done = get(session, record_u16(body), &value); break;
 	case RECORD_PUT_LCORE: done = put(session, record_u16(body), &value); break;
 	}
@@ -144,26 +145,28 @@ void session_end(struct session *session)
 		mtlshm_unregister(session->instance);
 }
 
-bool session_serve(struct session *session, int fd)
+enum outcome session_serve(struct session *session, int fd)
 {
 	uint8_t request[SESSION_RECORD], reply[SESSION_RECORD];
 	ssize_t arrived = recv(fd, request, sizeof(request), MSG_PEEK | MSG_DONTWAIT);
 
-	if (!arrived || (arrived < 0 && errno == ECONNRESET)) /* it closed, the latter with replies unread */
+	if (!arrived || (arrived < 0 && errno == ECONNRESET)) { /* it closed, the latter with replies unread */
 		session_end(session);
+		return ENDED;
+	}
 	if (arrived != sizeof(request) || !answer(session, request, reply))
-		return false;
+		return LEFT;
 	if (!take(fd)) {
 		session->over = 1;
-		return false;
+		return LEFT;
 	}
 	if (send(fd, reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof(reply))
-		return true;
+		return SERVED;
 	if (errno == EAGAIN) {
 		memcpy(session->reply, reply, sizeof(reply));
 		session->unsent = sizeof(reply);
 	} else {
 		session->over = 1;
 	}
-	return false;
+	return LEFT;
 }

@@ -16,9 +16,9 @@ because the client has hundreds unread is lost with us; libmtl reads each before
 ONE REQUEST A TURN. A client that sends many at a time waits for its turn like all others: the event loop goes round and
 answers one of each.
 
-C ANSWERS FIRST. While we watch the socket for reading, it is lent to the selector, which answers in the same way what
-it can, and leaves us the rest (selector.py). Never do both have it: we take it back for half a record, for work, and
-for a reply that waits.
+C ANSWERS FIRST, and lets in most clients (reception.py). While we watch the socket for reading, it is lent to the
+selector, which answers in the same way what it can, and leaves us the rest (selector.py). Never do both have it: we
+take it back for half a record, for work, and for a reply that waits.
 
 While a request is worked on, or its reply waits for the client to read, nothing is read from that connection. If the
 client ends meanwhile, the work goes on, and what it got is given back after that.
@@ -40,11 +40,13 @@ from mtlshm.daemon import requests
 from mtlshm.daemon.door import Store
 from mtlshm.daemon.eal import Lcores
 from mtlshm.daemon.lazy import Lazy
+from mtlshm.daemon.loans import Loans
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import meet
+from mtlshm.daemon.reception import Newcomer
 from mtlshm.daemon.reply import Reply
 from mtlshm.daemon.selector import Selector
-from mtlshm.daemon.session import Loans, Session
+from mtlshm.daemon.session import Session
 from mtlshm.errors import reason
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
@@ -87,7 +89,9 @@ class Connection:
     long after. OSError if it has ended already, or if no descriptor is left.
     """
 
-    def __init__(self, server: Server, client: socket.socket, gid: int | None) -> None:
+    def __init__(
+        self, server: Server, client: socket.socket, gid: int | None, newcomer: Newcomer | None = None
+    ) -> None:
         self._server = server
         self._socket = client
         self._half = b""  # of a record, taken out already
@@ -98,7 +102,7 @@ class Connection:
         client.setblocking(False)
         # Or a byte that was sent out of band would wake us, and not be there when we peek (Linux 5.15).
         client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        self._peer = meet(client, gid)
+        self._peer = (newcomer and newcomer.peer) or meet(client, gid)
         self._session = Session(
             server.host,
             server.interfaces,
@@ -109,11 +113,16 @@ class Connection:
             self._forget,
             self._keep_lcores,
             server.loans,
+            newcomer and newcomer.grants,
         )
+        if newcomer and newcomer.instance and newcomer.dialect:
+            self._session.introduce(newcomer.instance, newcomer.dialect)
         self._listen()
         if self._peer.pidfd is not None:
             server.loop.add_reader(self._peer.pidfd, self._died)
             server.selector.lend_process(self._peer.pidfd, self._session.grants)
+        if record := self._session.grants.unsent():
+            self._wait_for_room(Reply(record))
 
     @property
     def owner(self) -> TableOwner:

@@ -46,6 +46,7 @@ class Counts:
         """Requests, and those that C has answered."""
         c, get, put = lib.session_counts, int(Type.GET_LCORE), int(Type.PUT_LCORE)
         by_c = {
+            (int(Type.REGISTER), 0): c.registered,
             (int(Type.HEARTBEAT), 0): c.heartbeats,
             (get, 0): c.granted,
             (get, -errno.EBUSY): c.busy,

@@ -68,7 +68,7 @@ class Door:
     """Listens at `path` from open() to close(), in the event loop.
 
     `knock` is called when somebody waits whom accept() would let in; `let_in` gets those who have been waiting at a
-    socket that is given up.
+    socket that is given up; `heard` is told the descriptor at which visitors knock.
     """
 
     def __init__(
@@ -79,10 +79,11 @@ class Door:
         store: Store,
         knock: Callable[[], None],
         let_in: Callable[[socket.socket], None],
+        heard: Callable[[int], None],
     ) -> None:
         self._path, self._mode, self._gid = path, mode, gid
         self._store = store
-        self._knock, self._let_in = knock, let_in
+        self._knock, self._let_in, self._heard = knock, let_in, heard
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
         self._file: os.stat_result | None = None  # our socket's, at the path
@@ -119,6 +120,7 @@ class Door:
         """Let visitors knock."""
         assert self._listener
         self._loop.add_reader(self._listener.fileno(), self._knock)
+        self._heard(self._listener.fileno())
 
     def ignore(self) -> None:
         """Let them wait."""

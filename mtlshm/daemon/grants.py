@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from mtlshm import Host, Instance
 from mtlshm._core import ffi, lib
@@ -16,8 +17,9 @@ from mtlshm._core import ffi, lib
 class Grants:
     """Lcore ids, and the CPUs that they stand for, of one client of the manager socket."""
 
-    def __init__(self, host: Host) -> None:
-        self.c = ffi.new("struct session *", {"host": host.handle})
+    def __init__(self, host: Host, known: Any = None) -> None:
+        """`known` is what C knows so far, a `struct session` that is copied."""
+        self.c = ffi.new("struct session *", {"host": host.handle} if known is None else known)
         self._instance: Instance | None = None  # whose handle C has
 
     def allow(self, instance: Instance | None, known: Iterable[tuple[int, int]] | None) -> None:

@@ -33,10 +33,12 @@ from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.door import LISTENER, Door, Store
 from mtlshm.daemon.eal import Lcores, kept
 from mtlshm.daemon.lazy import Lazy
+from mtlshm.daemon.loans import Loans
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.peer import why_all_are_unseen
+from mtlshm.daemon.reception import Newcomer, Reception
 from mtlshm.daemon.selector import Selector
-from mtlshm.daemon.session import Loans
+from mtlshm.errors import reason
 from mtlshm.kinds import TableOwner
 from mtlshm.wire import Dialect
 
@@ -76,7 +78,10 @@ class ManagerSocket:
         self.null = _open_null()
         self._spare: int | None = None  # a descriptor kept for the pidfd of the next client
         self._path, self._gid = path, gid
-        self._door = Door(path, mode, gid, store, self._accept, self._meet)
+        may_register = not store.active  # whoever is registered is kept, which C cannot
+        own_gid = os.getegid() if gid is None else gid
+        self._reception = Reception(host, own_gid, may_register, selector, self._take_over)
+        self._door = Door(path, mode, gid, store, self._accept, self._meet, self._reception.lend)
         self._connections: set[Connection] = set()
         self._orphans = Deaths()  # by their owners in the table
         self._retry: asyncio.TimerHandle | None = None
@@ -110,6 +115,7 @@ class ManagerSocket:
         if self._retry:
             self._retry.cancel()
             self._retry = None
+        self._reception.empty()
         for connection in self._connections:
             connection.pause()
         deadline = self.loop.time() + _FINISH_WITHIN
@@ -126,6 +132,7 @@ class ManagerSocket:
             self._retry.cancel()
             self._retry = None  # or gone() would listen again
         self._door.close()
+        self._reception.close()
         for connection in list(self._connections):
             connection.leave()
         self._orphans.close()
@@ -204,6 +211,19 @@ class ManagerSocket:
         except OSError as error:
             log.warning("a client is not served: %s", error.strerror, extra=SELDOM)
             client.close()
+
+    def _take_over(self, newcomer: Newcomer) -> None:
+        """From C."""
+        if newcomer.peer is None:
+            self._meet(newcomer.socket)
+            return
+        try:
+            self._connections.add(Connection(self, newcomer.socket, self._gid, newcomer))
+        except OSError as error:
+            log.warning("pid %d is served no longer: %s", newcomer.peer.pid, reason(error), extra=SELDOM)
+            newcomer.socket.close()
+            if newcomer.peer.pidfd is not None:
+                os.close(newcomer.peer.pidfd)
 
     def _accept_again(self) -> None:
         if self._retry:

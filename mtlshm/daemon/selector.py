@@ -78,6 +78,14 @@ class Selector(selectors.EpollSelector):
         """Let deaths that C can see be told before what inotify says of the segment."""
         self._lend(inotify, lib.SELECTOR_SEGMENT, ffi.NULL)
 
+    def lend_door(self, listener: int, door: Any) -> None:
+        """Let C let in those who knock there; reception.py has the other side of it."""
+        self._lend(listener, lib.SELECTOR_DOOR, door)
+
+    def empty(self, door: Any) -> None:
+        """Let go of all that C has let in."""
+        lib.door_empty(self._c, door)
+
     def take_back(self, fd: int) -> None:
         """Tell everything that happens there. Nothing happens if it is not lent."""
         if self._lent.pop(fd, None) is not None:

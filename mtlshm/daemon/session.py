@@ -23,14 +23,15 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mtlshm import Busy, Host, Instance, InstanceGone, InstanceInfo, Kind, LcoreType, MtlshmError, Process, pidfds, wire
-from mtlshm.daemon import eal, lease, process
+from mtlshm.daemon import eal, lease, loans, process
 from mtlshm.daemon.bounded_log import SELDOM
 from mtlshm.daemon.grants import Grants
 from mtlshm.daemon.lazy import Lazy
 from mtlshm.daemon.lease import Lease
+from mtlshm.daemon.loans import Loans
 from mtlshm.daemon.observer import Observer
 from mtlshm.daemon.own_claims import OwnClaims
 from mtlshm.daemon.peer import Peer
@@ -45,13 +46,6 @@ if TYPE_CHECKING:
     from mtlshm.daemon.interfaces import Interfaces
 
 log = logging.getLogger(__name__)
-
-
-class Loans(Protocol):
-    """The duty that lends lcores to legacy processes; see legacy.py."""
-
-    async def hand_over(self, lcore: int, to: Instance, kind: int) -> bool:
-        """Give an lcore that is lent and unused to an instance. False if that cannot be done soon."""
 
 
 # Members of an enumeration take long to look up, and this one is needed for every request.
@@ -76,9 +70,10 @@ class Session:
         registered: Callable[[], None],
         withdrawn: Callable[[], None],
         seen: Callable[[eal.Lcores], None],
-        loans: Loans | None,
+        lender: Loans | None,
+        grants: Grants | None = None,
     ) -> None:
-        self._loans = loans
+        self._loans = lender
         self._host = host
         self.interfaces = interfaces
         self._observer = observer
@@ -92,9 +87,10 @@ class Session:
         self._who: Process | None = None  # the same, as the table has it
         self._own = OwnClaims(host, self._is_us)
         self._over = False
+        self._introduced = False
         self._lease: Lease | None = None  # once looked up
         self._lcores: eal.Lcores | None = None  # once looked up
-        self.grants = Grants(host)  # by lcore id
+        self.grants = Grants(host) if grants is None else grants  # by lcore id
         self._refused: set[int] = set()  # lcores that are lent, of which that is said
         self._refused_all = False  # which is said once
         self._said = ""  # of it in the log, last, which is not repeated
@@ -117,6 +113,16 @@ class Session:
         for lcore_id, cpu in self._own.resume(info).items():
             self.grants.hold(lcore_id, cpu)
         self._share()
+
+    def introduce(self, instance: Instance, dialect: Dialect) -> None:
+        """Be that of an instance that C has registered, without a lease. OSError if it is not in the table."""
+        self._introduced = True
+        self._instance, self.owner, self.dialect = instance, instance.owner, dialect
+        if (info := self._host.inspect(self.owner)) is None:  # who may write the table has removed it
+            raise OSError(errno.ESRCH, "its instance is gone")
+        self._name(Process(*(getattr(info, name) for name in Process._fields)))
+        self._share()
+        self._registered()
 
     def end(self) -> Callable[[], None]:
         """Give back all that was granted. What is returned does so with what it has of interfaces, and is to be called
@@ -191,10 +197,29 @@ class Session:
             except OSError as error:  # no record left, or no descriptor
                 log.error("cannot register pid %d: %s", self._peer.pid, reason(error))
                 return -(error.errno or errno.EIO)
+        elif self._introduced and self._lease is None:
+            await self._look_up()
         assert self.client
         if body.interfaces:
             return await self._name_interfaces(self.client, body.interfaces, new)
         return 0
+
+    async def _look_up(self) -> None:
+        """The lease of a client that was registered without, by C or by an earlier daemon. OSError: it cannot be a
+        tenant now."""
+        found, start_ticks = await lease.find(self._host, self._observer, self._peer.pid)
+        if not (found.parent and self._introduced and self._instance and self._who):
+            self._lease = lease.late(found)
+            return
+        # Nothing was granted to it yet, nor has it named an interface: so it may be another.
+        who, before = self._who._replace(start_ticks=start_ticks), self._instance
+        instance, self._lease = lease.register(self._host, who, found)
+        self._withdrawn()
+        self._instance, self.owner = instance, instance.owner
+        self._share()
+        self._name(who)
+        self._registered()
+        before.unregister()
 
     def _become(self, body: wire.Register, found: Lease, start_ticks: int) -> None:
         """OSError if it is not registered."""
@@ -338,7 +363,7 @@ class Session:
 
     async def _get_later(self, lcore_id: int) -> int:
         if self._lease is None:
-            self._lease = lease.late((await lease.find(self._host, self._observer, self._peer.pid))[0])
+            await self._look_up()
         if self._lcores is None:
             self._lcores = await eal.in_a_while(self._observer, self._peer.pid)
         self._check_lcores()
@@ -374,28 +399,18 @@ class Session:
     def _grant(self, lcore_id: int) -> int | Coroutine[Any, Any, int]:
         value = self._get(lcore_id)
         free = self._lease and not self._lease.parent and lcore_id not in self.grants
-        if value == -errno.EBUSY and free and self._is_lent(self._cpu(lcore_id)):
+        if value == -errno.EBUSY and free and loans.is_lent(self._host, self._cpu(lcore_id)):
             return self._get_lent(lcore_id)
         return value
 
     def _cpu(self, lcore_id: int) -> int | None:
         return self._lcores.cpu(lcore_id) if self._lcores else None
 
-    def _is_lent(self, cpu: int | None) -> bool:
-        """To legacy processes, none of which has it?"""
-        if cpu is None:
-            return False
-        with suppress(OSError):
-            owner, _ = self._host.holder(cpu)
-            info = self._host.inspect(owner) if owner else None
-            return info is not None and info.kind == Kind.POOL
-        return False
-
     async def _get_lent(self, lcore_id: int) -> int:
         """Gives the client a lent, unused lcore, if nothing else is left for it."""
         cpu = self._cpu(lcore_id)
         assert cpu is not None
-        if self._instance and self._loans and not self._has_choice():
+        if self._instance and self._loans and not loans.has_choice(self._host, self._lcores, self._peer.pid):
             if await self._loans.hand_over(cpu, self._instance, _SCH):
                 self._granted(lcore_id, cpu)
                 return 0
@@ -410,14 +425,6 @@ class Session:
                 *(self._peer.pid, cpu, why, cpu, cpu),
             )
         return -errno.EBUSY
-
-    def _has_choice(self) -> bool:
-        """Whether any CPU of the client's workers is free, or, if these are unknown, any CPU of its affinity mask."""
-        cpus = {cpu for _, where in self._lcores.workers for cpu in where} if self._lcores else set()
-        with suppress(OSError):
-            cpus = cpus or os.sched_getaffinity(self._peer.pid)
-        size = self._host.snapshot().size
-        return any(cpu < size and not self._host.holder(cpu)[0] for cpu in cpus)
 
     def _is_us(self, info: InstanceInfo) -> bool:
         """Did the client's process register this one itself?"""

@@ -134,6 +134,7 @@ NEED_THE_TABLE = {
     "mtlshm_snapshot": "C.mtlshm_snapshot(host, snapshot)",
     "mtlshm_inspect": "C.mtlshm_inspect(host, C.mtlshm_owner(me), info)",
     "mtlshm_parent": "C.mtlshm_parent(host, C.mtlshm_owner(me), owners)",
+    "mtlshm_leased": "C.mtlshm_leased(host)",
     "mtlshm_lease_format": "C.mtlshm_lease_format(host, C.mtlshm_owner(me), lease)",
     "mtlshm_lease_parse": "C.mtlshm_lease_parse(host, b'100000@1', owners)",
     "mtlshm_choose": "C.mtlshm_choose(host, want, NULL, 0, lcores)",

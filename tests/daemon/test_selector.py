@@ -19,7 +19,7 @@ import pytest
 from inotify_simple import INotify, flags
 
 from lab.processes import DEADLINE, Puppet, held, look
-from mtlshm import Host, Kind, Process, wire
+from mtlshm import Host, Kind, LcoreType, Process, wire
 from mtlshm._core import lib
 from mtlshm.daemon.grants import Grants
 from mtlshm.daemon.selector import Death, Selector
@@ -94,7 +94,7 @@ def lent(host: Host, selector: Selector) -> Iterator[Lent]:
 
 def test_c_grants_and_takes_back(lent: Lent, segment: str) -> None:
     assert lent.ask(get(CPU)) == response(0)
-    assert held(segment) == {CPU}
+    assert [(lcore.number, lcore.type) for lcore in look(segment).lcores] == [(CPU, LcoreType.SCH)]
     assert CPU in lent.grants
     assert lent.ask(get(CPU)) == response(-errno.EBUSY)
     assert lent.ask(put(CPU)) == response(0)
@@ -125,7 +125,7 @@ def test_an_id_that_is_not_known_is_left_to_python(lent: Lent, lcore_id: int) ->
         record(Type.REGISTER, Register(1, 0, "host", (), Dialect.A)),
         record(Type.IF_XSK_MAP_FD, wire.Interface(3)),
         wire.encode(4711, None),
-        b"HTTP" + bytes(wire.SIZE - 4),
+        b"HTTP" + record(Type.HEARTBEAT, Heartbeat(1))[4:],
         get(CPU)[:1],
         get(CPU)[:-1],
     ],
@@ -134,6 +134,38 @@ def test_an_id_that_is_not_known_is_left_to_python(lent: Lent, lcore_id: int) ->
 def test_all_else_is_left_to_python(lent: Lent, request_: bytes, segment: str) -> None:
     assert lent.ask(request_) is None
     assert held(segment) == set()
+
+
+def test_nothing_can_be_given_back_before_register(lent: Lent) -> None:
+    lent.grants.allow(None, None)
+    assert lent.ask(put(CPU)) is None
+
+
+def test_what_is_given_back_leaves_the_others(host: Host) -> None:
+    grants = Grants(host)
+    for number in 1, 2, 3:
+        grants.hold(number, 10 + number)
+    assert grants.drop(1) == 11
+    assert grants.drop(1) is None
+    assert sorted(grants) == [2, 3]
+    assert [grants.drop(2), grants.drop(3), len(grants)] == [12, 13, 0]
+
+
+def test_what_c_answers_is_counted(lent: Lent) -> None:
+    def counted() -> list[int]:
+        c = lib.session_counts
+        return [c.heartbeats, c.granted, c.busy, c.given_back, c.invalid]
+
+    for request, index in (
+        (record(Type.HEARTBEAT, Heartbeat(1)), 0),
+        (get(CPU), 1),
+        (get(CPU), 2),
+        (put(CPU), 3),
+        (put(CPU), 4),
+    ):
+        before = counted()
+        assert lent.ask(request)
+        assert [now - then for now, then in zip(counted(), before, strict=True)] == [n == index for n in range(5)]
 
 
 def test_what_others_hold_is_left_to_python(lent: Lent, host: Host) -> None:

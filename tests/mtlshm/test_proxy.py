@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 from threading import Thread
 
 import pytest
+from inotify_simple import INotify, flags
 
 from lab.processes import held, look
 from mtlshm import Busy, Host, Instance, Kind, LcoreType, MtlshmError, Process
@@ -78,3 +81,37 @@ def test_take_refuses_invalid_lcores_and_types(host: Host, lcore: int, type: int
     with pytest.raises(MtlshmError) as raised:
         second.take(lcore, first.owner, type)
     assert raised.value.errno == code
+
+
+def test_registering_for_others_wakes_no_watcher_of_the_file(host: Host, segment: str) -> None:
+    """Or the daemon would wake itself with each client."""
+    with INotify(nonblocking=True) as inotify:
+        inotify.add_watch(segment, flags.CLOSE_WRITE | flags.MODIFY)
+        for label in "first", "second":
+            proxy(host, label).unregister()
+        assert inotify.read(timeout=0) == []
+        with host.register():
+            pass
+        assert inotify.read(timeout=0) != []
+
+
+def test_a_forked_child_registers_for_others_with_locks_of_its_own(host: Host, segment: str) -> None:
+    proxy(host, "before")
+    if not (child := os.fork()):
+        with suppress(BaseException):
+            proxy(host, "child")
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    proxy(host, "after")
+    assert sorted(info.label for info in look(segment).instances) == ["after", "before", "child"]
+
+
+def test_it_is_not_registered_in_a_file_that_is_not_at_the_path_any_more(host: Host, segment: str) -> None:
+    proxy(host, "before")
+    os.unlink(segment)
+    with pytest.raises(MtlshmError) as refused:
+        proxy(host, "after")
+    assert refused.value.errno == errno.ESTALE
+    with Host(segment), pytest.raises(MtlshmError):
+        proxy(host, "after")
