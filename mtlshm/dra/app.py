@@ -21,7 +21,9 @@ from mtlshm.dra import naming
 from mtlshm.dra.api import ACCOUNT, Api
 from mtlshm.dra.devices import NoPool, devices
 from mtlshm.dra.driver import Driver
+from mtlshm.dra.kubelet import check_reserved
 from mtlshm.dra.services import Claims, Codec, Health, Registration
+from mtlshm.dra.slices import Publisher
 from mtlshm.dra.sockets import listening, only_driver
 from mtlshm.errors import about
 
@@ -137,10 +139,10 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     with Host(settings.segment, sysfs=settings.sysfs) as host:
+        check_reserved(settings.kubelet, settings.pool)
         path, found = host.path, devices(settings.pool, host.topology())
-    driver = Driver(
-        settings.node, found, Api(settings.api, settings.account), settings.cdi, settings.segment, settings.sysfs
-    )
+    api = Api(settings.api, settings.account)
+    driver = Driver(settings.node, found, api, settings.cdi, settings.segment, settings.sysfs)
     directory = settings.kubelet / "plugins" / naming.DRIVER
     endpoint = directory / "dra.sock"
     with ExitStack() as held:
@@ -158,8 +160,13 @@ async def _serve(settings: Settings) -> None:
             log.info("%s: lcores %s", device.name, device.lcores)
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not walk it
+        publishing = asyncio.create_task(Publisher(api, settings.node, found).run())
         log.info("ready: node %s, %s", settings.node, path)
-        await stopped.wait()
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait((stopping, publishing), return_when=asyncio.FIRST_COMPLETED)
+        if publishing.done():
+            publishing.result()  # raises: it never ends by itself
+        publishing.cancel()
         for server, _ in reversed(servers):
             server.close()
             await asyncio.wait_for(server.wait_closed(), _LONGEST_GOODBYE)

@@ -28,6 +28,7 @@ from mtlshm.cpuset import counted
 from mtlshm.dra import cdi, naming
 from mtlshm.dra.api import Api, ApiError
 from mtlshm.dra.claim import Wanted, wanted
+from mtlshm.dra.condition import Condition
 from mtlshm.dra.devices import Device
 from mtlshm.dra.messages import Claim, Prepared, Unprepared
 from mtlshm.dra.messages import Device as PreparedDevice
@@ -58,6 +59,7 @@ class Driver:
     cdi: Path
     segment: str | None = None  # opened for each claim, as there may be a new one
     sysfs: str | None = None
+    condition: Condition = field(default_factory=Condition)
     _calls: set[_Call] = field(default_factory=set)
 
     async def prepare(self, claims: list[Claim]) -> dict[str, Prepared]:
@@ -81,9 +83,11 @@ class Driver:
         except (Refused, ApiError) as error:
             return Prepared(error=_failed("prepared", claim, str(error)))
         except OSError as error:
+            self.condition.bad(about(error))
             return Prepared(error=_failed("prepared", claim, about(error)))
         finally:
             self._calls.remove(call)
+        self.condition.good()
         log.info("%s: prepared with lcores %s", _name(claim), lcores)
         ids = [naming.cdi_id(uid)]
         return Prepared(
@@ -103,7 +107,9 @@ class Driver:
         except Refused as error:
             return Unprepared(_failed("unprepared", claim, str(error)))
         except OSError as error:
+            self.condition.bad(about(error))
             return Unprepared(_failed("unprepared", claim, about(error)))
+        self.condition.good()
         log.info("%s: unprepared, lcores %s are free", _name(claim), there.lcores if there else "none")
         return Unprepared()
 

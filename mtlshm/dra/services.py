@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -103,15 +102,16 @@ class Health:
 
     async def _watch(self, stream: Stream[messages.WatchRequest, messages.WatchResponse]) -> None:
         await stream.recv_message()
-        now = int(time.time())
-        healthy = [
-            messages.DeviceHealth(
-                messages.DeviceIdentifier(self._driver.node, name), messages.Health.HEALTHY, now, _FOR_EVER
-            )
-            for name in self._driver.devices
-        ]
-        await stream.send_message(messages.WatchResponse(healthy))
-        await asyncio.Event().wait()  # until kubelet or we end it
+        async for trouble in self._driver.condition.changes():
+            health = messages.Health.UNHEALTHY if trouble else messages.Health.HEALTHY
+            now = int(time.time())
+            devices = [
+                messages.DeviceHealth(
+                    messages.DeviceIdentifier(self._driver.node, name), health, now, _FOR_EVER, trouble
+                )
+                for name in self._driver.devices
+            ]
+            await stream.send_message(messages.WatchResponse(devices))
 
     def __mapping__(self) -> dict[str, Handler]:
         handler = Handler(self._watch, Cardinality.UNARY_STREAM, messages.WatchRequest, messages.WatchResponse)

@@ -339,8 +339,12 @@ def test_a_damaged_segment_fails_claims_until_it_is_replaced(driver, node, segme
     os.truncate(segment, 0)
     assert segment in node.prepare(one)[UID].error
     assert segment in node.unprepare(one)[UID].error
+    for device in node.health("v1").devices:
+        assert device.health.name == "UNHEALTHY"
+        assert segment in device.message
     os.unlink(segment)
     assert node.prepare(one)[UID].error == ""
+    assert {device.health.name for device in node.health("v1alpha1").devices} == {"HEALTHY"}
 
 
 # --- nonsense ------------------------------------------------------------------------------------------

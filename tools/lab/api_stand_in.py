@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from mtlshm.dra.naming import DRIVER
 
+SLICES = "/apis/resource.k8s.io/v1/resourceslices"
+NODES = "/api/v1/nodes/"
 CLAIMS = "/apis/resource.k8s.io/v1/namespaces/{namespace}/resourceclaims/{name}"
 Fault = Callable[["Handler"], None]
 
@@ -30,10 +33,16 @@ class ApiServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects: dict[str, Any] = {}  # by path
-        self.faults: deque[Fault] = deque()  # of the next requests
+        self.faults: deque[Fault] = deque()  # of the next requests for claims
+        self.slice_faults: deque[Fault] = deque()  # of the next for all else
+        self.dropped: set[str] = set()  # fields of devices that it does not know
+        self.slices: dict[str, Any] = {}  # by name
+        self.writes: list[str] = []  # methods, of slices
         self.token: str | None = None  # None: everybody may do everything
         self.ended = threading.Event()  # who hangs, hangs until then
         self.scheme = "http"
+        self._changed = threading.Condition()
+        self._events: list[dict[str, Any]] = []
 
     @property
     def url(self) -> str:
@@ -49,6 +58,41 @@ class ApiServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that do not trust us or are killed are what tests are about."""
 
+    def delete_slices(self) -> None:
+        """As kubelet does when it starts."""
+        for name in list(self.slices):
+            self.change("DELETED", self.slices[name])
+
+    def change(self, kind: str, made: dict[str, Any]) -> dict[str, Any]:
+        """Of a slice: ADDED, MODIFIED or DELETED. Tells all who watch."""
+        with self._changed:
+            made = json.loads(json.dumps(made))
+            name = made["metadata"]["name"]
+            for device in made["spec"]["devices"]:
+                for field in self.dropped:
+                    device.pop(field, None)
+            made["metadata"]["resourceVersion"] = str(len(self._events) + 1)
+            if kind == "DELETED":
+                self.slices.pop(name)
+            else:
+                self.slices[name] = made
+            self._events.append({"type": kind, "object": made})
+            self._changed.notify_all()
+            return made
+
+    def list_slices(self) -> dict[str, Any]:
+        with self._changed:
+            return {"metadata": {"resourceVersion": str(len(self._events))}, "items": list(self.slices.values())}
+
+    def event_after(self, version: int) -> dict[str, Any] | None:
+        """Waits for it; None if we end first."""
+        with self._changed:
+            while not self.ended.is_set():
+                if version < len(self._events):
+                    return self._events[version]
+                self._changed.wait(0.1)
+        return None
+
 
 class Handler(BaseHTTPRequestHandler):
     """One request."""
@@ -57,14 +101,66 @@ class Handler(BaseHTTPRequestHandler):
     server: ApiServer
 
     def do_GET(self) -> None:
-        if self.server.faults:
-            self.server.faults.popleft()(self)
+        self._serve("GET")
+
+    def do_POST(self) -> None:
+        self._serve("POST")
+
+    def do_PUT(self) -> None:
+        self._serve("PUT")
+
+    def do_DELETE(self) -> None:
+        self._serve("DELETE")
+
+    def _serve(self, method: str) -> None:
+        path, _, query = self.path.partition("?")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"null")
+        faults = self.server.faults if "/resourceclaims/" in path else self.server.slice_faults
+        if faults:
+            faults.popleft()(self)
         elif self.server.token is not None and self.headers["Authorization"] != f"Bearer {self.server.token}":
             self.fail(401, "Unauthorized")
-        elif self.path not in self.server.objects:
-            self.fail(404, f'"{self.path}" not found')
+        elif path.startswith(SLICES):
+            self._serve_slices(method, path.removeprefix(SLICES).strip("/"), query, body)
+        elif path.startswith(NODES):
+            self.reply(200, {"metadata": {"name": path.removeprefix(NODES), "uid": "uid-of-the-node"}})
+        elif path not in self.server.objects:
+            self.fail(404, f'"{path}" not found')
         else:
-            self.reply(200, self.server.objects[self.path])
+            self.reply(200, self.server.objects[path])
+
+    def _serve_slices(self, method: str, name: str, query: str, body: Any) -> None:
+        if method == "GET":
+            asked = parse_qs(query)
+            assert asked["fieldSelector"] == [f"spec.driver={DRIVER},spec.nodeName=node-1"], asked
+            if "watch" in asked:
+                self._watch(int(asked["resourceVersion"][0]))
+            else:
+                self.reply(200, self.server.list_slices())
+            return
+        self.server.writes.append(method)
+        there = self.server.slices.get(name or body["metadata"]["name"])
+        if method == "POST" and there is None:
+            self.reply(201, self.server.change("ADDED", body))
+        elif there is None or method == "POST":
+            self.fail(409 if there else 404, name)
+        elif method == "DELETE":
+            self.reply(200, self.server.change("DELETED", there))
+        elif body["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"]:
+            self.fail(409, "the object has been modified")
+        else:
+            self.reply(200, self.server.change("MODIFIED", body))
+
+    def _watch(self, version: int) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while event := self.server.event_after(version):
+            version += 1
+            line = json.dumps(event).encode() + b"\n"
+            for part in (line[:10], line[10:]):  # it says nothing about where parts end
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+        self.close_connection = True
 
     def reply(self, status: int, answer: Any) -> None:
         """In JSON."""
