@@ -126,7 +126,7 @@ async def _serve(settings: Settings, selector: Selector) -> None:
         interfaces: Lazy[Interfaces] | None = None
         if path := settings.socket:
             gid = _gid(settings.socket_group)
-            interfaces = duties.enter_context(closing(_interfaces(settings, gid, duties)))
+            interfaces = duties.enter_context(closing(_interfaces(settings, host, gid, duties)))
             server = ManagerSocket(host, Path(path), settings.socket_mode, gid, interfaces, service, selector, loans)
             duties.enter_context(closing(server))
             duties.push_async_callback(server.finish)
@@ -163,7 +163,7 @@ def _export(
         duties.enter_context(closing(made))
 
 
-def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> Lazy[Interfaces]:
+def _interfaces(settings: Settings, host: Host, gid: int | None, duties: AsyncExitStack) -> Lazy[Interfaces]:
     """Served at once if an earlier daemon served any, else once a client names one."""
     served = settings.xdp != "off" and os.geteuid() == 0
     if settings.xdp != "off" and not served:
@@ -172,6 +172,7 @@ def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> 
     async def make() -> Interfaces:
         if not served:
             raise OSError(errno.ENODEV, "interfaces are not served")
+        from mtlshm.daemon.interface_events import InterfaceEvents
         from mtlshm.daemon.interfaces import Interfaces
         from mtlshm.net.attached import Way
         from mtlshm.net.ledger import Ledger, patiently
@@ -185,6 +186,7 @@ def _interfaces(settings: Settings, gid: int | None, duties: AsyncExitStack) -> 
             Loader(tools, settings.pins),
             Way(settings.xdp),
             settings.umem_limit << 20,
+            InterfaceEvents(host.tell),
         )
         try:
             await made.start()

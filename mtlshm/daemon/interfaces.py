@@ -33,6 +33,7 @@ from typing import Any
 from mtlshm import wire
 from mtlshm.daemon.deaths import Deaths
 from mtlshm.daemon.figures import Figures, figures
+from mtlshm.daemon.interface_events import InterfaceEvents
 from mtlshm.daemon.pace import Pace
 from mtlshm.daemon.process import Client
 from mtlshm.daemon.sockets import Sockets
@@ -61,12 +62,15 @@ class Interfaces:
     `way` is how to load XDP programs; for `umem_limit` see sockets.py.
     """
 
-    def __init__(self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int) -> None:
+    def __init__(
+        self, ledger: Ledger, tools: Tools, loader: Loader, way: Way, umem_limit: int, events: InterfaceEvents
+    ) -> None:
         self._ledger = ledger
         self._loader = loader
         self.tool_failures = tools.failures
         self._nics = Nics(ledger, tools, self._clear)
         self._way = way
+        self._events = events
         self._sockets = Sockets(ledger, self._nics, self._gate, umem_limit)
         self._loop = asyncio.get_running_loop()
         self._owners: dict[tuple[int, ...], LedgerOwner] = {}  # in the ledger, by Client.identity
@@ -142,11 +146,14 @@ class Interfaces:
     async def claim_queue(self, client: Client, asked: wire.Interface) -> int:
         """Returns the queue."""
         owner = await self._use(client, asked.ifindex)
-        return await self._nics.claim_queue(owner, asked.ifindex, self._gate(asked.ifindex).queues)
+        queue = await self._nics.claim_queue(owner, asked.ifindex, self._gate(asked.ifindex).queues)
+        self._events.nic(asked.ifindex, f"queue {queue} claimed", client.process)
+        return queue
 
     async def put_queue(self, client: Client, asked: wire.Interface) -> int:
         """Give it back."""
         await self._nics.put_queue(self._owner(client), asked.ifindex, QueueNumber(asked.queue))
+        self._events.nic(asked.ifindex, f"queue {asked.queue} given back", client.process)
         return 0
 
     async def add_flow(self, client: Client, asked: wire.Interface) -> int:
@@ -155,11 +162,14 @@ class Interfaces:
         ports = asked.source_port, asked.destination_port
         spec = FlowSpec.from_wire(asked.flow_type, asked.source, asked.destination, *ports)
         most = self._gate(asked.ifindex).queues
-        return await self._nics.add_flow(owner, asked.ifindex, QueueNumber(asked.queue), spec, most)
+        rule = await self._nics.add_flow(owner, asked.ifindex, QueueNumber(asked.queue), spec, most)
+        self._events.nic(asked.ifindex, f"rule {rule} to queue {asked.queue}", client.process)
+        return rule
 
     async def delete_flow(self, client: Client, asked: wire.Interface) -> int:
         """Delete the flow rule with that id."""
         await self._nics.delete_flow(self._owner(client), asked.ifindex, asked.flow_id)
+        self._events.nic(asked.ifindex, f"rule {asked.flow_id} deleted", client.process)
         return 0
 
     async def open_xsk(self, client: Client, body: wire.OpenXsk) -> tuple[wire.Xsk, XskSocket]:
@@ -168,7 +178,9 @@ class Interfaces:
         layout = Layout(body.frame_size, body.frames, body.fill, body.completion, body.rx, body.tx)
         self._sockets.check(layout)
         await self._use(client, ifindex)
-        return await self._sockets.open(partial(self._owner, client), client.process.uid, ifindex, layout)
+        opened = await self._sockets.open(partial(self._owner, client), client.process.uid, ifindex, layout)
+        self._events.nic(ifindex, f"queue {opened[0].value} with a socket", client.process)
+        return opened
 
     def map_of(self, ifindex: int) -> int | None:
         """The descriptor of the interface's xsks_map, which stays ours."""
@@ -180,6 +192,8 @@ class Interfaces:
         if number := self._owners.pop(client.identity, _GONE):
             self._orphans.forget(number)
             self._in_background(self._drop(number))
+            for ifindex in {queue.ifindex for queue in self._ledger.queues(owner=number)}:
+                self._events.nic(ifindex, "all queues and rules taken back", client.process)
 
     # -- owners
 
@@ -255,12 +269,14 @@ class Interfaces:
         self._gates[ifindex] = gate
         self._set_ports(gate)
         log.info("%s: %s, %s mode, %d ports", gate.attached.name, gate.way, gate.mode, len(gate.ports()))
+        self._events.xdp(ifindex, f"served: {gate.way}, {gate.mode} mode")
 
     def _fail(self, ifindex: int, error: OSError, before: OSError | None = None) -> None:
         """Records a failure for clients that ask, and logs it once. The gate stays, until its programs are put back."""
         before = self._failures.get(ifindex, before)
         if before is None or before.errno != error.errno:
             log.error("interface %d: %s", ifindex, error.strerror or error)
+            self._events.xdp(ifindex, f"not served: {error.strerror or error}")
         self._failures[ifindex] = error
 
     def _set_ports(self, gate: Gate) -> None:
@@ -276,6 +292,8 @@ class Interfaces:
                 self._let_go(ifindex)
                 # mtlshm-ctl may keep it from now on.
                 await self._loader.unload(ifindex, lambda: self._ledger.in_use(ifindex), ours)
+                if gate:
+                    self._events.xdp(ifindex, "no longer served: its last client has ended")
 
     def _let_go(self, ifindex: int) -> None:
         self._failures.pop(ifindex, None)
@@ -334,6 +352,7 @@ class Interfaces:
                 )
             self._let_go(ifindex)  # last: if something fails, it is found again
             log.warning("interface %d is gone, and with it all that its clients had of it", ifindex)
+            self._events.gone(ifindex)
 
     async def _check(self, ifindex: int) -> None:
         """Something has changed; our programs should still be there."""
@@ -365,6 +384,7 @@ class Interfaces:
             self._fail(now.ifindex, OSError(errno.ENETDOWN, text))
         else:
             log.warning("%s; putting them back", what)
+            self._events.xdp(now.ifindex, "detached by somebody else; putting them back")
             sockets = gate.xsks_map.info.id
             await self._load(now.ifindex)
             if now.ifindex not in self._failures:

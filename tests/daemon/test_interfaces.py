@@ -30,7 +30,7 @@ from lab.networks import QUEUES, Veth, inside, veth
 from lab.processes import DEADLINE, UNPRIVILEGED, Daemon, eventually
 from lab.processes import look as look_at_segment
 from lab.refusals import refusal
-from mtlshm import Kind, wire
+from mtlshm import EventKind, Host, Kind, wire
 from mtlshm.manager_client import Manager
 from mtlshm.net import xdp
 from mtlshm.net.attached import look
@@ -57,6 +57,32 @@ def test_program_is_loaded_for_the_first_client_and_unloaded_after_the_last(
     assert programs(link) == ["mtl_dp_fused"]
     second.close()
     eventually(lambda: programs(link) == [])
+
+
+def test_what_is_done_to_an_interface_is_told_as_events(
+    link_client: Callable[..., Manager], link: Veth, segment: str
+) -> None:
+    first, second = link_client(), link_client()
+    queue = first.get_queue(link.index)
+    first.put_queue(link.index, queue)
+    first.get_queue(link.index)
+    first.close()
+    second.close()
+    with Host(segment) as host:
+        eventually(lambda: any("no longer served" in event.text for event in host.events()))
+        told = [
+            (event.kind, event.label, event.text.split(":")[0])
+            for event in host.events()
+            if event.kind in (EventKind.XDP, EventKind.NIC)
+        ]
+    assert told == [
+        (EventKind.XDP, link.name, "served"),
+        (EventKind.NIC, link.name, f"queue {queue} claimed"),
+        (EventKind.NIC, link.name, f"queue {queue} given back"),
+        (EventKind.NIC, link.name, f"queue {queue} claimed"),
+        (EventKind.NIC, link.name, "all queues and rules taken back"),
+        (EventKind.XDP, link.name, "no longer served"),
+    ]
 
 
 def test_interface_nobody_named_is_unknown(link_client: Callable[..., Manager], link: Veth) -> None:
