@@ -36,7 +36,7 @@ _VERBS = {
     "reserve": ("reservations:reserve", "Reserve lcores under a name, until `end` or the next boot."),
     "run": ("claims:run", "Run a command on lcores of its own."),
     "status": ("status:status", "Show owners of lcores, and interfaces in use."),
-    "top": ("top:top", "Watch the host's cores, their owners and their use."),
+    "top": ("top:top", "Watch cores, their owners and use, and the last events."),
     "topology": ("topology:topology", "Show cores, caches and NUMA nodes of this host."),
     "xdp": ("xdp:xdp", "Show, load and unload our XDP programs."),
 }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Input, Static
 
-from mtlshm import Topology
+from mtlshm import Event, Follower, Host, Topology
 from mtlshm.ctl.colours import colours
 from mtlshm.ctl.cpu_use import CpuUse
+from mtlshm.ctl.event_text import line
 from mtlshm.ctl.layout import Part, layout
 from mtlshm.ctl.look import ORDERS, Choice, Look
 from mtlshm.ctl.overview import overview
@@ -25,6 +27,7 @@ from mtlshm.ctl.view import View
 from mtlshm.errors import reason
 
 LEAST = 40, 12  # columns and lines
+_EVENTS = 8  # the last so many are shown
 _CELL = 9  # columns of a hardware thread: its number and the use of its CPU
 
 
@@ -37,7 +40,7 @@ class _News(NamedTuple):
 class Top(App[None]):
     """Looks every `interval` seconds."""
 
-    CSS = "Input { dock: bottom; display: none; } #cores, #owners { height: auto; margin-bottom: 1; }"
+    CSS = "Input { dock: bottom; display: none; } #cores, #owners, #events { height: auto; margin-bottom: 1; }"
     BINDINGS = [  # noqa: RUF012 - as Textual wants it
         Binding("s", "sort", "sort"),
         Binding("slash", "filter", "filter", key_display="/"),
@@ -52,6 +55,8 @@ class Top(App[None]):
         self._choice = view.choice
         self._use = CpuUse()
         self._news: _News | None = None
+        self._follower = Follower(view.host.events) if isinstance(view.host, Host) else None  # other layouts have none
+        self._events: deque[Event] = deque(maxlen=_EVENTS)
         self._looking = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
@@ -59,6 +64,7 @@ class Top(App[None]):
         with VerticalScroll():
             yield Static(id="cores")
             yield Static(id="owners")
+            yield Static(id="events")
         yield Input(placeholder="PID, or part of a name", id="filter")
         yield Footer()
 
@@ -75,10 +81,13 @@ class Top(App[None]):
             except OSError as error:  # such as a segment that was truncated; it may get better
                 self._news = None
                 self.query_one("#cores", Static).update(Text(reason(error), style="bold red"))
-                self.query_one("#owners", Static).update("")
+                for part in "#owners", "#events":
+                    self.query_one(part, Static).update("")
         self._show()
 
     def _gather(self) -> _News:
+        if self._follower:
+            self._events.extend(self._follower.look())
         return _News(
             Look.take(self._view.host, self._choice, self._use.take()), Topology.read(), self._view.interfaces()
         )
@@ -88,14 +97,17 @@ class Top(App[None]):
         self._show()
 
     def _show(self) -> None:
-        cores, owners = self.query_one("#cores", Static), self.query_one("#owners", Static)
+        cores, owners, events = (self.query_one(part, Static) for part in ("#cores", "#owners", "#events"))
         if self.size.width < LEAST[0] or self.size.height < LEAST[1]:
             cores.update(Text(f"The terminal has {self.size.width} columns and {self.size.height} lines. {_NEEDED}"))
             owners.update("")
+            events.update("")
         elif self._news:
             width = self.size.width - 4
             cores.update(Text("\n").join(_chart(self._news, width)))
             owners.update(Text.from_ansi("\n".join(_text(self._news, width, self._choice)), no_wrap=True))
+            told = "\n".join(["last events:", *map(line, self._events)] if self._events else [])
+            events.update(Text(told, no_wrap=True, overflow="ellipsis"))
 
     async def action_sort(self) -> None:
         """By the next criterion."""

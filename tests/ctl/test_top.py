@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from mtlshm import Host, Topology
+from mtlshm import EventKind, Host, Topology
 from mtlshm.ctl.look import ORDERS
 from mtlshm.ctl.top_screen import LEAST, Top
 from mtlshm.ctl.view import View, open_segment
@@ -32,7 +32,7 @@ def watch(segment: str, tmp_path: Path) -> Callable[..., list[str]]:
                     await act(pilot)
                     await pilot.pause()
                     await top._look()
-                    parts = [top.query_one(name, Static) for name in ("#cores", "#owners")]
+                    parts = [top.query_one(name, Static) for name in ("#cores", "#owners", "#events")]
                     return [
                         "\n".join(line.text for line in part.render_lines(part.region.reset_offset)) for part in parts
                     ]
@@ -52,7 +52,7 @@ def keys(*names: str) -> Act:
 def test_it_shows_all_cpus_and_their_owners(watch, segment, own_cpus):
     with Host(segment) as host, host.register("encoder [b]") as me, host.register("idle"):
         me.claim(own_cpus[0])
-        cores, owners = watch(keys())
+        cores, owners, _ = watch(keys())
     assert {str(cpu) for cpu in Topology.read().online} <= set(cores.split())
     assert "socket" in cores
     assert "%" in cores
@@ -75,9 +75,19 @@ def test_keys_sort_and_filter(watch, segment, own_cpus):
 @pytest.mark.parametrize("size", [(LEAST[0] - 1, 40), (100, LEAST[1] - 1)])
 def test_a_terminal_that_is_too_small_gets_a_clear_message(watch, segment, size):
     Host(segment).close()
-    cores, owners = watch(keys(), size)
+    cores, owners, events = watch(keys(), size)
     assert f"has {size[0]} columns and {size[1]} lines" in " ".join(cores.split())
-    assert owners.strip() == ""
+    assert owners.strip() == events.strip() == ""
+
+
+def test_it_shows_what_happened_last(watch, segment):
+    with Host(segment) as host:
+        for number in range(20):
+            host.tell(EventKind.NIC, "eth0", f"change {number} [b]")
+        lines = watch(keys())[2].splitlines()
+    assert [
+        line.strip().endswith(f"interface eth0: change {number} [b]") for number, line in enumerate(lines[1:9], 12)
+    ] == [True] * 8
 
 
 def test_without_a_terminal_it_says_what_to_run_instead(ctl, segment):
