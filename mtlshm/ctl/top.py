@@ -25,7 +25,7 @@ from mtlshm.ctl.view import View, open_segment
 @pins_option
 @click.pass_context
 def top(context: click.Context, interval: float, state: Path, pins: Path) -> None:
-    """Watch the host's cores, their owners, their use and the last events.
+    """Watch cores, their owners and use, and the last events.
 
     Cores stand as they are in the machine: by socket, NUMA node, cache and SMT pair. Keys: s sorts the owners by the
     next criterion, / shows one owner only, q quits. Needs read permission for the segment only.

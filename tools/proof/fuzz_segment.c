@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "mtlshm.h"
@@ -29,7 +30,7 @@
 		}                                                                  \
 	} while (0)
 
-enum { CHANGE = 11, WORDS = sizeof(struct mtlshm_segment) / 8 };
+enum { DAY = 86400, CHANGE = 11, WORDS = sizeof(struct mtlshm_segment) / 8 };
 
 static const char *path;
 static struct mtlshm_segment good;
@@ -108,10 +109,13 @@ static void write_file(const struct mtlshm_segment *table, size_t length)
 	close(fd);
 }
 
-/* Whatever lies in the ring, only what somebody wrote there is told, all of it. */
+/* Whatever lies in the ring, only what somebody wrote there is told, all of it: nobody here writes of interfaces, and nobody
+ * wrote yesterday or will tomorrow. */
 static bool told_by_us(const struct mtlshm_event *event)
 {
-	return event->when_ns && event->kind != MTLSHM_EVENT_XDP && event->kind != MTLSHM_EVENT_NIC;
+	int64_t ago = (int64_t)time(NULL) - (int64_t)(event->when_ns / 1000000000);
+
+	return ago < DAY && ago > -DAY && event->kind != MTLSHM_EVENT_XDP && event->kind != MTLSHM_EVENT_NIC;
 }
 
 static void look(struct mtlshm_host *host, uint64_t input_number)
