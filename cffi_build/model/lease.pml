@@ -12,8 +12,8 @@
  *   no mistake   nobody ever holds a write lock on the record of a dead instance
  *   nothing left when all are gone, a sweep leaves every lcore and record free
  *
- * Left out: proxied records (transfer.pml), parents and tenants (tenancy.pml), the retired segment (segment.pml), several
- * threads.
+ * Left out: proxied records (transfer.pml), parents and tenants (tenancy.pml), the retired segment (segment.pml), claims of
+ * several lcores and several threads (policy.pml).
  */
 #define PROCESSES 3
 

@@ -27,8 +27,8 @@
  *   a control word and a parent that are read one after the other, since everybody lives once.
  * Everybody has a record of its own, so only the next record can be that of a tenant.
  *
- * Left out: claims by policy (they are claims of several words under the semaphore), threads of one instance, chains of
- * more than three, damage, a daemon's take (one exchange of a word, as a claim is).
+ * Left out: claims by policy and threads of one instance (policy.pml), chains of more than three, damage, a daemon's take
+ * (one exchange of a word, as a claim is).
  */
 #define FAMILY 3
 #define ROOT 0

@@ -52,9 +52,16 @@ SEARCHES: dict[str, list[Search]] = {
         Search({"DEATHS": 2, "RESERVATION": None}),
         Search({"DEATHS": 2, "NEWCOMER": None}),
     ],
+    "policy": [
+        Search({"DEATHS": 1, "POLICIES": None, "STAYS": None}),
+        Search({"DEATHS": 1, "STAYS": None}),
+        Search({"DEATHS": 2, "THREADS": None, "ALONE": None, "STAYS": None}),
+        Search({"DEATHS": 0, "THREADS": None, "STAYS": None}),
+        Search({"DEATHS": 1}),
+    ],
 }
 
-LEASE, SEMAPHORE, SEGMENT, TRANSFER, TENANCY = (f"{name}.pml" for name in SEARCHES)
+LEASE, SEMAPHORE, SEGMENT, TRANSFER, TENANCY, POLICY = (f"{name}.pml" for name in SEARCHES)
 
 MUTANTS = {
     "lease-claims-by-load-and-store": Plant(
@@ -303,5 +310,49 @@ MUTANTS = {
         TENANCY,
         "if :: ok -> end_free() :: else fi);\n	if\n	:: ok -> step_of(true, ok = false; end_clear())\n",
         "if :: ok -> end_clear() :: else fi);\n	if\n	:: ok -> step_of(true, ok = false; end_free())\n",
+    ),
+    "policy-takes-half": Plant(
+        "a claim of several keeps what it got when it is refused the rest",
+        POLICY,
+        "			:: n > 0 -> n--; step(roll_back((n + first) % LCORES))\n",
+        "			:: n > 0 -> n--\n",
+    ),
+    "policy-rolls-back-to-anybody": Plant(
+        "what a claim of several gives back when it is refused the rest is free, and not the parent's",
+        POLICY,
+        "inline roll_back(lcore)\n{\n	give_back(lcore)\n",
+        "inline roll_back(lcore)\n{\n	lease = 0; give_back(lcore); lease = home\n",
+    ),
+    "policy-rolls-back-by-store": Plant(
+        "a claim of several gives back without a look whether the lcore is still its own",
+        POLICY,
+        "inline roll_back(lcore)\n{\n	give_back(lcore)\n",
+        "inline roll_back(lcore)\n{\n	give_back(lcore); lcores[lcore] = lease\n",
+    ),
+    "policy-takes-by-store": Plant(
+        "a claim of several believes its survey",
+        POLICY,
+        "		step(swap((n + first) % LCORES); held = 0);\n",
+        "		step(swap((n + first) % LCORES); held = 0;\n"
+        "		     if :: !ok -> lcores[(n + first) % LCORES] = token_of(owner_make(me), 0); ok = true;"
+        " got((n + first) % LCORES) :: else fi);\n",
+    ),
+    "policy-without-the-semaphore": Plant(
+        "two claims of several go on at once",
+        POLICY,
+        "	step((semaphore == 0 || !locked[owner_index(semaphore)]) -> semaphore = owner_make(me));\n",
+        "	step(semaphore = owner_make(me));\n",
+    ),
+    "policy-keeps-what-is-void": Plant(
+        "a thread does not look again whether another has unregistered the instance meanwhile",
+        POLICY,
+        "	step(ok = registered[me]);\n",
+        "	step(ok = true);\n",
+    ),
+    "policy-stops-threads-too-late": Plant(
+        "an instance gives up its lcores before its own threads have stopped",
+        POLICY,
+        "	step(forget());\n	step(locked[me] = false; whose = owner_make(me));\n	collect()\n}\n",
+        "	step(locked[me] = false; whose = owner_make(me));\n	collect();\n	step(forget())\n}\n",
     ),
 }
