@@ -402,8 +402,8 @@ int mtlshm_register(struct mtlshm_instance **instance, struct mtlshm_host *host,
 
 /* Release all lcores of the instance, give back its record and life lock. The handle stays valid, to be
  * refused with -EBADF (as NULL is), until mtlshm_instance_free(). A claim that another thread has under way
- * may still return 0; it is released as well. If the process is killed right then, while that thread of a tenant has
- * an lcore in hand, the lcore becomes free and does not go back to the parent.
+ * may still return 0; it is released as well. While that thread of a tenant has an lcore in hand, the lcore counts as free:
+ * if the process is killed right then, or a stranger claims the lcore, it does not go back to the parent.
  *
  * Errors: -EBADF, -ECHILD. A truncated segment has nothing to release: this returns 0. Killed inside: the rest
  * belongs to a dead instance. */
