@@ -5,18 +5,19 @@
  * Steps have the names of the functions there; each changes one table.
  *
  * Shown, with two legacy processes, one that claims in our table, a daemon that lends one of two lcores and is started again
- * when it died, and somebody with mtlshm-ctl:
+ * when it died, and somebody with mtlshm-ctl or one that reserves an lcore of ours:
  *
  *   owned once    whoever takes an lcore, by whatever table, is the only one alive who thinks he has it
  *   no clash      the daemon never finds two owners
- *   nothing lost  when all others are gone, a look of the daemon's leaves each lcore ours and free or lent, one of them lent
+ *   nothing lost  when all others are gone, a look of the daemon's leaves each lcore ours and free or lent, one of them lent;
+ *                 but one that is reserved stays so
  *
  * The legacy processes are attached from the beginning, with the daemon there: one that attaches with nobody there zeroes
  * the table, which nothing protects from. What our table does with its own dead is lease.pml's: here it takes one step.
  */
 #define LCORES 2
 #define LENT 1   /* how many the daemon lends */
-#ifdef CTL_TOO
+#if defined(CTL_TOO) || defined(RESERVES)
 #define OTHERS 4
 #else
 #define OTHERS 3
@@ -29,12 +30,13 @@
 #define FREE 0
 #define POOL 1
 #define SHM 9
+#define RESERVATION 10
 
 #define process(n) (2 + (n))
 #define instance(n) (2 + (n))
 #define is_process(entry) ((entry) >= 2)
 #define number(entry) ((entry) - 2)
-#define lent(holder) ((holder) != FREE && (holder) != SHM)
+#define lent(holder) ((holder) != FREE && (holder) != SHM && (holder) != RESERVATION)
 
 /* Who has the legacy lock. */
 #define NOBODY 0
@@ -46,6 +48,7 @@ byte ours[LCORES];
 byte lock;                /* a legacy process, + 1; DAEMON, CTL */
 bool alive[2] = true;
 byte uses[LCORES];        /* who thinks it is his, and lives: legacy process + 1, or SHM */
+bool kept;                /* lcore 1 has been reserved, and nobody ends that */
 byte deaths = DEATHS;
 byte gone;
 
@@ -180,6 +183,20 @@ died:
 		i = 0;
 		gone++
 	}
+}
+
+/* Makes a reservation of one lcore, which outlasts it, and may end it. */
+proctype reserver()
+{
+	bool ok;
+
+	step(swap(1, FREE, RESERVATION); kept = ok);
+	if
+	:: ok -> step(kept = false; swap(1, RESERVATION, FREE); assert(ok))
+	:: true
+	fi;
+died:
+	atomic { ok = false; gone++ }
 }
 
 /* --- mtlshm/legacy/lending.py ------------------------------------------------------------------------------- */
@@ -354,7 +371,8 @@ proctype daemon()
 	od;
 	atomic {
 		for (i : 0 .. LCORES - 1) {
-			assert((legacy[i] == RESERVED && ours[i] == FREE) || (legacy[i] == INACTIVE && ours[i] == POOL));
+			assert((legacy[i] == RESERVED && ours[i] == (i == 1 && kept -> RESERVATION : FREE)) ||
+			       (legacy[i] == INACTIVE && ours[i] == POOL && !(i == 1 && kept)));
 			available = available + (ours[i] == POOL)
 		};
 		assert(available >= LENT)
@@ -369,6 +387,9 @@ init
 		run shm_process();
 #ifdef CTL_TOO
 		run ctl();
+#endif
+#ifdef RESERVES
+		run reserver();
 #endif
 		run daemon()
 	}

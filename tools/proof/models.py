@@ -44,6 +44,7 @@ SEARCHES: dict[str, list[Search]] = {
         Search({"LOOKS": 1, "DEATHS": 2}),
         Search({"LOOKS": 2, "DEATHS": 1}),
         Search({"LOOKS": 1, "DEATHS": 1, "CTL_TOO": None}),
+        Search({"LOOKS": 1, "DEATHS": 1, "RESERVES": None}),
     ],
     "tenancy": [
         Search({"DEATHS": 2}),
@@ -242,6 +243,12 @@ MUTANTS = {
         TRANSFER,
         "ok = is_process(legacy[i]) && alive[number(legacy[i])]);",
         "ok = is_process(legacy[i]));",
+    ),
+    "transfer-takes-reservations": Plant(
+        "the daemon takes what is reserved for what it has lent",
+        TRANSFER,
+        "(holder) != SHM && (holder) != RESERVATION)\n",
+        "(holder) != SHM)\n",
     ),
     "tenancy-claims-from-the-dead": Plant(
         "a claim takes what a dead tenant has, instead of giving it to the parent first",
