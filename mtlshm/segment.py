@@ -9,15 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 from mtlshm._core import ffi, lib
 from mtlshm.errors import MtlshmError, error, failure
+from mtlshm.kinds import Kind
 
 GROUP = "mtl"  # whose members may use it, as the core names it
 
 _SHM_DIRECTORY = "/dev/shm/"
+_MOST_RECORDS, _LARGEST_RECORD = 4096, 4096  # of any layout
 
 
 def _posix_name(path: str) -> str | None:
@@ -148,10 +152,11 @@ def _what_it_is(path: str) -> str:
     try:
         size = os.fstat(fd).st_size
         ffi.memmove(header, (data := os.pread(fd, ffi.sizeof(header[0]), 0)), len(data))
+        kept = _kept(fd, header)
     finally:
         os.close(fd)
     advice = "stop all its users, then remove the file"
-    replaced = f"{_users(path)}. Stop them, then start anew: what nobody uses is replaced"
+    replaced = f"{'; '.join(_users(path, kept))}. Then start anew: what nobody uses is replaced"
     if not bytes(ffi.buffer(header.magic)).startswith(b"MTLSHM"):
         return f"not a mtlshm segment ({size} bytes): name another path, or remove the file"
     if header.version != lib.MTLSHM_LAYOUT_VERSION:
@@ -161,14 +166,43 @@ def _what_it_is(path: str) -> str:
     return f"the layout of another build of version {header.version}, or damaged; {replaced}"
 
 
-def _users(path: str) -> str:
+def _kept(fd: int, header: Any) -> Counter[Kind]:
+    """Of what kinds the records are that no process keeps alive by a lock: in every layout where the header says."""
+    at, size, count, kind_at = header.records_at, header.record_size, header.records, header.kind_at
+    if header.version == 1:
+        at, size, count, kind_at = 256, 256, 256, 16
+    found = Counter[Kind]()
+    if not 8 <= kind_at <= size - 4 <= _LARGEST_RECORD or count > _MOST_RECORDS:  # it is no header
+        return found
+    data = os.pread(fd, size * count, at)
+    for record in range(0, len(data) - size + 1, size):
+        control, kind = (
+            int.from_bytes(data[record + begin : record + end], sys.byteorder)
+            for begin, end in ((0, 8), (kind_at, kind_at + 4))
+        )
+        if control & 0xFF == lib.MTLSHM_PROXIED and kind in set(Kind):
+            found[Kind(kind)] += 1
+    return found
+
+
+def _users(path: str, kept: Counter[Kind]) -> list[str]:
+    """Who they are, and how to end them."""
     from mtlshm.users import users  # it needs much that is needed only here
 
+    said = []
     try:
         inode = os.stat(path).st_ino
         seen = [str(user) for user in users(path) if user.inode == inode and not user.removed]
     except OSError:
         seen = []
     if seen:
-        return f"used by {', '.join(seen)}"
-    return "a process uses it that cannot be seen from here: in a container, ask mtlshm-ctl doctor on the host, as root"
+        said.append(f"used by {', '.join(seen)}: stop them")
+    if number := kept[Kind.RESERVATION]:
+        what = "1 reservation is" if number == 1 else f"{number} reservations are"
+        said.append(f"{what} in it: end each with the mtlshm-ctl that made it (mtlshm-ctl end NAME)")
+    if number := kept[Kind.SOCKET] + kept[Kind.LEGACY]:
+        what = "1 process is" if number == 1 else f"{number} processes are"
+        said.append(f"{what} in it that a daemon keeps: stop them while mtlshmd of that version runs")
+    return said or [
+        "a process uses it that cannot be seen from here: in a container, ask mtlshm-ctl doctor on the host, as root"
+    ]

@@ -132,6 +132,20 @@ def test_error_names_the_users_of_the_segment(newer: Start, segment: str) -> Non
     assert "next_version" in daemon.stderr
 
 
+def test_error_names_reservations_without_processes(newer: Start, segment: str) -> None:
+    maker = newer()
+    assert maker.open(1) == 0
+    assert maker.reserve("studio", 1) > 0
+    assert maker.register_proxy(Kind.SOCKET, 0) == 0
+    maker.kill()
+    with pytest.raises(
+        OtherLayout, match=r"1 reservation is in it: .* 1 process is in it that a daemon keeps"
+    ) as error:
+        Host(segment)
+    assert "cannot be seen" not in str(error.value)
+    assert maker.pid not in map(int, re.findall(r"pid (\d+)", str(error.value)))
+
+
 def test_it_is_said_that_one_was_replaced(newer: Start, segment: str) -> None:
     user = newer()
     assert user.open(1) == 0
