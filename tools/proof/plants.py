@@ -392,4 +392,39 @@ PROCESSES = {
         "	uint64_t owner = me && me->owner ? me->owner : handle_owner(me, &rc), token;\n\n"
         "	if (unlikely(!owner))\n",
     ),
+    "gives-back-one-type": Plant(
+        "to release all is to release what the application uses itself",
+        "lease.c",
+        "	rc = (int)lease_clear(me->host, owner, me->lease, &cleared);\n",
+        "	(void)cleared;\n"
+        "	for (uint32_t i = 0; i < me->host->lcores; i++) {\n"
+        "		uint64_t token = owner | MTLSHM_LCORE_APP;\n\n"
+        "		rc += give_back(slot(me->host, i), &token, me->lease);\n	}\n",
+    ),
+    "reserves-too-few": Plant(
+        "a reservation has one lcore fewer than it was asked for",
+        "reservation.c",
+        "	lease.type = MTLSHM_LCORE_LEASE;\n"
+        "	rc = claim_look(made, &topology, &allowed);\n"
+        "	if (!rc)\n"
+        "		rc = claim_choice(made, topology, &allowed, &lease, reserved->lcores);\n"
+        "	if (!rc) {\n"
+        "		reserved->owner = mtlshm_owner(made);\n"
+        "		reserved->count = want->count;\n",
+        "	lease.type = MTLSHM_LCORE_LEASE;\n"
+        "	lease.count--;\n"
+        "	rc = claim_look(made, &topology, &allowed);\n"
+        "	if (!rc)\n"
+        "		rc = claim_choice(made, topology, &allowed, &lease, reserved->lcores);\n"
+        "	if (!rc) {\n"
+        "		reserved->owner = mtlshm_owner(made);\n"
+        "		reserved->count = lease.count;\n",
+    ),
+    "knows-no-reservation": Plant(
+        "what a reservation holds is said to be nobody's",
+        "lease.c",
+        "	if (!segment_knows(host, *owner))\n		*owner = 0;\n	return segment_lost(host) ? -EBADMSG : 0;\n}\n",
+        "	if (!segment_knows(host, *owner) || segment_proxied(host, *owner))\n		*owner = 0;\n"
+        "	return segment_lost(host) ? -EBADMSG : 0;\n}\n",
+    ),
 }

@@ -38,6 +38,7 @@ BUGS = PROCESSES | {
         "takes-what-is-not-lent",
         "keeps-no-parent",
         "leaves-without-a-look",
+        "reserves-one-by-one",
     )
 }
 
