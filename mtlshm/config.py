@@ -64,18 +64,34 @@ def read(path: str | Path, known: Collection[str] | None = None) -> dict[str, st
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     if known is not None and (unknown := sorted(settings.keys() - set(known))):
-        raise ConfigError(f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        told = f"unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        raise ConfigError(f"{_place(path, text, unknown[0])}: {told}")
     for key, value in settings.items():
         if known is not None or key in _PATHS:
             try:
                 settings[key] = _text(key, value, text)
             except ValueError as error:
-                raise ConfigError(f"{path}: {error}") from None
+                raise ConfigError(f"{_place(path, text, key)}: {error}") from None
         if key in _PATHS and value and not str(value).startswith("/"):
-            raise ConfigError(f"{path}: {key} must be an absolute path, not {value!r}")
+            raise ConfigError(f"{_place(path, text, key)}: {key} must be an absolute path, not {value!r}")
     if (settings.get("segment") or None) != _segment_as_the_library_reads_it(path):
         raise _misread(path)
     return settings
+
+
+def place(path: str | Path, key: str) -> str:
+    """The file, and on which line it sets the key, as FILE:LINE."""
+    with open(path, encoding="utf-8") as opened:
+        return _place(path, opened.read(), key)
+
+
+def _place(path: str | Path, text: str, key: str) -> str:
+    """The same, of a file that says `text`; only the file if the key is written in a way that is not looked for."""
+    names = {key, f'"{key}"', f"'{key}'"}
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.split(r"[=\].]", line)[0].strip(" \t[") in names:
+            return f"{path}:{number}"
+    return str(path)
 
 
 def _text(key: str, value: Any, file: str) -> str:

@@ -55,6 +55,17 @@ class Topology(NamedTuple):
         return CpuSet(other.cpu for other in self.cpus if other.core == cpu.core)
 
 
+def unknown() -> str:
+    """Why this host's CPUs are not known here, for people; '' if they are."""
+    online = "/sys/devices/system/cpu/online"
+    if os.access(online, os.R_OK):
+        return ""
+    return (
+        f"{online} cannot be read here: CPUs are those of the affinity mask, and cores, caches, sockets and NUMA nodes "
+        "are made up; mount sysfs in this container"
+    )
+
+
 def numa_nodes() -> dict[int, int]:
     """The NUMA node of each CPU of this host, without reading all the rest; {} if the kernel does not tell."""
     nodes = "/sys/devices/system/node"

@@ -25,6 +25,7 @@ from mtlshm.ctl.survey import Survey, as_lines
 from mtlshm.ctl.table import Paper
 from mtlshm.ctl.view import View
 from mtlshm.errors import reason
+from mtlshm.topology import unknown
 
 LEAST = 40, 12  # columns and lines
 _EVENTS = 8  # the last so many are shown
@@ -104,7 +105,10 @@ class Top(App[None]):
             events.update("")
         elif self._news:
             width = self.size.width - 4
-            cores.update(Text("\n").join(_chart(self._news, width)))
+            chart = list(_chart(self._news, width))
+            if remark := unknown():
+                chart.insert(0, Text(remark, style="bold"))
+            cores.update(Text("\n").join(chart))
             owners.update(Text.from_ansi("\n".join(_text(self._news, width, self._choice)), no_wrap=True))
             told = "\n".join(["last events:", *map(line, self._events)] if self._events else [])
             events.update(Text(told, no_wrap=True, overflow="ellipsis"))

@@ -15,6 +15,7 @@ from mtlshm.ctl.overview import summary
 from mtlshm.ctl.terminal import console
 from mtlshm.ctl.view import open_segment
 from mtlshm.errors import reason
+from mtlshm.topology import unknown
 
 
 @click.command()
@@ -27,6 +28,8 @@ def topology(context: click.Context, as_json: bool, svg: str | None) -> None:
     Claims by policy use the same view. Needs no segment. With --svg, the picture replaces FILE when it is complete.
     """
     host = Topology.read()
+    if remark := unknown():
+        click.echo(f"mtlshm-ctl: {remark}", err=True)
     if svg is not None:
         _draw(host, svg, context.obj)
         return

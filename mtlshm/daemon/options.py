@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import click
+from click.core import ParameterSource
 
 from mtlshm import CpuSet, config
 from mtlshm.daemon.exporter import Outlet
@@ -123,13 +124,21 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
         except config.ConfigError as error:
             raise click.UsageError(reason(error)) from error
         except click.BadParameter as error:
-            raise click.UsageError(f"{found}: {name}: {error.message}") from error
+            raise click.UsageError(f"{config.place(found, name)}: {name}: {error.message}") from error
     return None if found is None else Path(found)
+
+
+class _Setting(click.Option):
+    """An option whose errors name the environment variable, if the value came from there."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        from_environment = ctx and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT
+        return str(self.envvar) if from_environment else super().get_error_hint(ctx)
 
 
 def _setting(flag: str, variable: str, *, help: str, **more: Any) -> Callable[..., Any]:
     """One that an environment variable sets, too."""
-    return click.option(flag, envvar=variable, help=f"{help}  [env: {variable}]", **more)
+    return click.option(flag, cls=_Setting, envvar=variable, help=f"{help}  [env: {variable}]", **more)
 
 
 _OPTIONS = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
+from lab.processes import BIN, needs_root
 from lab.sysfs import Machine
 from mtlshm import CpuSet, Host, LcoreType, Topology
 from mtlshm.ctl.picture import Picture
@@ -30,6 +32,20 @@ def test_people_get_a_row_a_core(ctl):
     assert header.split()[0] == "CPUs"
     cores = {cpu["core"] for cpu in data["cpus"]}
     assert {int(row.split()[1]) for row in rows if row.strip() and "absent" not in row} == cores
+
+
+@needs_root("a host without /sys")
+def test_where_sys_is_missing_it_says_so_and_shows_what_there_is(segment, environment, tmp_path):
+    within = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys && exec "$@"', "sh", BIN / "mtlshm-ctl"]
+    for words in ["topology", "--json"], ["topology", "--svg", tmp_path / "host.svg"]:
+        done = subprocess.run([*within, *words], env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr.startswith("mtlshm-ctl: /sys/devices/system/cpu/online cannot be read here: ")
+        assert done.stderr.count("\n") == 1
+        if "--json" in words:
+            assert json.loads(done.stdout)["online"] == sorted(os.sched_getaffinity(0))
+    assert set(cells(tmp_path / "host.svg")) == os.sched_getaffinity(0)
+    ran = subprocess.run([*within, "run", "--lcores", "1", "true"], env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # --- as a picture --------------------------------------------------------------------------------------

@@ -159,6 +159,30 @@ def test_settings_are_checked_without_a_daemon(config: Path, segment: str) -> No
     assert check("--config", config, "--legacy", "7-4")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('# why\n\nlog_level = "loud"\n', "3: log_level: 'loud'"),
+        ('socket_mode = "0660"\nlog_level = 3\n', "2: log_level must be a string"),
+        ('\n"xdp" = "maybe"\n', "2: xdp: 'maybe'"),
+        ('pins = "rel"\n', "1: pins must be an absolute path"),
+        ('log_level = "info"\nsgement = "/x"\n', "2: unknown key sgement"),
+        ('\n[daemon]\nlog_level = "info"\n', "2: unknown key daemon"),
+    ],
+)
+def test_a_wrong_value_is_told_with_file_line_and_key(config: Path, text: str, said: str) -> None:
+    config.write_text(text)
+    status, output = check("--config", config)
+    assert status == 2
+    assert f"{config}:{said}" in output
+
+
+def test_a_wrong_value_of_the_environment_is_told_with_the_variable() -> None:
+    status, output = check(MTLSHMD_CONFIG="/dev/null", MTLSHMD_LOG_LEVEL="loud")
+    assert status == 2
+    assert "MTLSHMD_LOG_LEVEL" in output
+
+
 def test_the_file_has_no_setting_that_serves_nobody(config: Path) -> None:
     config.write_text("check = true")
     status, said = check("--config", config)
