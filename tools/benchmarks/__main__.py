@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import core, ctl, daemon, manager, report, vm, xdp
-from benchmarks.measure import Bench, Figure
+from benchmarks.measure import Bench, Figure, Measure
 from lab.sysfs import Machine
 
 FIGURES = core.FIGURES | ctl.FIGURES | daemon.FIGURES | manager.FIGURES | xdp.FIGURES | vm.FIGURES
@@ -67,6 +67,13 @@ def main() -> int:
     # Resolved now: who comes back from another mount namespace is in its root directory.
     parser.add_argument("--report", type=_path, metavar="DIRECTORY", help="write figures.md and figures.png there")
     parser.add_argument("--json", type=_path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--peer",
+        nargs=2,
+        metavar=("SOCKET", "COMMAND"),
+        help="measure another manager program, too, which listens at the path SOCKET, in a mount namespace of its own "
+        "(needs root)",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FIGURES):
         parser.error(f"no such figure: {' '.join(sorted(unknown))} (there are: {' '.join(FIGURES)})")
@@ -80,15 +87,25 @@ def main() -> int:
     bench = Bench(arguments.directory, sysfs)
     here = machine()
     figures, failed = [], False
+    wanted: list[tuple[str, Measure]] = []
+    peers = manager.peer_figures(manager.Peer(Path(arguments.peer[0]), arguments.peer[1])) if arguments.peer else {}
     for name in FIGURES if arguments.all else arguments.names or FIGURES:
+        wanted.append((name, FIGURES[name]))
+        if name in peers:
+            wanted.append((f"{name} (peer)", peers[name]))
+    for name, measure in wanted:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            figures.append(FIGURES[name](bench, name))
+            figures.append(measure(bench, name))
         except (OSError, RuntimeError, subprocess.CalledProcessError) as e:
             print(f"{name}: {e}", file=sys.stderr)
             failed = True
         bench.segment.unlink(missing_ok=True)
+    here["load at the end"] = os.getloadavg()[0]
     show(figures)
+    print(
+        f"load of {here['cpus']} CPUs: {here['load']:.1f} before, {here['load at the end']:.1f} after", file=sys.stderr
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": here, "figures": list(map(asdict, figures))}, indent=2) + "\n")
     if arguments.report:

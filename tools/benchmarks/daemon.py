@@ -102,7 +102,9 @@ def death(kind: str, instances: int) -> Measure:
             with pinned(1):  # the observer has the first CPU: see death.c
                 stack.enter_context(running(mtlshmd(bench)))
             turns = bench.turns("death", kind, instances, KILLS)
-        return figure(name, "µs", "SIGKILL seen through a pidfd by a C process", turns, scale=1e-3, events=True)
+        victim = "an instance" if kind == "free" else "a process"
+        baseline = f"SIGKILL of {victim} seen through a pidfd by a C process, no daemon"
+        return figure(name, "µs", baseline, turns, scale=1e-3, events=True)
 
     return measure
 

@@ -5,6 +5,7 @@
  *
  *     manager DIRECTORY SYSFS round_trip CLIENTS TURNS   ns, a line for each of some round trips of all clients
  *     manager DIRECTORY SYSFS throughput CLIENTS TURNS   requests/s of all clients together
+ *     manager DIRECTORY SYSFS hot CLIENTS TURNS          the same as round_trip while others register
  *     manager DIRECTORY SYSFS register 1 TURNS           ns from nothing to a client that may ask for lcores
  *
  * The clients are processes, for the daemon tells them apart by process. Each has an lcore of its own, which it gets
@@ -17,8 +18,10 @@
 
 enum {
 	MAX_CLIENTS = 16,
+	LCORE_OF_VISITORS = MAX_CLIENTS,
 	SAMPLES = 3200, /* a turn, of all clients: the last of each */
 	TURN_US = 300000,
+	VISITS = 300, /* a second, of those who register */
 	REST_US =
 		20000, /* until all have seen that the turn is over; and what the one server has to do the other does not pay */
 };
@@ -64,6 +67,49 @@ static void work(struct control *control, int number, int samples)
 	}
 }
 
+static int64_t enroll(void)
+{
+	int64_t start = now_ns(), end;
+	int fd = manager_connect(manager_path);
+
+	end = now_ns();
+	close(fd);
+	return end - start;
+}
+
+/* The least that is needed: connect, and one request. */
+static int64_t enroll_at_server(void)
+{
+	int64_t start = now_ns(), end;
+	int fd = server_connect(server_path);
+
+	CHECK(server_claim(fd, LCORE_OF_VISITORS) == 0);
+	end = now_ns();
+	close(fd);
+	return end - start;
+}
+
+/* Come and go at whoever has the turn. Where that is slower than VISITS, as often as it goes. */
+static void visit(struct control *control)
+{
+	const int64_t pause = INT64_C(1000000000) / VISITS;
+
+	for (int64_t next = now_ns() + pause;; next += pause) {
+		int phase = __atomic_load_n(&control->phase, __ATOMIC_ACQUIRE);
+		int64_t late;
+
+		if (phase % 4 == 1)
+			enroll();
+		else if (phase % 4 == 3)
+			enroll_at_server();
+		late = now_ns() - next;
+		if (late < 0)
+			usleep((useconds_t)(-late / 1000));
+		else
+			next += late;
+	}
+}
+
 static bool all_have(struct control *control, int clients, int samples)
 {
 	for (int i = 0; i < clients; i++)
@@ -94,7 +140,7 @@ static double turn(struct control *control, int clients, int phase, int samples)
 	return requests / seconds;
 }
 
-static void measure_clients(int clients, int turns, int round_trips)
+static void measure_clients(int clients, int turns, bool round_trips, bool visitors)
 {
 	struct control *control =
 		mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -104,6 +150,8 @@ static void measure_clients(int clients, int turns, int round_trips)
 	for (int i = 0; i < clients; i++)
 		if (fork_bound() == 0)
 			work(control, i, samples);
+	if (visitors && fork_bound() == 0)
+		visit(control);
 	while (__atomic_load_n(&control->ready, __ATOMIC_SEQ_CST) < clients) {
 		CHECK(waitpid(-1, NULL, WNOHANG) == 0); /* one that was refused has said so and ended */
 		usleep(1000);
@@ -120,30 +168,6 @@ static void measure_clients(int clients, int turns, int round_trips)
 	}
 }
 
-static int64_t enroll(void)
-{
-	int64_t start = now_ns(), end;
-	int fd = manager_connect(manager_path);
-
-	end = now_ns();
-	close(fd);
-	usleep(REST_US / 10);
-	return end - start;
-}
-
-/* The least that is needed: connect, and one request. */
-static int64_t enroll_at_server(void)
-{
-	int64_t start = now_ns(), end;
-	int fd = server_connect(server_path);
-
-	CHECK(server_claim(fd, 0) == 0);
-	end = now_ns();
-	close(fd);
-	usleep(REST_US / 10);
-	return end - start;
-}
-
 int main(int argc, char **argv)
 {
 	CHECK(argc == 6);
@@ -153,13 +177,16 @@ int main(int argc, char **argv)
 
 	server_start(server_path, -1);
 	if (strcmp(argv[3], "register")) {
-		measure_clients(clients, turns, !strcmp(argv[3], "round_trip"));
+		measure_clients(clients, turns, strcmp(argv[3], "throughput"), !strcmp(argv[3], "hot"));
 		return 0; /* the clients go with us */
 	}
 	for (int n = 0; n < turns; n++) {
-		int64_t subject = enroll();
+		int64_t subject = enroll(), baseline;
 
-		printf("%ld %ld\n", (long)subject, (long)enroll_at_server());
+		usleep(REST_US / 10);
+		baseline = enroll_at_server();
+		usleep(REST_US / 10);
+		printf("%ld %ld\n", (long)subject, (long)baseline);
 	}
 	return 0;
 }
