@@ -350,6 +350,18 @@ def test_lcores_come_from_the_node_of_the_interface(start_ctl, segment, tmp_path
         assert process.returncode == 0
 
 
+@pytest.mark.parametrize("words", [("run", "true"), ("reserve", "studio"), ("hold", "--lcores", 1)])
+def test_every_claim_by_policy_looks_for_the_interface(start_ctl, segment, tmp_path, words):
+    (tmp_path / "lo/device").mkdir(parents=True)
+    (tmp_path / "lo/device/numa_node").write_text("4095\n")
+    script = f'mount --bind {tmp_path}/lo /sys/devices/virtual/net/lo && exec "$@" 2>&1'
+    within = (*namespaces("net", "mount"), "sh", "-c", script, "sh")
+    verb, *rest = words
+    options = ["--near", "lo"] if verb == "hold" else ["--lcores", 1, "--near", "lo"]
+    process = start_ctl(verb, *options, *rest, within=within)
+    assert "has no CPUs; lcores are taken from any node" in first_line(process)
+
+
 @needs_two
 def test_place_says_which_and_why_and_claims_nothing(ctl, segment, own_cpus):
     with Host(segment) as host, host.register("encoder") as other:

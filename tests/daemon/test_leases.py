@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from lab.processes import DEADLINE, Daemon, eventually, held, look, namespaces
+from lab.processes import BIN, DEADLINE, Daemon, eventually, held, look, namespaces
 from mtlshm import CpuSet, Host, Instance, Kind, LcoreType
 from mtlshm.damage import glance
 from mtlshm.manager_client import Manager
@@ -156,6 +157,25 @@ def test_schedulers_get_leased_lcores_only(
     first.kill()
     second.kill()
     eventually(lambda: home(segment, parent, *cpus))
+
+
+def test_processes_under_one_run_share_its_lcores_exactly(
+    daemon: Callable[..., Daemon], libmtl: Start, segment: str, cpus: list[int]
+) -> None:
+    daemon()
+    run = (str(BIN / "mtlshm-ctl"), "--segment", segment, "run", "--lcores", str(len(cpus)), "--")
+    first = libmtl(None, prefix=run)
+    (command,) = psutil.Process(first.process.pid).children()
+    second, stranger = libmtl(command.environ()["MTLSHM_LEASE"]), libmtl(None)
+    assert [first.scheduler() for _ in cpus] == cpus
+    assert first.scheduler() == second.scheduler() == stranger.scheduler() == -1
+    assert first.ask("put", cpus[0]) == 0
+    assert stranger.scheduler() == -1
+    assert second.scheduler() == cpus[0]
+    command.kill()
+    assert first.process.wait(DEADLINE) == 128 + signal.SIGKILL
+    second.kill()
+    eventually(lambda: held(segment) == set())
 
 
 def test_tenant_gets_leased_and_stranger_free_lcores_only(

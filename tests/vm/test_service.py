@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.damages import poke
 from lab.networks import QUEUES, veth
 from lab.processes import BIN, DEADLINE, eventually, held
 from lab.vm_nic import nic as made_nic
 from lab.vm_nic import run
-from mtlshm import wire
+from mtlshm import Host, wire
 from mtlshm.manager_client import Manager
 from mtlshm.net.attached import look
 from mtlshm.net.ledger import Ledger
@@ -137,6 +138,24 @@ def test_wrong_settings_are_seen_by_whoever_starts_it_and_clients_wait_for_the_m
     client.heartbeat()
     client.put_lcore(0)
     client.get_lcore(0)
+
+
+def test_beside_a_segment_of_another_layout_in_use_it_is_not_started_again_and_again(service):
+    systemctl("stop")
+    with Host(SEGMENT) as host:
+        host.reserve("studio", 1)
+    for field in "version", "fingerprint":
+        poke(SEGMENT, "header", field, value=99)
+    try:
+        failed = subprocess.run(["systemctl", "start", "mtlshmd"], capture_output=True, text=True)
+        assert failed.returncode != 0
+        assert (shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "3", "0")
+        assert "layout version 99" in journal()
+        assert "1 reservation is in it" in journal()
+    finally:
+        Path(SEGMENT).unlink()
+        systemctl("reset-failed")
+        systemctl("start")
 
 
 def test_a_client_notices_nothing_of_a_restart(client):

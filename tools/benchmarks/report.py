@@ -29,6 +29,7 @@ class Goal:
 GOALS = {
     "claim_c": [Goal("ratio", 1.5)],
     "claim_py": [Goal("ratio", 1.5)],
+    "claim_tenant_c": [Goal("ratio", 1.1)],
     "claim8_c": [Goal("value", 1000)],
     "register_c": [Goal("value", 8000)],
     **{f"death_{n}": [Goal("value", 300), Goal("p99", 1000), Goal("ratio", 1.3)] for n in (1, 64, 250)},
