@@ -73,6 +73,29 @@ def test_the_dead_are_shown_as_dead_and_left_alone(ctl, segment, puppet):
     assert look(segment).collected == 0
 
 
+def test_a_record_kept_for_its_tenants_is_told_from_the_dead(ctl, segment, puppet):
+    root = puppet()
+    root.claim(3, LcoreType.LEASE)
+    middle, leaf = puppet(ready=False), puppet(ready=False)
+    for member, parent in (middle, root), (leaf, middle):
+        member.open(1)
+        member.register_under(parent.owner())
+    middle.claim(3, LcoreType.LEASE)
+    leaf.claim(3)
+    kept = middle.owner()
+    middle.kill()
+    root.sweep()
+    instances = {int(each["owner"], 16): each for each in json.loads(ctl("status", "--json").stdout)["instances"]}
+    assert {owner: each["state"] for owner, each in instances.items()} == {
+        root.owner(): "alive",
+        kept: "kept",
+        leaf.owner(): "alive",
+    }
+    assert (instances[kept]["lent"], instances[leaf.owner()]["parent"]) == ([3], hex(kept))
+    (row,) = [line for line in ctl("status").stdout.splitlines() if "kept" in line]
+    assert str(middle.pid) in row
+
+
 def test_watch_shows_it_again_and_again_until_interrupted(start_ctl, segment, own_cpus):
     with Host(segment) as host, host.register("watched") as me:
         process = start_ctl("status", "--watch", "0.1", "--json")
