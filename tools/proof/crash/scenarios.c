@@ -59,9 +59,9 @@ static void release_all(struct mind *me)
 	me->rc = mtlshm_release_all(me->instance);
 }
 
-static void claim_many(struct mind *me, uint32_t count)
+static void claim_many(struct mind *me, uint32_t count, uint32_t type)
 {
-	const struct mtlshm_want want = {.count = count, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1};
+	const struct mtlshm_want want = {.count = count, .type = type, .numa_node = MTLSHM_ANY_NODE, .timeout_ms = 1};
 	uint16_t lcores[LCORES];
 
 	me->rc = mtlshm_claim_many(me->instance, &want, lcores);
@@ -71,7 +71,7 @@ static void claim_many(struct mind *me, uint32_t count)
 
 static void claim_four(struct mind *me)
 {
-	claim_many(me, 4);
+	claim_many(me, 4, MTLSHM_LCORE_SCH);
 }
 
 /* Has claimed so before, hence knows the machine: reading of it takes 70,000 instructions. */
@@ -92,7 +92,7 @@ static void become_versed_behind_a_dead_holder(struct mind *me)
 /* More than there are without those of the dead. */
 static void claim_almost_all(struct mind *me)
 {
-	claim_many(me, LCORES - 4);
+	claim_many(me, LCORES - 4, MTLSHM_LCORE_SCH);
 }
 
 static void release(struct mind *me)
@@ -174,7 +174,13 @@ static void become_tenant_with_lcores(struct mind *me)
 
 static void claim_two(struct mind *me)
 {
-	claim_many(me, 2);
+	claim_many(me, 2, MTLSHM_LCORE_SCH);
+}
+
+/* As a run within a run does. */
+static void lend_two(struct mind *me)
+{
+	claim_many(me, 2, MTLSHM_LCORE_LEASE);
 }
 
 static void become_versed_tenant(struct mind *me)
@@ -331,6 +337,7 @@ const struct scenario scenarios[] = {
 	 meddle,
 	 judge},
 	{"tenant_claim_many", FAMILY, become_versed_tenant, claim_two, 0, {-EBUSY, -ETIMEDOUT}, false, meddle, judge},
+	{"tenant_lend_many", FAMILY, become_versed_tenant, lend_two, 0, {-EBUSY, -ETIMEDOUT}, false, meddle, judge},
 	{"tenant_release", FAMILY, become_tenant_with_lcores, release_lent, 0, {0}, false, meddle, judge},
 	{"tenant_release_all", FAMILY, become_tenant_with_lcores, release_all, 2, {0}, false, meddle, judge},
 	{"tenant_unregister", FAMILY, become_tenant_with_lcores, leave, 0, {0}, false, meddle, judge},
