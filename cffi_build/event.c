@@ -75,7 +75,7 @@ struct mtlshm_event event_about(const struct mtlshm_host *host, enum mtlshm_even
 	const struct mtlshm_record *record = segment_record(host, owner);
 	struct mtlshm_event event = {.kind = kind, .owner = owner_of(owner)};
 
-	if (!segment_knows(host, owner))
+	if (!record || !segment_knows(host, owner))
 		return event;
 	event.parent = tenancy_parent(host, owner);
 	event.pid_namespace = record->process.pid_namespace;
