@@ -11,6 +11,7 @@ from mtlshm.ctl import listening, wording
 from mtlshm.ctl.look import Look, name, purpose
 
 SCHEMA = "mtlshm/ctl/status.schema.json"
+_COUNTERS = ("registered", "collected", "recovered", "takeovers", "claims", "releases")
 VERSION = 1  # goes up if a key changes its meaning or goes
 
 
@@ -25,7 +26,7 @@ def as_data(look: Look) -> dict[str, Any]:
         "daemon": f"{snapshot.daemon.owner:#x}" if snapshot.daemon else None,
         "warnings": list(listening.troubles(snapshot.daemon, ask=False)),
         "semaphore": f"{snapshot.semaphore.owner:#x}" if snapshot.semaphore else None,
-        "counters": {each: getattr(snapshot, each) for each in ("registered", "collected", "recovered", "takeovers")},
+        "counters": {each: getattr(snapshot, each) for each in _COUNTERS},
         "online": sorted(look.online),
         "held": sorted(look.held),
         "lent": sorted(look.lent),
