@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
+from mtlshm import CpuSet
 from mtlshm.kinds import TableOwner
 from mtlshm.snapshot import printable
 
@@ -121,6 +122,18 @@ class Watch:
                 return None
             self.families |= dict.fromkeys(chain, found)  # for good: when its parent ends it gets another
         return self.families[pid]
+
+    def allowed(self, owners: frozenset[TableOwner]) -> CpuSet | None:
+        """The CPUs that threads of these owners may run on, as the kernel keeps them inside their cpusets; None if no
+        thread of theirs is seen."""
+        found: set[int] = set()
+        seen = False
+        for tid, thread in self._threads.items():
+            if self.owner(thread.pid) in owners:
+                with suppress(OSError):  # it has ended
+                    found |= os.sched_getaffinity(tid)
+                    seen = True
+        return CpuSet(found) if seen else None
 
     def family(self, owner: TableOwner) -> list[int]:
         """The PIDs of those that were found to belong to an owner."""

@@ -116,6 +116,7 @@ class Measured:
         found.siblings = [self._sibling(sibling, ours) for sibling in sorted(self.siblings.get(lcore, ()))]
         found.governor = counters.governor(lcore)
         found.governor_setting = self.settings.governor(lcore, found.governor)
+        self._shut_out(found, ours)
         self._judge(found, lost=held is not None and held.owner in self.lost, single=len(own) == 1)
         return found
 
@@ -200,6 +201,14 @@ class Measured:
         busy = self._busy(cpu)
         percent = self._percent(share.seconds for share in others)
         return Sibling(cpu, busy.threads if busy else None, percent, self._intruders(others, cpu))
+
+    def _shut_out(self, found: Audited, ours: frozenset[TableOwner]) -> None:
+        """The owner claimed it while it was in its affinity. Since then its cpuset may have shrunk."""
+        allowed = self.watch.allowed(ours)
+        if allowed is not None and found.lcore not in allowed:
+            found.reasons.append(
+                f"its owner may run on {allowed} only: its cpuset was changed, or its threads were pinned elsewhere"
+            )
 
     def _judge(self, found: Audited, *, lost: bool, single: bool) -> None:
         if lost:

@@ -94,6 +94,17 @@ def again(measure: Callable[[], Any], enough: Callable[[Any], object]) -> Any:
     return eventually(once)[0]
 
 
+def test_an_owner_whose_cpus_were_taken_away_is_said(audit, holder):
+    """The kernel takes the CPUs that leave a cpuset out of the affinity of all its threads."""
+    text = f"its owner may run on {OTHER} only"
+    assert not any(text in reason for reason in audit("--limit", 100)["reasons"])
+    for thread in os.listdir(f"/proc/{holder.pid}/task"):
+        os.sched_setaffinity(int(thread), {OTHER})
+    result = audit("--limit", 100)
+    assert (result["verdict"], result["status"]) == ("disturbed", 1)
+    assert any(text in reason for reason in result["reasons"])
+
+
 def named(threads: list[dict], tid: int) -> dict | None:
     return next((thread for thread in threads if thread["tid"] == tid), None)
 
