@@ -637,7 +637,7 @@ struct mtlshm_instance_info {
 
 struct mtlshm_lcore_info {
 	uint64_t owner; /* 0 if free */
-	uint32_t since; /* seconds of the epoch modulo 2^32; may be one claim behind */
+	uint32_t since; /* seconds of the epoch modulo 2^32; may be one claim behind; 0: a tenant has given it back */
 	uint32_t tag;
 	uint32_t type;
 	int32_t instance; /* position in instances[], -1 if free */

@@ -78,7 +78,7 @@ class Lcore(NamedTuple):
 
     number: int
     type: LcoreType | int
-    age: float  # seconds since it was claimed, to the second
+    age: float  # seconds since it was claimed, to the second; that of its owner if a tenant has given it back
     tag: int  # the daemon's note on it, 0 if none
 
     @property

@@ -84,6 +84,14 @@ def test_tenants_lcores_go_back_to_its_parent(puppet: Start, segment: str, end: 
     assert start().claim(3) == 0
 
 
+def test_what_a_tenant_gives_back_is_as_old_as_its_parent(puppet: Start, segment: str) -> None:
+    _, start = family(puppet, 3)
+    tenant = start()
+    assert tenant.claim(3) == tenant.release(3) == 0
+    (lcore,) = look(segment).lcores
+    assert lcore.age == lcore.owner.age  # in seconds and fractions; that of a claim has whole seconds
+
+
 def test_sibling_takes_a_dead_tenants_lcore(puppet: Start, segment: str) -> None:
     _, start = family(puppet, 3)
     dead, sibling = start(), start()
