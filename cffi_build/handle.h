@@ -15,13 +15,13 @@ struct mtlshm_instance {
 	uint64_t owner;   /* 0 once unregistered; atomic */
 	uint64_t process; /* life_process() of the registrant */
 	struct mtlshm_host *host;
-	uint64_t lease; /* what a claim expects in a word, and a release leaves there: see lease_of() */
+	uint64_t lease;               /* what a claim expects in a word, and a release leaves there: see lease_of() */
 	struct mtlshm_record *record; /* in the table */
 	bool proxied;
 	bool cpus_given;
-	bool quiet;                   /* no event says that it ends */
-	struct mtlshm_cpuset cpus;    /* may be claimed; words are atomic */
-	uint64_t usual_type;          /* of the lcore released last, as a guess; atomic */
+	bool quiet;                /* no event says that it ends */
+	struct mtlshm_cpuset cpus; /* may be claimed; words are atomic */
+	uint64_t usual_type;       /* of the lcore released last, as a guess; atomic */
 	void *pin;
 };
 
