@@ -13,6 +13,7 @@ from mtlshm._core import ffi, lib
 from mtlshm.errors import check
 
 _SETTLES = 0.1  # seconds: transient states, such as a registration, are over by then
+_SETTLES_SLOWLY = (0.5, 2.0)  # seconds: the same on a loaded host, where a process may be kept from its CPU in between
 
 
 class What(IntEnum):
@@ -100,11 +101,18 @@ def glance(path: str) -> list[Damage]:
 
 
 def examine(path: str) -> list[Damage]:
-    """The damage that persists: seen twice, a moment apart. OSError if the file cannot be read."""
-    if before := set(glance(path)):
-        time.sleep(_SETTLES)
-        return [damage for damage in glance(path) if damage in before]
-    return []
+    """The damage that persists: seen twice, a moment apart. OSError if the file cannot be read.
+
+    A process that is just registering looks like one whose record lost its owner. So that is looked at twice more.
+    """
+    found = glance(path)
+    for pause in (_SETTLES, *_SETTLES_SLOWLY):
+        if not found or (pause != _SETTLES and all(damage.what != What.HIDDEN for damage in found)):
+            break
+        time.sleep(pause)
+        now = set(glance(path))
+        found = [damage for damage in found if damage in now]
+    return found
 
 
 def mend(path: str, damage: Damage) -> None:
