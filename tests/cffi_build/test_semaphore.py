@@ -22,9 +22,9 @@ LONG = int(DEADLINE * 1000)  # as a time-out in ms: it does not run out, but a f
 def test_one_process_at_a_time_is_inside(puppet: Start, tmp_path: Path) -> None:
     puppets = [puppet(), puppet(), puppet(prefix=namespaces("pid")), puppet(prefix=namespaces("pid"))]
     for each in puppets:
-        each.tell("count", tmp_path / "counter", 1000000)
+        each.tell("count", tmp_path / "counter", 300000)
     assert [each.answer() for each in puppets] == [0, 0, 0, 0]
-    assert int.from_bytes((tmp_path / "counter").read_bytes(), "little") == 4_000_000
+    assert int.from_bytes((tmp_path / "counter").read_bytes(), "little") == 1_200_000
 
 
 def test_a_second_lock_waits_its_time_and_is_told(puppet: Start, segment: str) -> None:
@@ -141,7 +141,7 @@ def test_unlock_wakes_a_sleeper(puppet: Start) -> None:
 def test_killed_at_random_moments_inside_it_stays_usable(puppet: Start, tmp_path: Path) -> None:
     survivors = [puppet(), puppet()]
     for survivor in survivors:
-        survivor.tell("count", tmp_path / "counter", 1000000)
+        survivor.tell("count", tmp_path / "counter", 300000)
     for _ in range(40):
         victim = puppet()
         victim.tell("count", tmp_path / "counter", 10**9)
@@ -150,4 +150,4 @@ def test_killed_at_random_moments_inside_it_stays_usable(puppet: Start, tmp_path
     assert [survivor.answer() for survivor in survivors] == [0, 0]
     assert survivors[0].lock(0) in (0, 1)
     # A victim adds 1 or does not; nobody's number is lost.
-    assert int.from_bytes((tmp_path / "counter").read_bytes(), "little") >= 2_000_000
+    assert int.from_bytes((tmp_path / "counter").read_bytes(), "little") >= 600_000

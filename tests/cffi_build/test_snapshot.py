@@ -19,7 +19,7 @@ def test_every_lcore_shown_has_its_owner_among_the_instances_while_eight_churn(
     churners = [puppet(sysfs=host64) for _ in range(8)]
     for n, churner in enumerate(churners):
         assert churner.churn(tmp_path / "witness", n) == 0
-    assert observer.watch(30000) == 0
+    assert observer.watch(10000) == 0
     assert all(churner.running() for churner in churners)
 
 
