@@ -22,6 +22,7 @@ _VERBS = {
     "doctor": ("doctor:doctor", "Report what is wrong with the segment and the host."),
     "end": ("reservations:end", "End a reservation."),
     "events": ("events:events", "Show what happened last, and what happens."),
+    "fleet": ("fleet:fleet", "Show the lcores of all hosts that Prometheus knows."),
     "flows": ("interfaces:flows", "Show the flow rules inserted for clients."),
     "gc": ("collection:gc", "Collect what dead processes left."),
     "health": ("health:health", "Say in one line whether clients are served."),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 
@@ -131,6 +132,7 @@ def test_an_idle_driver_writes_nothing_and_does_not_wake_up(driver, api):
     assert api.writes == ["POST"]
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl; not tested: TLS to the API server")
 def test_tls_with_the_clusters_ca_and_the_token_of_the_moment(driver, api, tmp_path, node):
     account = tmp_path / "account"
     account.mkdir()
