@@ -34,6 +34,6 @@ def test_no_input_is_a_crash_a_hang_or_an_answer_less(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", ["truncation-kills", "half-a-record-lost", "not-a-number"])
+@pytest.mark.parametrize("bug", ["truncation-kills", "half-a-record-lost", "half-a-record-answered", "not-a-number"])
 def test_it_finds_a_planted_bug(bug: str) -> None:
     assert fuzz("--self-test", bug).startswith("fuzz: PASSED: 1 of 1 planted bugs found")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from proof.models import MUTANTS
-from proof.plants import CORE, FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, PROCESSES, Plant, planted
+from proof.plants import CORE, FUZZ_SEGMENT, FUZZ_SELECTOR, FUZZ_SOCKET, FUZZ_TEXT, PROCESSES, Plant, planted
 
 ROOT = Path(__file__).parents[2]
 
 SOURCES = {
-    "cffi_build": CORE | PROCESSES | FUZZ_SEGMENT,
+    "cffi_build": CORE | PROCESSES | FUZZ_SEGMENT | FUZZ_SELECTOR,
     "cffi_build/model": MUTANTS,
     "mtlshm": FUZZ_SOCKET | FUZZ_TEXT,
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,14 @@ from typing import Any
 
 import psutil
 
-from proof.plants import FUZZ_SEGMENT, FUZZ_SOCKET, FUZZ_TEXT, Plant, planted
+from proof.plants import FUZZ_SEGMENT, FUZZ_SELECTOR, FUZZ_SOCKET, FUZZ_TEXT, Plant, planted
 from proof.proof import HERE, ROOT, arguments, check_names, verdict
 
 NAME = "fuzz"
 
 # Of the time there is. The segment has the most ways to be wrong, and coverage to look for them.
 SHARES = {"segment": 0.5, "socket": 0.3, "text": 0.2}
-PLANTS = {"segment": FUZZ_SEGMENT, "socket": FUZZ_SOCKET, "text": FUZZ_TEXT}
+PLANTS = {"segment": FUZZ_SEGMENT, "socket": FUZZ_SOCKET | FUZZ_SELECTOR, "text": FUZZ_TEXT}
 
 _SANITIZED = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"]
 # SECONDS are such of CPU time, or a busy machine would try less, and find less. These two are seconds of the clock:
@@ -99,10 +100,25 @@ def _run_for(seconds: float, command: list[Any], environment: dict[str, str], lo
     return process.returncode, log.read_text(errors="replace")
 
 
+def _package(directory: Path, plant: Plant | None) -> Path:
+    """A copy of the package with the bug, which is compiled in if it is one in C."""
+    if plant is None or plant.file.endswith(".py"):
+        planted(ROOT / "mtlshm", plant, directory / "mtlshm")
+        return directory
+    planted(ROOT / "mtlshm", None, directory / "mtlshm")
+    planted(ROOT / "cffi_build", plant, directory / "cffi_build")
+    for name in ("setup.py", "VERSION"):
+        shutil.copy(ROOT / name, directory)
+    for old in directory.glob("mtlshm/_core.*.so"):
+        old.unlink()
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+    subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    return directory
+
+
 def _fuzz_python(name: str, directory: Path, seconds: float, seed: int, plant: Plant | None) -> Outcome:
     """In a process of its own, which imports the package with the bug."""
-    planted(ROOT / "mtlshm", plant, directory / "package/mtlshm")
-    package = directory / "package"
+    package = _package(directory / "package", plant)
     arguments = [str(package), str(directory / "files"), str(seconds), str(seed)]
     command = [sys.executable, "-P", "-m", f"proof.fuzz_{name}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(package)}

@@ -311,6 +311,22 @@ FUZZ_SEGMENT = {
     ),
 }
 
+# In cffi_build, of what the daemon answers in C.
+FUZZ_SELECTOR = {
+    "half-a-record-answered": Plant(
+        "half a record is answered as if the rest had come",
+        "selector/session.c",
+        "	if (arrived != sizeof(request) || ",
+        "	if (arrived < RECORD_HEADER || ",
+    ),
+    "newcomer-kept": Plant(
+        "the pidfd of a client that goes before Python knows it stays open",
+        "selector/newcomer.c",
+        "	close(newcomer->pidfd);\n	close(newcomer->socket);\n",
+        "	close(newcomer->socket);\n",
+    ),
+}
+
 FUZZ_SOCKET = {
     "half-a-record-lost": Plant(
         "half a record that was read is forgotten",
