@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.debian import in_bare_debian
 from lab.processes import DEADLINE, needs_root
 from lab.throw_away import machine
 
@@ -49,6 +50,7 @@ def test_it_installs_upgrades_and_leaves_nothing(there: Callable[[str], str]) ->
         grep -q mtlshm-ctl /usr/local/share/bash-completion/completions/mtlshm-ctl
         ls /usr/local/share/zsh/site-functions/_mtlshm-ctl /usr/local/share/fish/vendor_completions.d/mtlshm-ctl.fish
         grep ^ExecStart= /usr/local/lib/systemd/system/mtlshmd-cores.service
+        grep ^d /usr/local/lib/tmpfiles.d/mtlshm.conf
         id -nG mtlshm | grep -w mtl
         printf '#include <mtlshm.h>\\nint main(void) {{ return !mtlshm_strerror(1); }}\\n' >/tmp/x.c
         cc /tmp/x.c -lmtlshm -o /tmp/x && /tmp/x
@@ -74,3 +76,29 @@ def test_what_was_not_installed_is_not_removed(there: Callable[[str], str]) -> N
     said = there("! tools/install --uninstall; ! tools/install --nonsense; ! tools/install --cores-only --uninstall")
     assert "nothing was installed by this program" in said
     assert said.count("usage: ") == 2
+
+
+def test_it_brings_a_bare_debian_what_it_needs(tmp_path: Path) -> None:
+    """And no compiler for XDP programs where these are not wanted."""
+    untested = "tools/install on a bare Debian"
+    said = in_bare_debian(
+        """
+        tools/install --cores-only
+        ! command -v clang
+        ! find /usr/local -name bpf | grep .
+        ldconfig -p | grep -q libmtlshm.so.0
+        grep ^d /usr/local/lib/tmpfiles.d/mtlshm.conf
+        MTLSHMD_LEGACY=off MTLSHMD_XDP=off mtlshmd &
+        until mtlshm-ctl health >/dev/null; do sleep 0.1; done
+        mtlshm-ctl run --lcores 1 -- true
+        kill %1
+        wait %1
+        tools/install --uninstall
+        ! find /opt /usr/local /run /dev/shm /etc -path '*mtlshm*' | grep .
+        ! getent group mtl
+        echo nothing is left
+        """,
+        tmp_path,
+        untested,
+    )
+    assert said.endswith("nothing is left\n")
