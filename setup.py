@@ -51,6 +51,7 @@ setup(
             "pytest-timeout>=2.2",
             "pytest-xdist>=3",
             "psutil>=5.9",
+            "podman-compose>=1.2",
             "ruff>=0.4",
             "mypy>=1.8",
             "jsonschema>=4",

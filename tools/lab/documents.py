@@ -10,6 +10,7 @@ Without a mark a block is run by tests/docs/test_commands.py, on a segment of it
     root    the same tests, in a throw-away copy of this machine, by root only
     network the same, with this machine's network
     vm      tests/vm/test_docs.py, in a virtual machine with systemd
+    container  tests/contrib/test_container.py, with podman
     setup   tools/setup, which installs the same packages
     tools   tests/tools and tools/test, which run the same programs
 """
@@ -27,7 +28,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("docs/*.md"),
     ]
 )
-TIERS = {"root", "network", "vm", "setup", "tools"}
+TIERS = {"root", "network", "vm", "container", "setup", "tools"}
 LANGUAGES = {"sh", "python", "c", "toml", "text"}
 
 _FENCE = re.compile(
