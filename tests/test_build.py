@@ -87,17 +87,20 @@ def test_unit_files_name_programs_of_their_prefix(installed: Path) -> None:
         if command == "mtlshmd":
             for key in "ExecStartPre", "ExecReload":
                 assert re.findall(f"^{key}=(.*)", unit, re.MULTILINE)[0] == f"{installed}/bin/mtlshmd --check"
-    assert (installed / "lib/sysusers.d/mtlshm.conf").read_text() == (ROOT / "tools/mtlshm.sysusers").read_text()
+    for kind in "sysusers", "tmpfiles":
+        assert (installed / f"lib/{kind}.d/mtlshm.conf").read_text() == (ROOT / f"tools/mtlshm.{kind}").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; not tested: what a service may do")
-def test_the_service_for_lcores_only_may_do_next_to_nothing(installed: Path) -> None:
-    unit = installed / "lib/systemd/system/mtlshmd-cores.service"
-    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=10", unit)
-    exposure = re.search(r"Overall exposure level for mtlshmd-cores.service: ([\d.]+)", said)
+@pytest.mark.parametrize(("name", "most"), [("mtlshmd", 5), ("mtlshmd-cores", 1)])
+def test_a_service_may_do_little_more_than_it_must(installed: Path, name: str, most: float) -> None:
+    """By systemd's own measure, of 10."""
+    unit = installed / f"lib/systemd/system/{name}.service"
+    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=100", unit)
+    exposure = re.search(rf"Overall exposure level for {name}.service: ([\d.]+)", said)
     assert exposure
-    assert float(exposure[1]) <= 1
+    assert float(exposure[1]) <= most
 
 
 @pytest.mark.slow
