@@ -148,6 +148,18 @@ def test_a_client_may_come_ask_and_go_without_python(place: Place, segment: str,
     assert (place.met, place.knocks) == ([], 0)
 
 
+def test_a_client_whose_pidfd_says_nothing_is_handed_over_unseen(place: Place) -> None:
+    """As before Linux 6.9, where all have the same inode."""
+
+    async def come(reception: Reception) -> None:
+        pidfd = os.pidfd_open(os.getpid())
+        reception.c.no_pidfs = os.fstat(pidfd).st_ino
+        os.close(pidfd)
+        assert (await place.handed_over(register())).peer is None
+
+    place.run(come)
+
+
 @pytest.mark.parametrize("dialect", list(Dialect))
 def test_a_registered_client_is_handed_over_with_its_instance(place: Place, segment: str, dialect: Dialect) -> None:
     async def come(_: Reception) -> None:
