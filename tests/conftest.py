@@ -18,7 +18,7 @@ import pytest
 import sysv_ipc
 
 from lab.networks import Veth, sandbox, veth
-from lab.processes import BIN, Daemon, Puppet, compile_program, daemon_settings, start_puppet
+from lab.processes import BIN, Daemon, Puppet, compile_program, daemon_settings, ended, start_puppet
 from lab.stand_in import StandIn
 from lab.sysfs import Machine
 from mtlshm import Host
@@ -154,28 +154,24 @@ def manager_socket() -> Iterator[Path]:
 @pytest.fixture
 def daemon(segment: str, tmp_path: Path, manager_socket: Path) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons; daemon() serves the test's segment and is ready."""
-    started: list[Daemon] = []
+    with ended() as started:
 
-    def start(
-        *arguments: object,
-        command: list[str] | None = None,
-        environment: dict[str, str] | None = None,
-        prefix: tuple[str, ...] = (),
-        ready: bool = True,
-    ) -> Daemon:
-        log = tmp_path / f"mtlshmd-{len(started)}.log"
-        settings = daemon_settings(segment, manager_socket, tmp_path / "state") | (environment or {})
-        program = command or [str(BIN / "mtlshmd")]
-        started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
-        if ready:
-            new.await_log("ready")
-        return new
+        def start(
+            *arguments: object,
+            command: list[str] | None = None,
+            environment: dict[str, str] | None = None,
+            prefix: tuple[str, ...] = (),
+            ready: bool = True,
+        ) -> Daemon:
+            log = tmp_path / f"mtlshmd-{len(started)}.log"
+            settings = daemon_settings(segment, manager_socket, tmp_path / "state") | (environment or {})
+            program = command or [str(BIN / "mtlshmd")]
+            started.append(new := Daemon([*program, *map(str, arguments)], log, settings, prefix))
+            if ready:
+                new.await_log("ready")
+            return new
 
-    yield start
-    for each in started:
-        each.kill()
-    for each in started:
-        assert "Traceback" not in each.log(), each.log()
+        yield start
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ _POD_CLAIM = "resource.kubernetes.io/pod-claim-name"
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of one device, for one request of the claim."""
+    """The part of one device that one request of the claim gets."""
 
     request: str
     device: str

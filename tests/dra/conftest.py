@@ -10,7 +10,7 @@ import pytest
 
 from lab.api_stand_in import ApiServer, api_server
 from lab.kubelet_stand_in import Kubelet, kubelet
-from lab.processes import Daemon
+from lab.processes import Daemon, ended
 from lab.sysfs import Machine
 
 NODE = "node-1"
@@ -62,20 +62,16 @@ def driver(
     segment: str, api: ApiServer, place: Path, machine: Path, cdi: Path, tmp_path: Path
 ) -> Iterator[Callable[..., Daemon]]:
     """Starts drivers; driver() is ready, for the lcores 4-7 and 8-15."""
-    started: list[Daemon] = []
+    with ended() as started:
 
-    def start(
-        *, pool: str = "4-15", node: str = NODE, ready: bool = True, account: Path = tmp_path, where: Path = place
-    ) -> Daemon:
-        command = [sys.executable, "-c", DRIVER]
-        command += map(str, (node, pool, segment, api.url, account, where, cdi, machine))
-        started.append(new := Daemon(command, tmp_path / f"dra-{len(started)}.log", {}))
-        if ready:
-            new.await_log("ready")
-        return new
+        def start(
+            *, pool: str = "4-15", node: str = NODE, ready: bool = True, account: Path = tmp_path, where: Path = place
+        ) -> Daemon:
+            command = [sys.executable, "-c", DRIVER]
+            command += map(str, (node, pool, segment, api.url, account, where, cdi, machine))
+            started.append(new := Daemon(command, tmp_path / f"dra-{len(started)}.log", {}))
+            if ready:
+                new.await_log("ready")
+            return new
 
-    yield start
-    for each in started:
-        each.kill()
-    for each in started:
-        assert "Traceback" not in each.log(), each.log()
+        yield start

@@ -218,6 +218,17 @@ class Daemon:
             self.wait()
 
 
+@contextmanager
+def ended() -> Iterator[list[Daemon]]:
+    """Kills the daemons that are put into the list, and fails if one of them has logged a traceback."""
+    started: list[Daemon] = []
+    yield started
+    for each in started:
+        each.kill()
+    for each in started:
+        assert "Traceback" not in each.log(), each.log()
+
+
 # --- what the table says ----------------------------------------------------------------------------
 
 
